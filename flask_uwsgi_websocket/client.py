@@ -1,0 +1,136 @@
+"""The client of blocking handlers, in threads and in gevent's greenlets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flask import current_app
+
+from .connection import BytesLike, Connection
+from .exceptions import ConnectionClosed
+from .loops import current_blocking_loop, run
+from .servers import uwsgi
+
+
+class WebSocketClient(Connection):
+    """What a handler gets: one WebSocket connection.
+
+    The handshake is sent by the first call that needs it: until then the handler may still refuse the connection
+    with an HTTP response. Every call may be made from any thread or greenlet; only one may receive at a time.
+    """
+
+    make_loop = staticmethod(current_blocking_loop)
+
+    def accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
+
+        :param subprotocol: the one to agree on instead of the one chosen from the route's list; the client must
+            have offered it.
+        :param headers: more headers for the 101 response.
+        :raises ValueError: when the client has not offered it, or a header cannot be sent.
+        """
+        run(self._accept(subprotocol, headers))
+
+    def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Wait for the next message.
+
+        :param timeout: how many seconds to wait at most; None waits as long as the connection lasts.
+        :returns: ``str`` for a text message, ``bytes`` for a binary one; None, once, when the connection has
+            closed.
+        :raises TimeoutError: when the time has passed. No message is lost by it.
+        :raises ConnectionClosed: when it is called again after the end.
+        :raises ConcurrencyError: when somebody else is receiving.
+        """
+        return run(self._receive(timeout))
+
+    recv = receive
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Receive messages until the connection closes."""
+        try:
+            while (message := self.receive()) is not None:
+                yield message
+        except ConnectionClosed:
+            return
+
+    def messages(self) -> Iterator[str | bytes]:
+        """Receive messages until the connection closes, each in an application context of its own.
+
+        ``teardown_appcontext`` functions run after each message, so that an idle connection holds no database
+        connection.
+        """
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        for message in self:
+            with app.app_context():
+                yield message
+
+    def send(self, message: str | BytesLike, binary: bool | None = None, *, timeout: float | None = None) -> None:
+        """Send a message: ``str`` as text, bytes as binary.
+
+        While more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them, this waits too.
+
+        :param binary: as in 0.6.1: True sends binary and False sends text, whatever the message is.
+        :param timeout: the most seconds to wait, ``WEBSOCKET_SEND_TIMEOUT`` unless given. A peer that takes longer
+            is dropped.
+        :raises ConnectionClosed: when the connection has closed, or was dropped.
+        :raises TypeError: when the message is neither.
+        :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
+        """
+        run(self._send(message, binary, timeout=timeout))
+
+    def send_binary(self, message: str | BytesLike, *, timeout: float | None = None) -> None:
+        """Send a message as binary, whatever it is. See :meth:`send`."""
+        run(self._send(message, True, timeout=timeout))
+
+    def send_json(self, value: Any, *, timeout: float | None = None) -> None:
+        """Send *value* as JSON in a text message, written by ``app.json``. See :meth:`send`."""
+        run(self._send(current_app.json.dumps(value), timeout=timeout))
+
+    def receive_json(self, timeout: float | None = None) -> Any:
+        """Receive a message and read it as JSON, with ``app.json``. See :meth:`receive`.
+
+        :raises ConnectionClosed: when the connection has closed: None would be a JSON null.
+        :raises ValueError: when the message is not JSON.
+        """
+        return run(self._receive_json(timeout))
+
+    def send_from_sharedarea(self, id: int, pos: int) -> None:
+        """Send what uWSGI's shared area *id* holds from *pos* on, as text."""
+        run(self._send(uwsgi.sharedarea_read(id, pos), False))
+
+    def send_binary_from_sharedarea(self, id: int, pos: int) -> None:
+        """Send what uWSGI's shared area *id* holds from *pos* on, as binary."""
+        run(self._send(uwsgi.sharedarea_read(id, pos), True))
+
+    def ping(self) -> None:
+        """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
+
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        run(self._ping())
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
+
+        Harmless when it is closed already.
+
+        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+        :param reason: at most 123 bytes of UTF-8.
+        :raises ValueError: when they are not that.
+        """
+        run(self._close(code, reason))
+
+    def serve(
+        self, handler: Callable[..., Any], kwargs: dict[str, Any], report: Callable[[BaseException], None]
+    ) -> Any:
+        """Run *handler* to the end of the connection. Called by the extension."""
+
+        async def call() -> Any:
+            return handler(self, **kwargs)
+
+        return run(self._serve(call, report))
+
+
+class GeventWebSocketClient(WebSocketClient):
+    """The client of :class:`GeventWebSocket`: a :class:`WebSocketClient` that waits in gevent's hub."""

@@ -1,0 +1,611 @@
+"""One WebSocket connection: its socket, protocol and buffers, from the handshake to the end, in any mode.
+
+What may have to wait is a coroutine, written once: the asyncio client offers them as they are, the blocking client
+runs them over a loop that blocks instead of suspending (see ``loops.py``).
+
+Who may touch what: ``_read_lock`` is held around the socket's input and the receiving half of the protocol,
+``_write_lock`` around the handshake, the output and the sending half. Who needs both takes the first before the
+second. Nobody waits while holding one, so in a greenlet or a task they are always free, and threads hold them for
+microseconds. Flags that are only ever set are read without a lock.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from flask import current_app
+from werkzeug.exceptions import HTTPException
+
+from .deflate import Compression, Deflate
+from .exceptions import ConcurrencyError, ConnectionClosed
+from .handshake import Handshake
+from .loops import Loop, allocate_lock
+from .protocol import Ping, Pong, Protocol, check_close
+from .servers import Server
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from _socket import socket as RawSocket
+
+    from _typeshed.wsgi import WSGIEnvironment
+
+#: What can be sent as a binary message.
+BytesLike = bytes | bytearray | memoryview
+
+#: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
+READ_SIZE = 65536
+
+#: After so many messages without having to wait, a receiver lets the other connections run.
+RUN_LENGTH = 64
+
+# Without MSG_NOSIGNAL a vanished peer would end a process in which uWSGI has reset SIGPIPE.
+_SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class Connection:
+    """What all clients share. Applications use :class:`WebSocketClient` and its relatives.
+
+    :param environ: the WSGI environ of the upgrade request.
+    """
+
+    #: Unique among all connections.
+    id: str
+    #: The WSGI environ of the upgrade request.
+    environ: WSGIEnvironment
+    #: The subprotocol that was agreed on (RFC 6455 section 1.9), or None.
+    subprotocol: str | None
+    #: The round trip of the last ping that was answered, in seconds, or None.
+    latency: float | None
+
+    _sock: RawSocket | None
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self.id = uuid.uuid4().hex
+        self.environ = environ
+        self.subprotocol = None
+        self.latency = None
+
+    def attach(self, server: Server, loop: Loop, settings: Settings, handshake: Handshake) -> None:
+        """Take the request's socket. Nothing is sent before :meth:`_accept_now`."""
+        self._server = server
+        self._loop = loop
+        self._settings = settings
+        self._handshake = handshake
+        self.subprotocol = handshake.subprotocol
+        deflate = None
+        if handshake.deflate is not None:
+            config = settings.compression
+            deflate = Deflate(handshake.deflate, config if isinstance(config, Compression) else None)
+        self._protocol = Protocol(max_message_size=settings.max_message_size, deflate=deflate)
+        self._read_lock = allocate_lock()
+        self._write_lock = allocate_lock()
+        self._accepted = False
+        self._refused = False
+        self._receiver = allocate_lock()  # taken by the one that is in receive()
+        self._end_told = False
+        self._run = 0
+        self._inbox: deque[str | bytes] = deque()
+        self._outbox = bytearray()
+        self._lost = False  # a write failed: the peer is gone, though there may still be something to read
+        self._eof = False
+        self._heard = False
+        self._pinged: tuple[bytes, float] | None = None
+        self._sock = server.open()
+        # What tick() watches, on the monotonic clock.
+        self._next_ping = 0.0
+        self._silent_since: float | None = None
+        self._stuck_since = 0.0
+        self._close_deadline: float | None = None
+
+    # What can be asked
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the connection; -1 once it is closed."""
+        sock = self._sock
+        return -1 if sock is None else sock.fileno()
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be exchanged: the handshake was not refused and neither side has closed."""
+        return not self._refused and not self._lost and self._protocol.closed is None
+
+    @property
+    def timeout(self) -> float | None:
+        """The seconds between two pings, as it was in 0.6.1; None when there are none."""
+        return self._settings.ping_interval
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the Close frame that ended the connection, whoever sent it; None while it is open.
+
+        1005: it came without a code; 1006: there was none (RFC 6455 section 7.1.5).
+        """
+        closed = self._protocol.closed
+        return None if closed is None else closed.code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason that came with :attr:`close_code`."""
+        closed = self._protocol.closed
+        return None if closed is None else closed.reason
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.environ.get('PATH_INFO', '')}>"
+
+    # The handshake
+
+    async def _accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
+
+        :param subprotocol: the one to agree on instead of the one chosen from the route's list; the client must
+            have offered it.
+        :param headers: more headers for the 101 response.
+        :raises ValueError: when the client has not offered it, or a header cannot be sent.
+        """
+        with self._write_lock:
+            self._accept_now(subprotocol, headers)
+
+    def _accept_now(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Send the 101 response, unless that was done. Called with the write lock, by whoever needs it first."""
+        if self._accepted:
+            return
+        if self._refused:
+            raise ConnectionClosed(1006, "the handshake was refused")
+        if subprotocol is not None:
+            if subprotocol not in self._handshake.offered_subprotocols:
+                raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
+            self.subprotocol = subprotocol
+        response = self._handshake.response(self.subprotocol, headers)
+        self._accepted = True
+        interval = self._settings.ping_interval
+        self._next_ping = time.monotonic() + interval if interval is not None else float("inf")
+        self._write(response)
+
+    def _refuse(self) -> bool:
+        """Give the request back to the server for an HTTP response; False when it is too late for that."""
+        with self._write_lock:
+            self._refused = not self._accepted
+            return self._refused
+
+    # Input
+
+    async def _receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Wait for the next message.
+
+        :param timeout: how many seconds to wait at most; None waits as long as the connection lasts.
+        :returns: ``str`` for a text message, ``bytes`` for a binary one; None, once, when the connection has
+            closed.
+        :raises TimeoutError: when the time has passed. No message is lost by it.
+        :raises ConnectionClosed: when it is called again after the end.
+        :raises ConcurrencyError: when somebody else is receiving.
+        """
+        self._begin_receive()
+        try:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while (message := self._next()) is None:
+                if self._ended():
+                    return None
+                self._run = 0
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if not await self._wait_readable(remaining):
+                    raise TimeoutError(f"no message within {timeout} s")
+            self._run += 1
+            if self._run >= RUN_LENGTH:
+                self._run = 0
+                await self._loop.pause()
+            return message
+        finally:
+            self._receiver.release()
+
+    async def _wait_readable(self, timeout: float | None) -> bool:
+        fd = self.fd
+        return fd == -1 or await self._loop.wait_readable(fd, timeout)
+
+    async def _receive_json(self, timeout: float | None = None) -> Any:
+        """Receive a message and read it as JSON, with ``app.json``. See :meth:`_receive`.
+
+        :raises ConnectionClosed: when the connection has closed: None would be a JSON null.
+        :raises ValueError: when the message is not JSON.
+        """
+        message = await self._receive(timeout)
+        if message is None:
+            raise self._closed_error()
+        return current_app.json.loads(message)
+
+    def recv_nb(self) -> str | bytes | None:
+        """Return a message that is here already, or None; never waits.
+
+        :raises ConnectionClosed: when the connection has closed.
+        :raises ConcurrencyError: when somebody else is receiving.
+        """
+        self._begin_receive()
+        try:
+            message = self._next()
+            if message is None and self._protocol.closed is not None:
+                raise ConnectionClosed(*self._protocol.closed)
+            return message
+        finally:
+            self._receiver.release()
+
+    def _begin_receive(self) -> None:
+        if not self._accepted:
+            with self._write_lock:
+                self._accept_now()
+        if not self._receiver.acquire(blocking=False):
+            raise ConcurrencyError(
+                "receive() was called while another thread, greenlet or task waits in it: "
+                "let one of them receive and pass the messages on"
+            )
+
+    def _next(self) -> str | bytes | None:
+        """Return the next message that is here; None when there is none yet, or when no more will come."""
+        if not self._inbox and self._protocol.closed is None:
+            self._pump()
+        return self._inbox.popleft() if self._inbox else None
+
+    def _ended(self) -> bool:
+        """Tell whether no more messages will come, once; then raise.
+
+        :raises ConnectionClosed: the second time.
+        """
+        if self._protocol.closed is None:
+            return False
+        if self._end_told:
+            raise ConnectionClosed(*self._protocol.closed)
+        self._end_told = True
+        return True
+
+    def _pump(self) -> bool:
+        """Read once what has arrived and act on it; return False when nothing had."""
+        with self._read_lock:
+            sock = self._sock
+            if sock is None or self._eof:
+                return True
+            try:
+                data = sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:  # a reset is an end, too
+                data = b""
+            protocol = self._protocol
+            if not data:
+                self._eof = True
+                protocol.receive_eof()
+                return True
+            self._heard = True
+            as_bytes = self._settings.text_as_bytes
+            replies = False
+            for event in protocol.receive_data(data):
+                if isinstance(event, str):
+                    self._inbox.append(event.encode() if as_bytes else event)
+                elif isinstance(event, bytes):
+                    self._inbox.append(event)
+                elif isinstance(event, Pong):
+                    self._on_pong(event.payload)
+                elif isinstance(event, Ping):
+                    replies = True
+            if replies or protocol.input_ended:
+                self._reply()
+        return True
+
+    def _on_pong(self, payload: bytes) -> None:
+        pinged = self._pinged
+        if pinged is not None and payload == pinged[0]:
+            self.latency = time.monotonic() - pinged[1]
+            self._pinged = None
+
+    def _reply(self) -> None:
+        protocol = self._protocol
+        with self._write_lock:
+            ending = protocol.input_ended
+            replies = protocol.replies()
+            # A peer that reads nothing gets no more Pongs than it has room for (RFC 6455 section 5.5.3 allows
+            # to answer only the last of many Pings), so that it cannot make the output grow.
+            if replies and (ending or not self._full()):
+                self._write(replies)
+            if ending:
+                self._set_close_deadline()
+                self._shut_down_if_done()
+
+    # Output
+
+    async def _send(
+        self, message: str | BytesLike, binary: bool | None = None, *, timeout: float | None = None
+    ) -> None:
+        """Send a message: ``str`` as text, bytes as binary.
+
+        While more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them, this waits too.
+
+        :param binary: as in 0.6.1: True sends binary and False sends text, whatever the message is.
+        :param timeout: the most seconds to wait, ``WEBSOCKET_SEND_TIMEOUT`` unless given. A peer that takes longer
+            is dropped.
+        :raises ConnectionClosed: when the connection has closed, or was dropped.
+        :raises TypeError: when the message is neither.
+        :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
+        """
+        deadline = None
+        while not self._send_now(message, binary):
+            if deadline is None:
+                timeout = self._settings.send_timeout if timeout is None else timeout
+                deadline = time.monotonic() + timeout
+            fd = self.fd
+            if fd != -1 and not await self._loop.wait_writable(fd, deadline - time.monotonic()):
+                self._abort(f"the peer did not read for {timeout} s")
+            self._flush()
+
+    def _write(self, data: bytes) -> None:
+        """Send *data*, or keep what the socket does not take. Called with the write lock."""
+        sock = self._sock
+        if sock is None or self._lost:
+            return
+        sent = 0
+        if not self._outbox:
+            try:
+                sent = sock.send(data, _SEND_FLAGS)
+            except BlockingIOError:
+                pass  # the socket is full
+            except OSError:
+                self._lose()
+                return
+            if sent == len(data):
+                return
+            self._stuck_since = time.monotonic()
+            self._loop.call_when_writable(sock.fileno(), self._flush)
+        self._outbox += memoryview(data)[sent:]
+
+    def _flush(self) -> bool:
+        """Send what is kept; return whether there is more. Called by the loop when the socket takes some."""
+        with self._write_lock:
+            sock = self._sock
+            if sock is None:
+                return False
+            try:
+                while self._outbox:
+                    with memoryview(self._outbox) as view:
+                        sent = sock.send(view[:READ_SIZE], _SEND_FLAGS)
+                    del self._outbox[:sent]
+                    self._stuck_since = time.monotonic()
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._lose()
+            self._shut_down_if_done()
+            return False
+
+    def _lose(self) -> None:
+        """Note that the peer is gone, and wake whoever waits for it. Called with the write lock."""
+        self._lost = True
+        self._outbox.clear()
+        if self._sock is not None:
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _full(self) -> bool:
+        """Tell whether a sender has to wait for the peer to read."""
+        return len(self._outbox) > self._settings.send_buffer
+
+    def _send_now(self, message: str | BytesLike, binary: bool | None) -> bool:
+        """Send a message; return False, having sent nothing, when the output is full.
+
+        :raises ConnectionClosed: when it cannot be sent any more.
+        """
+        if isinstance(message, str):
+            if binary:
+                message = message.encode()
+        elif not isinstance(message, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"a message is str (text) or bytes (binary), not {type(message).__name__}: use send_json()?"
+            )
+        elif binary is False or (binary is None and self._settings.text_as_bytes):
+            message = bytes(message).decode()
+        protocol = self._protocol
+        with self._write_lock:
+            if not self._accepted:
+                self._accept_now()
+            if not self._lost:
+                if self._full() and protocol.closed is None:
+                    return False
+                if isinstance(message, str):
+                    self._write(protocol.send_text(message))
+                else:
+                    self._write(protocol.send_binary(bytes(message)))
+                if not self._lost:
+                    return True
+        raise self._closed_error()
+
+    def _closed_error(self) -> ConnectionClosed:
+        """Find out, after a failed write, whether the peer had said good-bye."""
+        while not self._eof and self._pump():
+            pass
+        closed = self._protocol.closed
+        return ConnectionClosed(*closed) if closed else ConnectionClosed(1006, "the connection was lost")
+
+    async def _ping(self) -> None:
+        """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
+
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        with self._write_lock:
+            self._accept_now()
+            if not self._lost:
+                self._send_ping(time.monotonic())
+        if self._lost:
+            raise self._closed_error()
+
+    def _send_ping(self, now: float) -> None:
+        payload = struct.pack("!d", now)
+        self._pinged = payload, now
+        if self._silent_since is None:
+            self._silent_since = now
+        self._write(self._protocol.send_ping(payload))
+
+    # The end
+
+    async def _close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
+
+        Harmless when it is closed already.
+
+        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+        :param reason: at most 123 bytes of UTF-8.
+        :raises ValueError: when they are not that.
+        """
+        self._begin_close(code, reason)
+        while not self._done():
+            if self._pump():
+                continue
+            assert self._close_deadline is not None
+            if not await self._wait_readable(self._close_deadline - time.monotonic()):
+                self._abort("the closing handshake took too long")
+
+    async def _serve(self, handler: Callable[[], Awaitable[Any]], report: Callable[[BaseException], None]) -> Any:
+        """Run *handler* and end the connection properly, whatever it does.
+
+        :param report: called with an exception that left the handler after the handshake.
+        :returns: what the handler returned if the handshake was not sent, for that is an HTTP response then.
+        """
+        try:
+            try:
+                value = await handler()
+            except BaseException as error:
+                if self._refuse():
+                    raise
+                report(error)
+                self._begin_close(*closing_of(error))
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                if value is not None and self._refuse():
+                    return value
+            await self._close()
+            return None
+        finally:
+            self._detach()
+
+    def _begin_close(self, code: int, reason: str) -> None:
+        """Send a Close frame, unless that was done. Harmless when the connection has ended."""
+        check_close(code, reason)
+        with self._write_lock:
+            if self._refused:
+                return
+            self._accept_now()
+            if self._protocol.closed is None:
+                self._write(self._protocol.send_close(code, reason))
+            self._set_close_deadline()
+            self._shut_down_if_done()
+
+    def _set_close_deadline(self) -> None:
+        if self._close_deadline is None:
+            self._close_deadline = time.monotonic() + self._settings.close_timeout
+
+    def _done(self) -> bool:
+        """Tell whether the closing handshake is over (RFC 6455 section 7.1.4), or will never be."""
+        protocol = self._protocol
+        return (
+            self._eof
+            or self._refused
+            or self._sock is None
+            or (protocol.close_received is not None and protocol.close_sent is not None and not self._outbox)
+        )
+
+    def _shut_down_if_done(self) -> None:
+        """End TCP once nothing more is to be said, which wakes whoever waits. Called with the write lock."""
+        protocol = self._protocol
+        if self._outbox or protocol.close_sent is None or self._sock is None:
+            return
+        with suppress(OSError):
+            if protocol.close_received is not None:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            elif protocol.input_ended:
+                # The connection failed. To close with input unread would reset it and could take the Close
+                # frame with it, so only this half ends now; the peer has until the deadline to end the other.
+                self._sock.shutdown(socket.SHUT_WR)
+
+    def _abort(self, reason: str) -> None:
+        """Drop the connection, at once and without a closing handshake."""
+        with self._write_lock:
+            if self._sock is not None:
+                # Nobody reads what the kernel still holds: let it go with the descriptor.
+                with suppress(OSError):
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._lose()
+        with self._read_lock:
+            if not self._eof:
+                self._eof = True
+                self._protocol.receive_eof(reason)
+
+    def _detach(self) -> None:
+        """Give everything back: to the loop, to the operating system, to the server."""
+        fd = self.fd
+        if fd != -1:
+            self._loop.forget(fd)
+        with self._read_lock, self._write_lock:
+            sock, self._sock = self._sock, None
+            if self._protocol.closed is None and self._accepted:
+                self._protocol.receive_eof()
+        if sock is not None:
+            sock.close()
+            if self._accepted:
+                self._server.release()
+
+    # Looking after
+
+    def tick(self) -> None:
+        """Do what is due, without waiting. Called by the housekeeper about once a second."""
+        if not self._accepted or self._sock is None:
+            return
+        if not self._receiver.locked():
+            self._read_ahead()
+        now = time.monotonic()
+        settings = self._settings
+        if self._close_deadline is not None:
+            if now >= self._close_deadline and not self._done():
+                self._abort("the closing handshake took too long")
+            return
+        if self._outbox and now - self._stuck_since > settings.send_timeout:
+            self._abort(f"the peer has read nothing for {settings.send_timeout} s")
+            return
+        if self._heard or not self._has_room():  # unread input may hold the Pong
+            self._heard = False
+            self._silent_since = None
+        elif (
+            self._silent_since is not None
+            and settings.ping_timeout is not None
+            and now - self._silent_since > settings.ping_timeout
+        ):
+            self._abort(f"no answer to a ping for {settings.ping_timeout} s")
+            return
+        if now >= self._next_ping:
+            self._next_ping = now + (settings.ping_interval or 0.0)
+            with self._write_lock, suppress(ConnectionClosed):
+                if not self._outbox:
+                    self._send_ping(now)
+
+    def _read_ahead(self) -> None:
+        """Read for a handler that is not receiving: Pings want answers, and the end wants to be noticed."""
+        for _ in range(16):  # a flood must not hold up the other connections
+            if self._eof or not self._has_room() or not self._pump():
+                return
+
+    def _has_room(self) -> bool:
+        """Tell whether the messages that nobody has received yet leave room for more."""
+        inbox = self._inbox
+        return sum(map(len, inbox)) + 64 * len(inbox) <= self._settings.max_message_size
+
+
+def closing_of(error: BaseException) -> tuple[int, str]:
+    """Return with which code and reason an exception that left a handler closes its connection."""
+    if isinstance(error, ConnectionClosed):
+        return 1000, ""
+    if isinstance(error, HTTPException):
+        status = error.code or error.get_response().status_code
+        return 4000 + status, error.name if error.code else ""
+    return 1011, "internal error"

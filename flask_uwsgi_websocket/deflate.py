@@ -1,0 +1,195 @@
+"""permessage-deflate: Compression Extensions for WebSocket, RFC 7692."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zlib import _Compress, _Decompress
+
+#: Every message compressed with a sync flush ends in these bytes; they are not sent (section 7.2.1).
+_TAIL = b"\x00\x00\xff\xff"
+
+#: One parsed extension of a ``Sec-WebSocket-Extensions`` header: its name and its parameters.
+Extension = tuple[str, list[tuple[str, "str | None"]]]
+
+
+class MessageTooBig(ValueError):
+    """A compressed message inflates to more bytes than the limit."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What a server offers when compression is on (``WEBSOCKET_COMPRESSION``).
+
+    A connection that uses it costs about 32 kB for its compressor with these values, from its first compressed
+    message on, and up to 40 kB for its decompressor, whose window the client chooses.
+
+    :param threshold: messages shorter than this many bytes are sent uncompressed.
+    :param level: zlib's level, 1 (fast) to 9 (small).
+    :param window_bits: the most window of the compressor, 9 to 15: 2**window_bits bytes.
+    :param memory_level: zlib's ``memLevel``, 1 to 9.
+    :param context_takeover: whether a message is compressed with the help of those before it. Off, both
+        directions start afresh with each message, and an idle connection holds no compression memory.
+    """
+
+    threshold: int = 1024
+    level: int = 6
+    window_bits: int = 12
+    memory_level: int = 5
+    context_takeover: bool = True
+
+    def __post_init__(self) -> None:
+        if not 9 <= self.window_bits <= 15:  # zlib cannot write raw deflate with a window of 2**8
+            raise ValueError(f"window_bits must be from 9 to 15, not {self.window_bits}")
+        if not (1 <= self.level <= 9 and 1 <= self.memory_level <= 9):
+            raise ValueError("level and memory_level must be from 1 to 9")
+
+
+@dataclass(frozen=True)
+class DeflateParameters:
+    """The outcome of a negotiation (section 7.1), seen from the server.
+
+    A window of None is not spoken of in the answer; it has 15 bits then.
+    """
+
+    server_no_context_takeover: bool = False
+    client_no_context_takeover: bool = False
+    server_max_window_bits: int | None = None
+    client_max_window_bits: int | None = None
+
+    def header(self) -> str:
+        """Return these parameters as the value of a ``Sec-WebSocket-Extensions`` header."""
+        parts = ["permessage-deflate"]
+        if self.server_no_context_takeover:
+            parts.append("server_no_context_takeover")
+        if self.client_no_context_takeover:
+            parts.append("client_no_context_takeover")
+        if self.server_max_window_bits is not None:
+            parts.append(f"server_max_window_bits={self.server_max_window_bits}")
+        if self.client_max_window_bits is not None:
+            parts.append(f"client_max_window_bits={self.client_max_window_bits}")
+        return "; ".join(parts)
+
+
+def negotiate(offers: Iterable[Extension], config: Compression) -> DeflateParameters | None:
+    """Answer the first of a client's offers that can be accepted (section 5), or none.
+
+    :param offers: the extensions of the request, in the client's order of preference.
+    """
+    for name, parameters in offers:
+        if name == "permessage-deflate":
+            accepted = _accept(parameters, config)
+            if accepted is not None:
+                return accepted
+    return None
+
+
+def _accept(parameters: list[tuple[str, str | None]], config: Compression) -> DeflateParameters | None:
+    """Answer one offer; an unknown, repeated or wrong parameter declines it (section 7.1)."""
+    server_bits = config.window_bits if config.window_bits < 15 else None
+    client_bits = None
+    server_no_context = client_no_context = not config.context_takeover
+    seen = set()
+    for name, value in parameters:
+        if name in seen:
+            return None
+        seen.add(name)
+        if name == "server_no_context_takeover" and value is None:
+            server_no_context = True
+        elif name == "client_no_context_takeover" and value is None:
+            client_no_context = True
+        elif name == "server_max_window_bits" and _is_window(value):
+            # The answer must have it, too: "with the same or smaller value as the offer" (section 7.1.2.1).
+            server_bits = min(config.window_bits, int(value))  # type: ignore[arg-type]
+        elif name == "client_max_window_bits" and (value is None or _is_window(value)):
+            client_bits = min(config.window_bits, int(value or 15))
+        else:
+            return None
+    if server_bits == 8:
+        return None  # the client can inflate a window of 2**8 only, which zlib cannot write
+    if client_bits == 8:
+        # An answer of 8 would be an order that some clients' zlib cannot follow, and one above the offer is
+        # not allowed (section 7.1.2.2). The client keeps to its own offer without any.
+        client_bits = None
+    return DeflateParameters(server_no_context, client_no_context, server_bits, client_bits)
+
+
+def _is_window(value: str | None) -> bool:
+    return value in {"8", "9", "10", "11", "12", "13", "14", "15"}
+
+
+class Deflate:
+    """Compresses and decompresses the messages of one connection.
+
+    The compressor belongs to whoever may send, the decompressor to whoever may receive; they share nothing.
+
+    :param parameters: the outcome of the negotiation.
+    :param config: the level, memory and threshold to compress with.
+    :param is_client: whether this end is the client.
+    """
+
+    def __init__(
+        self, parameters: DeflateParameters, config: Compression | None = None, *, is_client: bool = False
+    ) -> None:
+        self.parameters = parameters
+        self._config = config or Compression()
+        self.threshold = self._config.threshold
+        if is_client:
+            self._keep_compressor = not parameters.client_no_context_takeover
+            self._keep_decompressor = not parameters.server_no_context_takeover
+            self._window_bits = max(9, parameters.client_max_window_bits or 15)
+        else:
+            self._keep_compressor = not parameters.server_no_context_takeover
+            self._keep_decompressor = not parameters.client_no_context_takeover
+            self._window_bits = parameters.server_max_window_bits or 15
+        self._compressor: _Compress | None = None
+        self._decompressor: _Decompress | None = None
+
+    def compress(self, payload: bytes) -> bytes:
+        """Compress one whole message (section 7.2.1)."""
+        compressor = self._compressor
+        if compressor is None:
+            config = self._config
+            compressor = zlib.compressobj(config.level, zlib.DEFLATED, -self._window_bits, config.memory_level)
+        data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        self._compressor = compressor if self._keep_compressor else None
+        return data[: -len(_TAIL)]
+
+    def decompress(self, data: bytes, limit: int, *, final: bool) -> bytes:
+        """Decompress the next part of a message (section 7.2.2).
+
+        :param limit: the most bytes that this part may inflate to; not more than one above it are ever made.
+        :param final: whether the message ends with this part.
+        :raises MessageTooBig: when it inflates to more.
+        :raises zlib.error: when it is not deflate data.
+        """
+        output = self._inflate(data, limit)
+        if final:
+            output += self._inflate(_TAIL, limit - len(output))
+            if not self._keep_decompressor:
+                self._decompressor = None
+        return output
+
+    def _inflate(self, data: bytes, limit: int) -> bytes:
+        parts = []
+        while data:
+            decompressor = self._decompressor
+            if decompressor is None:
+                # The largest window reads what any smaller one wrote; zlib grows it as it is needed.
+                decompressor = self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+            part = decompressor.decompress(data, limit + 1)
+            limit -= len(part)
+            if limit < 0:
+                self._decompressor = None  # it holds what was not read of data
+                raise MessageTooBig
+            parts.append(part)
+            data = b""
+            if decompressor.eof:
+                # A sender may end a block with BFINAL set (section 7.2.3.4); its next block starts afresh.
+                data = decompressor.unused_data
+                self._decompressor = None
+        return b"".join(parts)

@@ -1,0 +1,75 @@
+"""The exceptions of this package, as a tree::
+
+    WebSocketError
+    ├── ConnectionClosed            the connection has ended: code, reason
+    ├── ConcurrencyError            two callers in receive() at once (also a RuntimeError)
+    ├── GeventNotInstalled          (also an ImportError)
+    ├── AsyncioNotAvailable         (also an ImportError)
+    └── UwsgiNotFound               (also a FileNotFoundError)
+
+Wrong arguments raise the built-in ``TypeError`` and ``ValueError``; a wait that takes too long raises the
+built-in ``TimeoutError``.
+"""
+
+from __future__ import annotations
+
+#: What the close codes mean (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
+CLOSE_CODES = {
+    1000: "OK",
+    1001: "going away",
+    1002: "protocol error",
+    1003: "unsupported data",
+    1005: "no status received",
+    1006: "abnormal closure",
+    1007: "invalid data",
+    1008: "policy violation",
+    1009: "message too big",
+    1010: "mandatory extension",
+    1011: "internal error",
+    1012: "service restart",
+    1013: "try again later",
+    1014: "bad gateway",
+}
+
+
+class WebSocketError(Exception):
+    """Base of every exception that this package defines."""
+
+
+class ConnectionClosed(WebSocketError):
+    """The connection has ended, so there is nothing more to receive and nobody to send to.
+
+    A handler need not catch it: escaping, it is a normal end.
+
+    :param code: close code (RFC 6455 section 7.4); 1006 when the peer vanished without a Close frame.
+    :param reason: the text that came with it, or what happened.
+    """
+
+    def __init__(self, code: int = 1006, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        if 3000 <= self.code < 5000:
+            meaning = "registered" if self.code < 4000 else "private use"
+        else:
+            meaning = CLOSE_CODES.get(self.code, "unknown")
+        text = f"the WebSocket is closed: {self.code} ({meaning})"
+        return f"{text} {self.reason}" if self.reason else text
+
+
+class ConcurrencyError(WebSocketError, RuntimeError):
+    """Two threads, greenlets or tasks were in ``receive()`` of one connection at the same time."""
+
+
+class GeventNotInstalled(WebSocketError, ImportError):
+    """The gevent mode is used and gevent cannot be imported."""
+
+
+class AsyncioNotAvailable(WebSocketError, ImportError):
+    """The asyncio mode is used and greenlet, or uWSGI's asyncio engine, is not there."""
+
+
+class UwsgiNotFound(WebSocketError, FileNotFoundError):
+    """The application is to be run and there is no uWSGI binary."""

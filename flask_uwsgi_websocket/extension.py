@@ -1,0 +1,288 @@
+"""The extensions: WebSocket for threads and whatever runs, GeventWebSocket, AsyncioWebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, TypeVar, cast
+from weakref import WeakSet
+
+from flask import Blueprint, Flask, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import BadRequest
+from werkzeug.routing import WebsocketMismatch
+
+from .exceptions import AsyncioNotAvailable, GeventNotInstalled
+from .handshake import UpgradeRequired
+from .middleware import (
+    EXTENSION_KEY,
+    AsyncioWebSocketMiddleware,
+    GeventWebSocketMiddleware,
+    State,
+    WebSocketMiddleware,
+    make_view,
+)
+from .runner import debug_requested, run_uwsgi, with_defaults
+from .servers import uwsgi
+from .settings import NAMES, Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WebSocket:
+    """WebSockets for Flask apps, with blocking handlers: in uWSGI's processes, threads, or gevent's greenlets.
+
+    ::
+
+        websocket = WebSocket(app)          # or, in a factory: websocket.init_app(app)
+
+        @websocket.route("/echo")
+        def echo(ws):
+            for message in ws:
+                ws.send(message)
+
+    One extension may serve many apps: it keeps the routes, and each app keeps its own state.
+
+    :param app: the app to serve, unless :meth:`init_app` is called later.
+    :param timeout: the ``ping_interval`` in seconds, under the name that it had in 0.6.1.
+    :param settings: the fields of :class:`~flask_uwsgi_websocket.settings.Settings`; they override ``app.config``.
+    """
+
+    #: The WSGI middleware to install. A subclass may set its own.
+    middleware: type[WebSocketMiddleware] = WebSocketMiddleware
+
+    #: Options for uWSGI that :meth:`run` adds unless the caller chooses a concurrency.
+    run_options: Mapping[str, Any] = {"threads": 16}
+
+    #: Whether handlers are coroutine functions.
+    _coroutines = False
+
+    def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
+        if timeout is not None:
+            settings.setdefault("ping_interval", timeout)
+        Settings(**settings)  # a wrong one is told here, where it was written
+        self._settings = settings
+        #: The handlers by endpoint.
+        self.view_functions: dict[str, Callable[..., Any]] = {}
+        self._views: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]] = {}
+        # What was registered so far, to be played on each app; and the apps it was played on.
+        self._registrations: list[Callable[[Flask], None]] = []
+        self._apps: WeakSet[Flask] = WeakSet()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Serve WebSockets on *app*: install the middleware, and the routes declared so far.
+
+        Routes may still be declared later, as long as the app has not served its first request. ``app.run()`` will
+        run the app in uWSGI. The keys of ``app.config`` that are read start with ``WEBSOCKET_``; see
+        :class:`~flask_uwsgi_websocket.settings.Settings`.
+
+        :raises RuntimeError: when the app has a WebSocket extension already.
+        """
+        if EXTENSION_KEY in app.extensions:
+            raise RuntimeError(
+                f"the app {app.name!r} has a WebSocket extension already: call init_app() once for each app"
+            )
+        for register in self._registrations:
+            register(app)
+        app.register_error_handler(WebsocketMismatch, _answer_mismatch)
+        if debug_requested():
+            from werkzeug.debug import DebuggedApplication
+
+            app.debug = True
+            app.wsgi_app = DebuggedApplication(app.wsgi_app, evalex=True)  # type: ignore[method-assign]
+        app.wsgi_app = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
+        app.run = partial(self.run, app)  # type: ignore[method-assign]
+        app.extensions[EXTENSION_KEY] = State(app.config, self._settings)
+        self._apps.add(app)
+
+    def route(self, rule: str, **options: Any) -> Callable[[F], F]:
+        """Declare the handler of a URL.
+
+        :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
+        :param options: ``endpoint``; the settings of this route, such as ``subprotocols``; and options of
+            Werkzeug's rule, such as ``defaults`` or ``subdomain``.
+        """
+
+        def decorator(handler: F) -> F:
+            self.add_url_rule(rule, options.pop("endpoint", None), handler, **options)
+            return handler
+
+        return decorator
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Declare the handler of a URL; see :meth:`route`.
+
+        :param view_func: the handler, called with the client and the variables of the URL.
+        :raises TypeError: when the handler is missing, or a coroutine function where none belongs.
+        """
+        if view_func is None:
+            raise TypeError("a WebSocket rule needs its handler: add_url_rule(rule, endpoint, handler)")
+        endpoint = endpoint or view_func.__name__
+        view, options = self._make_view(endpoint, view_func, options)
+        self._register(lambda app: app.add_url_rule(rule, endpoint, view, **options))
+
+    def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
+        """Register a plain Flask blueprint whose views are WebSocket handlers.
+
+        Prefixes, nesting and the rest are Flask's: *options* are those of :meth:`flask.Flask.register_blueprint`.
+        """
+        self._register(lambda app: blueprint.register(cast(Flask, _WebSocketRules(app, self)), dict(options)))
+
+    def run(
+        self,
+        app: Flask | str | None = None,
+        debug: bool | None = None,
+        host: str = "localhost",
+        port: int = 5000,
+        uwsgi_binary: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Run an app in uWSGI; this call does not return. ``app.run()`` comes here, too.
+
+        :param app: the app, or where uWSGI finds it (``"module:variable"``, ``"module:factory()"``); the app that
+            was initialised, unless given.
+        :param debug: reload when files change, and show Werkzeug's debugger; ``app.debug`` unless given.
+        :param uwsgi_binary: the uWSGI to run, instead of the one that is found.
+        :param options: uWSGI's options: ``processes=4`` for ``--processes 4``, ``True`` for a flag.
+        :raises UwsgiNotFound: when there is no uWSGI.
+        """
+        if app is None:
+            apps = list(self._apps)
+            if len(apps) != 1:
+                raise RuntimeError("which app is to be run? call app.run(), or pass it")
+            app = apps[0]
+        if debug is None:
+            debug = isinstance(app, Flask) and app.debug
+        run_uwsgi(app, debug, host, port, uwsgi_binary, **with_defaults(options, self.run_options))
+
+    def _make_view(
+        self, endpoint: str, handler: Callable[..., Any], options: dict[str, Any]
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """Return the view of a handler, and what of *options* is for the rule."""
+        self._check_handler(handler)
+        settings = {name: options[name] for name in options.keys() & NAMES}
+        Settings(**settings)
+        rule_options = {name: options[name] for name in options.keys() - NAMES}
+        rule_options.update(methods=["GET"], websocket=True, provide_automatic_options=False)
+        known = self._views.get(endpoint)
+        if known is not None and known[:2] == (handler, settings):
+            return known[2], rule_options  # for Flask, two rules of one endpoint have one view
+        view = make_view(handler, settings)
+        self._views[endpoint] = handler, settings, view
+        self.view_functions[endpoint] = handler
+        return view, rule_options
+
+    def _check_handler(self, handler: Callable[..., Any]) -> None:
+        is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(handler))
+        if is_coroutine and not self._coroutines:
+            raise TypeError(f"{handler.__name__}() is a coroutine function: use AsyncioWebSocket, or a plain function")
+        if not is_coroutine and self._coroutines:
+            raise TypeError(f"{handler.__name__}() is no coroutine function: write async def, or use WebSocket")
+
+    def _register(self, register: Callable[[Flask], None]) -> None:
+        for app in list(self._apps):
+            register(app)
+        self._registrations.append(register)
+
+
+class GeventWebSocket(WebSocket):
+    """WebSockets for uWSGI's gevent mode (``--gevent 100 --gevent-early-monkey-patch``).
+
+    :raises GeventNotInstalled: when gevent is not installed.
+    """
+
+    middleware = GeventWebSocketMiddleware
+    run_options: Mapping[str, Any] = {"gevent": 100, "gevent_early_monkey_patch": True}
+
+    def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
+        if find_spec("gevent") is None:
+            raise GeventNotInstalled("GeventWebSocket needs gevent: pip install Flask-uWSGI-WebSocket[gevent]")
+        super().__init__(app, timeout, **settings)
+
+
+class AsyncioWebSocket(WebSocket):
+    """WebSockets with coroutine handlers, for uWSGI's asyncio mode (``--asyncio 100 --greenlet``).
+
+    uWSGI must have been built for it: ``UWSGI_EMBED_PLUGINS=asyncio,greenlet pip install uwsgi``, with greenlet's
+    header in the include path; see the README.
+
+    :raises AsyncioNotAvailable: when greenlet is not installed.
+    """
+
+    middleware = AsyncioWebSocketMiddleware
+    run_options: Mapping[str, Any] = {"asyncio": 100, "greenlet": True}
+    _coroutines = True
+
+    def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
+        if find_spec("greenlet") is None:
+            raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install Flask-uWSGI-WebSocket[asyncio]")
+        super().__init__(app, timeout, **settings)
+
+    def init_app(self, app: Flask) -> None:
+        """Serve WebSockets on *app*; see :meth:`WebSocket.init_app`."""
+        super().init_app(app)
+        _prepare_event_loop()
+
+
+def _prepare_event_loop() -> None:
+    """Give each worker of uWSGI's asyncio engine an event loop of its own.
+
+    The engine calls ``asyncio.get_event_loop()``, which from Python 3.12 on makes none; and a loop from before the
+    fork would be shared by all workers.
+    """
+    if uwsgi is None or uwsgi.loop != b"asyncio":
+        return
+    previous = getattr(uwsgi, "post_fork_hook", None)
+    if getattr(previous, "func", None) is _set_event_loop:
+        return
+    uwsgi.post_fork_hook = partial(_set_event_loop, previous)
+    if uwsgi.worker_id() > 0:  # the app is loaded after the fork
+        _set_event_loop(None)
+
+
+def _set_event_loop(previous: Callable[[], object] | None) -> None:
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    if previous is not None:
+        previous()
+
+
+class _WebSocketRules:
+    """An app on which every rule is a WebSocket's: what a plain blueprint is registered on."""
+
+    def __init__(self, app: Flask, websocket: WebSocket) -> None:
+        self._app = app
+        self._websocket = websocket
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        provide_automatic_options: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if view_func is not None:
+            assert endpoint is not None  # a blueprint always names it
+            view_func, options = self._websocket._make_view(endpoint, view_func, options)
+        self._app.add_url_rule(rule, endpoint, view_func, **options)
+
+
+def _answer_mismatch(error: BadRequest) -> ResponseReturnValue:
+    """Answer a plain HTTP request for a WebSocket's URL; Werkzeug only tells that the two do not match."""
+    if "Upgrade" in request.headers:
+        return error.get_response()
+    return UpgradeRequired().get_response()

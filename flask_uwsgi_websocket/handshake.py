@@ -1,0 +1,205 @@
+"""The opening handshake, RFC 6455 section 4: an upgrade request is accepted (headers) or refused (a status).
+
+A refusal is an :class:`~werkzeug.exceptions.HTTPException`, so that the application's error handlers see it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from werkzeug.exceptions import BadRequest, Forbidden, HTTPException
+
+from .deflate import Compression, DeflateParameters, Extension, negotiate
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_is_token = re.compile(_TOKEN).fullmatch
+#: One ``;`` part of an extension: a name or parameter, with a value that may be quoted (section 9.1).
+_is_parameter = re.compile(rf'({_TOKEN})(?:\s*=\s*(?:({_TOKEN})|"({_TOKEN})"))?').fullmatch
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class UpgradeRequired(HTTPException):
+    """426: the URL speaks WebSocket version 13 only (RFC 9110 section 15.5.22, RFC 6455 section 4.4)."""
+
+    code = 426
+    description = "This URL speaks WebSocket, version 13, and nothing else."
+
+    def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
+        """Add what RFC 9110 and RFC 6455 ask of a 426."""
+        return [
+            *super().get_headers(*args, **kwargs),
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Version", "13"),
+        ]
+
+
+@dataclass(frozen=True)
+class Handshake:
+    """A valid upgrade request and what the server answers to it."""
+
+    key: str
+    offered_subprotocols: Sequence[str]
+    subprotocol: str | None
+    deflate: DeflateParameters | None
+
+    def response(self, subprotocol: str | None, headers: Iterable[tuple[str, str]]) -> bytes:
+        """Return the 101 response (section 4.2.2).
+
+        :param subprotocol: the one to echo, or None.
+        :param headers: more headers, such as ``Set-Cookie``.
+        :raises ValueError: for a header that would end its line.
+        """
+        fields = [
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", accept_key(self.key)),
+        ]
+        if subprotocol is not None:
+            fields.append(("Sec-WebSocket-Protocol", subprotocol))
+        if self.deflate is not None:
+            fields.append(("Sec-WebSocket-Extensions", self.deflate.header()))
+        lines = ["HTTP/1.1 101 Switching Protocols"]
+        for name, value in (*fields, *headers):
+            if not _is_token(name) or re.search(r"[\r\n\0]", value):
+                raise ValueError(f"the header {name!r} cannot be sent: {value!r}")
+            lines.append(f"{name}: {value}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def accept_key(key: str) -> str:
+    """Return the ``Sec-WebSocket-Accept`` that proves that *key* was read (section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest()).decode()
+
+
+def is_upgrade(environ: WSGIEnvironment) -> bool:
+    """Tell whether a request asks for a WebSocket: ``Upgrade`` and ``Connection`` say so among their tokens."""
+    return "websocket" in _tokens(environ, "HTTP_UPGRADE") and "upgrade" in _tokens(environ, "HTTP_CONNECTION")
+
+
+def negotiate_handshake(
+    environ: WSGIEnvironment,
+    *,
+    host: str,
+    origins: str | Sequence[str],
+    subprotocols: Sequence[str],
+    compression: bool | Compression,
+) -> Handshake:
+    """Check an upgrade request (section 4.2.1) and choose what to answer.
+
+    :param host: the host that the client asked for, as the application sees it behind its proxies.
+    :param origins: ``"same-origin"``, ``"*"``, or a list of origins.
+    :param subprotocols: those that the route speaks; the client's first choice among them is taken.
+    :raises BadRequest: when the request breaks the RFC.
+    :raises UpgradeRequired: when it is for another version of the protocol.
+    :raises Forbidden: when the ``Origin`` is not allowed.
+    """
+    if environ["REQUEST_METHOD"] != "GET":
+        raise BadRequest("A WebSocket handshake is a GET request.")
+    if environ.get("SERVER_PROTOCOL", "HTTP/1.1") in {"HTTP/0.9", "HTTP/1.0"}:
+        raise BadRequest("A WebSocket handshake needs HTTP/1.1.")
+    if not is_upgrade(environ):
+        raise BadRequest("The headers Upgrade: websocket and Connection: Upgrade are needed.")
+    if environ.get("CONTENT_LENGTH", "") not in {"", "0"} or "HTTP_TRANSFER_ENCODING" in environ:
+        raise BadRequest("A WebSocket handshake has no body.")
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
+        raise UpgradeRequired
+    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()
+    if not _is_key(key):
+        raise BadRequest("Sec-WebSocket-Key must be 16 bytes in base64.")
+    check_origin(environ.get("HTTP_ORIGIN"), host, origins)
+    offered = _offered_subprotocols(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
+    parameters = None
+    if compression:
+        config = compression if isinstance(compression, Compression) else Compression()
+        parameters = negotiate(parse_extensions(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")), config)
+    return Handshake(
+        key=key,
+        offered_subprotocols=offered,
+        subprotocol=next((name for name in offered if name in subprotocols), None),
+        deflate=parameters,
+    )
+
+
+def check_origin(origin: str | None, host: str, allowed: str | Sequence[str]) -> None:
+    """Refuse a browser's page that may not connect (section 10.2).
+
+    "Same origin" compares host and port: behind a proxy that ends TLS the scheme is often not known here.
+
+    :raises Forbidden: when it is another origin, or none at all (``null``).
+    """
+    if origin is None or allowed == "*":
+        return
+    try:
+        theirs = parse_origin(origin)
+        if allowed == "same-origin":
+            ours = urlsplit(f"//{host}")
+            if theirs[1:] == (ours.hostname, ours.port or _DEFAULT_PORTS.get(theirs[0])):
+                return
+        elif theirs in map(parse_origin, allowed):
+            return
+    except ValueError:
+        pass
+    raise Forbidden(
+        "Pages of this origin may not connect: WEBSOCKET_ALLOWED_ORIGINS lists those that may. "
+        "Behind a proxy, ProxyFix makes the application's own host known."
+    )
+
+
+def parse_origin(origin: str) -> tuple[str, str, int | None]:
+    """Split an origin (RFC 6454) into scheme, host and port.
+
+    :raises ValueError: when it is none: "null", or with a path.
+    """
+    split = urlsplit(origin.strip())
+    if not split.scheme or not split.hostname or split.path or split.query or split.fragment:
+        raise ValueError(f"{origin!r} is not an origin: write scheme://host or scheme://host:port")
+    return split.scheme, split.hostname, split.port or _DEFAULT_PORTS.get(split.scheme)
+
+
+def parse_extensions(header: str) -> list[Extension]:
+    """Parse a ``Sec-WebSocket-Extensions`` header (section 9.1).
+
+    :raises BadRequest: when it does not follow the grammar.
+    """
+    extensions: list[Extension] = []
+    for item in filter(None, map(str.strip, header.split(","))):
+        parts = []
+        for part in item.split(";"):
+            match = _is_parameter(part.strip())
+            if match is None:
+                raise BadRequest("Sec-WebSocket-Extensions is malformed.")
+            parts.append((match[1], match[2] or match[3]))
+        extensions.append((parts[0][0], parts[1:]))
+    return extensions
+
+
+def _tokens(environ: WSGIEnvironment, key: str) -> set[str]:
+    return {token.strip().lower() for token in environ.get(key, "").split(",")}
+
+
+def _is_key(key: str) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _offered_subprotocols(header: str) -> list[str]:
+    offered = [name.strip() for name in header.split(",")] if header else []
+    if len(set(offered)) != len(offered) or not all(map(_is_token, offered)):
+        raise BadRequest("Sec-WebSocket-Protocol is malformed.")
+    return offered

@@ -1,0 +1,68 @@
+"""The housekeeper: looks after connections whose handlers are busy elsewhere.
+
+There is one per worker and loop, started with the first connection and gone after the last one: a thread, a
+greenlet, or a timer of the event loop. Once a second it gives every connection its :meth:`~Connection.tick`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from .loops import Loop, allocate_lock
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+#: Seconds between two rounds: deadlines are kept to within this.
+INTERVAL = 1.0
+
+logger = logging.getLogger(__package__)
+
+
+class Keepalive:
+    """The connections of one loop, and the rounds among them."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._lock = allocate_lock()  # held around what follows, from any thread
+        self._connections: set[Connection] = set()
+        self._running = False
+
+    def add(self, connection: Connection) -> None:
+        """Look after *connection* from now on."""
+        with self._lock:
+            self._connections.add(connection)
+            start = not self._running
+            self._running = True
+        if start:
+            self._loop.run_every(INTERVAL, self._round)
+
+    def remove(self, connection: Connection) -> None:
+        """Forget *connection*; harmless when it is not known."""
+        with self._lock:
+            self._connections.discard(connection)
+
+    def _round(self) -> bool:
+        with self._lock:
+            connections = list(self._connections)
+            self._running = bool(connections)
+        for connection in connections:
+            try:
+                connection.tick()
+            except Exception:  # one connection's trouble must not end the others' pings
+                logger.exception("looking after WebSocket %s failed", connection.id)
+        return bool(connections)
+
+
+_keepalives: WeakKeyDictionary[Loop, Keepalive] = WeakKeyDictionary()
+
+
+def keepalive_of(loop: Loop) -> Keepalive:
+    """Return the housekeeper of *loop*."""
+    keepalive = _keepalives.get(loop)
+    if keepalive is None:
+        # Of two threads that get here at once, both use the one that was stored first.
+        keepalive = _keepalives.setdefault(loop, Keepalive(loop))
+    return keepalive

@@ -1,0 +1,305 @@
+"""How a connection waits in each concurrency mode: a thread, a greenlet of gevent, a task of asyncio.
+
+A loop is what a connection needs of its mode, and no more: wait until a descriptor can be read or written, call
+back when one can be written, run something now and then, and let others run. Nothing here knows WebSockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from gevent.hub import Hub
+
+T = TypeVar("T")
+
+#: Run now and then; returns whether it is to be run again.
+Tick = Callable[[], bool]
+
+
+class Loop(Protocol):
+    """What every mode can do.
+
+    The coroutines wait. Those of asyncio suspend their task; those of threads and greenlets never suspend but block
+    their caller, so that :func:`run` can run them to their end. All else may be called from any thread.
+    """
+
+    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+        """Wait until *fd* can be read or has ended; return False when *timeout* seconds have passed."""
+
+    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+        """Wait until *fd* takes more or has ended; return False when *timeout* seconds have passed."""
+
+    async def pause(self) -> None:
+        """Let the other connections of this worker run."""
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        """Call *callback* whenever *fd* takes more, until it returns False."""
+
+    def forget(self, fd: int) -> None:
+        """Drop the callback for *fd*, which is about to be closed."""
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        """Call *tick* every *interval* seconds until it returns False."""
+
+
+class ThreadLoop:
+    """Waits with poll(2) in the caller's thread; one background thread does the rest while there is any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held around what follows
+        self._writers: dict[int, Callable[[], bool]] = {}
+        self._wake: socket.socket | None = None
+
+    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+        return _poll(fd, select.POLLIN, timeout)
+
+    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+        return _poll(fd, select.POLLOUT, timeout)
+
+    async def pause(self) -> None:
+        pass  # the interpreter switches threads by itself
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        with self._lock:
+            self._writers[fd] = callback
+            if self._wake is not None:
+                with suppress(BlockingIOError):  # it is full of wake-ups already
+                    self._wake.send(b"\0")
+
+    def forget(self, fd: int) -> None:
+        with self._lock:
+            self._writers.pop(fd, None)
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        thread = threading.Thread(target=self._run, args=(interval, tick), name="flask-uwsgi-websocket", daemon=True)
+        thread.start()
+
+    def _run(self, interval: float, tick: Tick) -> None:
+        woken, wake = socket.socketpair()
+        wake.setblocking(False)
+        with self._lock:
+            self._wake = wake
+        try:
+            while tick():
+                self._write_until(woken, interval)
+        finally:
+            with self._lock:
+                if self._wake is wake:  # a successor may have started
+                    self._wake = None
+            woken.close()
+            wake.close()
+
+    def _write_until(self, woken: socket.socket, interval: float) -> None:
+        deadline = time.monotonic() + interval
+        while (remaining := deadline - time.monotonic()) > 0:
+            poll = select.poll()
+            poll.register(woken, select.POLLIN)
+            with self._lock:
+                writers = dict(self._writers)
+            for fd in writers:
+                poll.register(fd, select.POLLOUT)
+            for fd, _ in poll.poll(remaining * 1000):
+                if fd == woken.fileno():
+                    woken.recv(4096)
+                elif not writers[fd]():
+                    with self._lock:
+                        if self._writers.get(fd) is writers[fd]:
+                            del self._writers[fd]
+
+
+def _poll(fd: int, event: int, timeout: float | None) -> bool:
+    poll = select.poll()  # not select(2), which ends at descriptor 1,023
+    poll.register(fd, event)
+    return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+
+class GeventLoop:
+    """Waits in gevent's hub. A native thread may wait too: it has a hub of its own."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._writers: dict[int, Any] = {}  # the io watchers, touched in the hub's thread only
+
+    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+        from gevent.socket import wait_read
+
+        return self._wait(wait_read, fd, timeout)
+
+    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+        from gevent.socket import wait_write
+
+        return self._wait(wait_write, fd, timeout)
+
+    @staticmethod
+    def _wait(wait: Callable[..., None], fd: int, timeout: float | None) -> bool:
+        if timeout is None:
+            wait(fd)
+            return True
+        expired = TimeoutError()
+        try:
+            wait(fd, timeout, expired)
+        except TimeoutError as error:
+            if error is not expired:
+                raise
+            return False
+        return True
+
+    async def pause(self) -> None:
+        from gevent import sleep
+
+        sleep(0)
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        self._hub.loop.run_callback_threadsafe(self._watch, fd, callback)
+
+    def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
+        def ready() -> None:
+            if not callback():
+                self.forget(fd)
+
+        self.forget(fd)
+        self._writers[fd] = watcher = self._hub.loop.io(fd, 2)
+        watcher.start(ready)
+
+    def forget(self, fd: int) -> None:
+        watcher = self._writers.pop(fd, None)
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        from gevent import sleep, spawn
+
+        def run() -> None:
+            while tick():
+                sleep(interval)
+
+        spawn(run)
+
+
+class AsyncioLoop:
+    """Waits in an asyncio event loop. Everything but :meth:`call_when_writable` belongs to the loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # asyncio keeps one reader and one writer for a descriptor; here any number may wait.
+        self._readers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._writers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._callbacks: dict[int, Callable[[], bool]] = {}
+
+    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+        self._loop.add_reader(fd, self._readable, fd)
+        return await self._wait(self._readers, fd, timeout)
+
+    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+        self._loop.add_writer(fd, self._writable, fd)
+        return await self._wait(self._writers, fd, timeout)
+
+    async def _wait(self, waiting: dict[int, list[asyncio.Future[bool]]], fd: int, timeout: float | None) -> bool:
+        future = self._loop.create_future()
+        waiting.setdefault(fd, []).append(future)
+        timer = None if timeout is None else self._loop.call_later(timeout, _set_result, future, False)
+        try:
+            result: bool = await future
+            return result
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _readable(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+        for future in self._readers.pop(fd, ()):
+            _set_result(future, True)
+
+    def _writable(self, fd: int) -> None:
+        for future in self._writers.pop(fd, ()):
+            _set_result(future, True)
+        callback = self._callbacks.get(fd)
+        if callback is None or not callback():
+            self._callbacks.pop(fd, None)
+            self._loop.remove_writer(fd)
+
+    async def pause(self) -> None:
+        await asyncio.sleep(0)
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        self._loop.call_soon_threadsafe(self._watch, fd, callback)
+
+    def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
+        self._callbacks[fd] = callback
+        self._loop.add_writer(fd, self._writable, fd)
+
+    def forget(self, fd: int) -> None:
+        self._callbacks.pop(fd, None)
+        self._loop.remove_writer(fd)
+        self._readable(fd)
+        for future in self._writers.pop(fd, ()):
+            _set_result(future, True)
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        if tick():
+            self._loop.call_later(interval, self.run_every, interval, tick)
+
+
+def _set_result(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+_thread_loop = ThreadLoop()
+_gevent_loops: WeakKeyDictionary[Hub, GeventLoop] = WeakKeyDictionary()
+_asyncio_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioLoop] = WeakKeyDictionary()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that blocks instead of suspending, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise RuntimeError("a coroutine that should block has suspended")  # pragma: no cover
+
+
+def current_blocking_loop() -> Loop:
+    """Return the loop for the caller: gevent's inside one of its greenlets, else the one for threads."""
+    gevent = sys.modules.get("gevent")
+    if gevent is None or not isinstance(gevent.getcurrent(), gevent.Greenlet):
+        return _thread_loop
+    hub = gevent.get_hub()
+    if hub not in _gevent_loops:
+        _gevent_loops[hub] = GeventLoop(hub)
+    return _gevent_loops[hub]
+
+
+def current_asyncio_loop() -> AsyncioLoop:
+    """Return the loop for the event loop that is running in this thread.
+
+    :raises RuntimeError: when there is none.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _asyncio_loops:
+        _asyncio_loops[loop] = AsyncioLoop(loop)
+    return _asyncio_loops[loop]
+
+
+def allocate_lock() -> threading.Lock:
+    """Return a lock of the interpreter, also where gevent has replaced them.
+
+    It is for sections that never wait, so that no greenlet ever has to wait for another one's.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return threading.Lock()
+    lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")()
+    return lock

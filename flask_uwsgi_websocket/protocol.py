@@ -1,0 +1,430 @@
+"""The WebSocket protocol, RFC 6455, without I/O: bytes in, events out; messages in, bytes out.
+
+A :class:`Protocol` belongs to one connection and knows neither sockets nor Flask. Its calls fall in two groups
+that may run in two threads at once, as they share nothing but flags that are only ever set:
+
+* receiving: :meth:`~Protocol.receive_data`, :meth:`~Protocol.receive_eof`;
+* sending: everything that returns bytes. They must reach the peer in the order in which they were made.
+
+The parser never raises at its caller. Input that the RFC forbids *fails the connection* (section 7.1.7):
+:attr:`~Protocol.closed` then tells with which close code, and :meth:`~Protocol.replies` returns the Close frame
+that tells it to the peer.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import struct
+import sys
+import zlib
+from typing import NamedTuple
+
+from .deflate import Deflate, MessageTooBig
+from .exceptions import ConnectionClosed
+
+# Opcodes, section 5.2.
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+
+# Close codes, section 7.4.1.
+NORMAL_CLOSURE = 1000
+PROTOCOL_ERROR = 1002
+NO_STATUS_RECEIVED = 1005
+ABNORMAL_CLOSURE = 1006
+INVALID_DATA = 1007
+MESSAGE_TOO_BIG = 1009
+
+#: The default of ``max_message_size``, in bytes.
+MAX_MESSAGE_SIZE = 2**20
+
+_FIN, _RSV1, _RSV2_RSV3, _OPCODE, _IS_CONTROL = 0x80, 0x40, 0x30, 0x0F, 0x08
+_MASKED, _LENGTH = 0x80, 0x7F
+
+_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Ping(NamedTuple):
+    """A Ping was received; :meth:`Protocol.replies` has the Pong (section 5.5.2)."""
+
+    payload: bytes
+
+
+class Pong(NamedTuple):
+    """A Pong was received, asked for or not (section 5.5.3)."""
+
+    payload: bytes
+
+
+class Close(NamedTuple):
+    """A Close frame, received or sent (section 5.5.1). 1005 stands for a frame without a code."""
+
+    code: int
+    reason: str = ""
+
+
+#: What :meth:`Protocol.receive_data` returns: a text message, a binary message, or a control frame.
+Event = str | bytes | Ping | Pong | Close
+
+
+class _Failure(Exception):
+    """The input broke a rule: the close code and what to tell the peer."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.close = Close(code, reason)
+
+
+def is_valid_close_code(code: int) -> bool:
+    """Tell whether a Close frame may carry *code* (section 7.4 and the IANA registry)."""
+    return 1000 <= code <= 1014 and code not in {1004, 1005, 1006} or 3000 <= code <= 4999
+
+
+def apply_mask(data: bytes, mask: bytes) -> bytes:
+    """Mask or unmask *data* with the four bytes of *mask* (section 5.3)."""
+    size = len(data)
+    # Two big integers and one XOR: the fastest that Python has without an extension.
+    key = (mask * (size // 4 + 1))[:size]
+    byteorder = sys.byteorder
+    return (int.from_bytes(data, byteorder) ^ int.from_bytes(key, byteorder)).to_bytes(size, byteorder)
+
+
+class Protocol:
+    """One end of one WebSocket connection after its handshake.
+
+    :param is_client: whether this end is the client, which masks what it sends.
+    :param max_message_size: the most bytes of a received message, over all its fragments, after inflation.
+    :param deflate: permessage-deflate as it was negotiated, or None.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_compressed",
+        "_decoder",
+        "_deflate",
+        "_in_frame",
+        "_is_client",
+        "_mask",
+        "_max_message_size",
+        "_message",
+        "_opcode",
+        "_pongs",
+        "_remaining",
+        "_unfinished",
+        "close_received",
+        "close_sent",
+        "closed",
+        "input_ended",
+    )
+
+    def __init__(
+        self,
+        *,
+        is_client: bool = False,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        deflate: Deflate | None = None,
+    ) -> None:
+        self._is_client = is_client
+        self._max_message_size = max_message_size
+        self._deflate = deflate
+        #: The Close frame that ended the connection: the first of either side; 1006 when there was none.
+        self.closed: Close | None = None
+        self.close_received: Close | None = None
+        self.close_sent: Close | None = None
+        #: Whether nothing more is processed: after a Close frame, an error, or the end of the input.
+        self.input_ended = False
+        self._pongs: list[bytes] = []
+        # Input that is not yet a whole header or control frame: at most 139 bytes.
+        self._buffer = b""
+        # The data frame whose payload is arriving.
+        self._in_frame = False
+        self._unfinished = False  # FIN is not set: another fragment follows
+        self._remaining = 0
+        self._mask = b""
+        # The message whose frames are arriving; opcode 0 stands for none.
+        self._opcode = 0
+        self._compressed = False
+        self._message = bytearray()
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    # Receiving
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes from the peer, split in whatever way, and return what they complete.
+
+        Nothing is processed after a Close frame or an error: such input is dropped.
+        """
+        events: list[Event] = []
+        if not self.input_ended:
+            try:
+                self._parse(data, events)
+            except _Failure as failure:
+                self._end_input(failure.close)
+            except UnicodeDecodeError as error:
+                self._end_input(Close(INVALID_DATA, f"text is not UTF-8: {error.reason}"))
+            except MessageTooBig:
+                self._end_input(self._too_big())
+            except zlib.error:
+                self._end_input(Close(INVALID_DATA, "a compressed message is not deflate data"))
+        return events
+
+    def receive_eof(self, reason: str = "the connection was lost without a Close frame") -> None:
+        """Take the end of the input: without a Close frame before it, the connection ended with 1006."""
+        self._end_input(Close(ABNORMAL_CLOSURE, reason))
+
+    def _end_input(self, close: Close) -> None:
+        if self.closed is None:
+            self.closed = close
+        self.input_ended = True
+        self._buffer = b""
+        self._message = bytearray()
+        self._decoder = None
+
+    def _too_big(self) -> Close:
+        return Close(MESSAGE_TOO_BIG, f"a message may have {self._max_message_size} bytes")
+
+    def _parse(self, data: bytes, events: list[Event]) -> None:
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        position, end = 0, len(data)
+        while True:
+            if self._in_frame:
+                chunk = data[position : position + self._remaining]
+                position += len(chunk)
+                self._receive_payload(chunk, events)
+                if self._in_frame:
+                    return
+            start = position
+            if end - start < 2:
+                break
+            first, second = data[start], data[start + 1]
+            opcode = first & _OPCODE
+            self._check_header(first, second, opcode)
+            length = second & _LENGTH
+            position = start + 2
+            if length == 126:
+                if end - position < 2:
+                    break
+                length = data[position] << 8 | data[position + 1]
+                position += 2
+                if length < 126:
+                    raise _Failure(PROTOCOL_ERROR, "the length is not encoded in the fewest bytes")
+            elif length == 127:
+                if end - position < 8:
+                    break
+                length = int.from_bytes(data[position : position + 8], "big")
+                position += 8
+                if length >> 63:
+                    raise _Failure(PROTOCOL_ERROR, "the most significant bit of the length is set")
+                if length < 65536:
+                    raise _Failure(PROTOCOL_ERROR, "the length is not encoded in the fewest bytes")
+            mask = b""
+            if second & _MASKED:
+                mask = data[position : position + 4]
+                position += 4
+            if opcode & _IS_CONTROL:
+                if end - position < length:
+                    break
+                payload = data[position : position + length]
+                position += length
+                self._receive_control(opcode, apply_mask(payload, mask) if mask else payload, events)
+                if self.input_ended:
+                    return
+                continue
+            if position > end:
+                break
+            compressed = first & _RSV1 or (not opcode and self._compressed)
+            if not compressed and length > self._max_message_size - len(self._message):
+                raise _Failure(*self._too_big())
+            if first & _FIN and opcode and not compressed and end - position >= length:
+                # The common case, a whole message in one frame, needs no state.
+                payload = data[position : position + length]
+                position += length
+                if mask:
+                    payload = apply_mask(payload, mask)
+                message = payload.decode() if opcode == TEXT else payload
+                if self.close_sent is None:
+                    events.append(message)
+                continue
+            if opcode:
+                self._opcode = opcode
+                self._compressed = bool(compressed)
+                self._decoder = _utf8_decoder() if opcode == TEXT else None
+            self._in_frame = True
+            self._unfinished = not first & _FIN
+            self._remaining = length
+            self._mask = mask
+        self._buffer = data[start:]
+
+    def _check_header(self, first: int, second: int, opcode: int) -> None:
+        """Check the first two bytes of a frame (sections 5.2, 5.4 and 5.5; RFC 7692 section 6)."""
+        if bool(second & _MASKED) is self._is_client:
+            rule = "a server must not mask its frames" if self._is_client else "a client must mask its frames"
+            raise _Failure(PROTOCOL_ERROR, rule)
+        if first & _RSV2_RSV3 or (
+            first & _RSV1 and (self._deflate is None or opcode == CONTINUATION or opcode & _IS_CONTROL)
+        ):
+            raise _Failure(PROTOCOL_ERROR, "a reserved bit is set")
+        if opcode & _IS_CONTROL:
+            if opcode > PONG:
+                raise _Failure(PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+            if not first & _FIN:
+                raise _Failure(PROTOCOL_ERROR, "a control frame is fragmented")
+            if second & _LENGTH > 125:
+                raise _Failure(PROTOCOL_ERROR, "a control frame has more than 125 bytes")
+        elif opcode > BINARY:
+            raise _Failure(PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+        elif opcode and self._opcode:
+            raise _Failure(PROTOCOL_ERROR, "a message starts within another")
+        elif not opcode and not self._opcode:
+            raise _Failure(PROTOCOL_ERROR, "a continuation has no message to continue")
+
+    def _receive_payload(self, chunk: bytes, events: list[Event]) -> None:
+        """Take the next bytes of a data frame's payload: nothing waits for the rest to be checked."""
+        if self._mask and chunk:
+            shift = len(chunk) % 4
+            mask = self._mask
+            chunk = apply_mask(chunk, mask)
+            self._mask = mask[shift:] + mask[:shift]
+        self._remaining -= len(chunk)
+        ended = not self._remaining
+        final = ended and not self._unfinished
+        if self._compressed:
+            assert self._deflate is not None
+            chunk = self._deflate.decompress(chunk, self._max_message_size - len(self._message), final=final)
+        if self._decoder is not None:
+            self._decoder.decode(chunk, final)
+            # Python's decoder waits for the third byte of a surrogate, which the second one betrays.
+            if b"\xed\xa0" <= self._decoder.getstate()[0] <= b"\xed\xbf":
+                raise _Failure(INVALID_DATA, "text is not UTF-8: a surrogate")
+        self._message += chunk
+        if ended:
+            self._in_frame = False
+        if final:
+            message = self._message
+            if self.close_sent is None:
+                events.append(message.decode() if self._opcode == TEXT else bytes(message))
+            self._opcode = 0
+            self._message = bytearray()
+            self._decoder = None
+
+    def _receive_control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
+        if opcode == PING:
+            self._pongs.append(payload)
+            events.append(Ping(payload))
+        elif opcode == PONG:
+            events.append(Pong(payload))
+        else:
+            close = _parse_close(payload)
+            self.close_received = close
+            self._end_input(close)
+            events.append(close)
+
+    # Sending
+
+    def replies(self) -> bytes:
+        """Return the frames that what was received calls for: Pongs, and the Close that answers or fails.
+
+        To be called by the side that receives, after :meth:`receive_data`.
+        """
+        frames = b""
+        if self._pongs:
+            # A Ping is answered "unless [the endpoint] already received a Close frame" (section 5.5.2).
+            if self.close_sent is None or self.close_received is None:
+                frames = b"".join([self._frame(_FIN | PONG, payload) for payload in self._pongs])
+            self._pongs.clear()
+        closed = self.closed
+        if closed is not None and self.close_sent is None and closed.code != ABNORMAL_CLOSURE:
+            frames += self._close_frame(closed)
+        return frames
+
+    def send_text(self, message: str) -> bytes:
+        """Return the frame of a text message.
+
+        :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
+        :raises ConnectionClosed: when :attr:`closed` is set.
+        """
+        return self._data_frame(TEXT, message.encode())
+
+    def send_binary(self, message: bytes) -> bytes:
+        """Return the frame of a binary message.
+
+        :raises ConnectionClosed: when :attr:`closed` is set.
+        """
+        return self._data_frame(BINARY, message)
+
+    def send_ping(self, payload: bytes = b"") -> bytes:
+        """Return a Ping frame (section 5.5.2) with at most 125 bytes of payload."""
+        if len(payload) > 125:
+            raise ValueError(f"a ping may carry 125 bytes, not {len(payload)}")
+        self._check_open()
+        return self._frame(_FIN | PING, payload)
+
+    def send_close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> bytes:
+        """Return a Close frame (section 5.5.1), or nothing when one was sent before.
+
+        :param reason: at most 123 bytes of UTF-8.
+        :raises ValueError: when the code may not be sent or the reason is too long.
+        """
+        check_close(code, reason)
+        if self.close_sent is not None:
+            return b""
+        close = Close(code, reason)
+        frame = self._close_frame(close)
+        if self.closed is None:
+            self.closed = close
+        return frame
+
+    def _close_frame(self, close: Close) -> bytes:
+        self.close_sent = close
+        if close.code == NO_STATUS_RECEIVED:
+            return self._frame(_FIN | CLOSE, b"")
+        return self._frame(_FIN | CLOSE, close.code.to_bytes(2, "big") + close.reason.encode())
+
+    def _check_open(self) -> None:
+        if self.closed is not None:
+            raise ConnectionClosed(*self.closed)
+
+    def _data_frame(self, opcode: int, payload: bytes) -> bytes:
+        self._check_open()
+        deflate = self._deflate
+        if deflate is not None and len(payload) >= deflate.threshold:
+            return self._frame(_FIN | _RSV1 | opcode, deflate.compress(payload))
+        return self._frame(_FIN | opcode, payload)
+
+    def _frame(self, first: int, payload: bytes) -> bytes:
+        """Build a frame (section 5.2)."""
+        length = len(payload)
+        second = _MASKED if self._is_client else 0
+        if length < 126:
+            header = bytes((first, second | length))
+        elif length < 65536:
+            header = struct.pack("!BBH", first, second | 126, length)
+        else:
+            header = struct.pack("!BBQ", first, second | 127, length)
+        if not self._is_client:
+            return header + payload
+        mask = os.urandom(4)
+        return header + mask + apply_mask(payload, mask)
+
+
+def check_close(code: int, reason: str) -> None:
+    """Check what a Close frame is to say (section 5.5.1).
+
+    :raises ValueError: when the code may not be sent or the reason has more than 123 bytes.
+    """
+    if not is_valid_close_code(code):
+        raise ValueError(f"{code} is not a close code: take one of 1000-1003, 1007-1014 or 3000-4999")
+    if len(reason.encode()) > 123:
+        raise ValueError("the reason of a close may have 123 bytes of UTF-8")
+
+
+def _parse_close(payload: bytes) -> Close:
+    """Read the payload of a Close frame (section 5.5.1)."""
+    if not payload:
+        return Close(NO_STATUS_RECEIVED)
+    if len(payload) == 1:
+        raise _Failure(PROTOCOL_ERROR, "a Close frame has one byte")
+    code = int.from_bytes(payload[:2], "big")
+    if not is_valid_close_code(code):
+        raise _Failure(PROTOCOL_ERROR, f"close code {code} must not be sent")
+    return Close(code, payload[2:].decode())

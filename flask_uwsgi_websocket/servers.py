@@ -1,0 +1,113 @@
+"""Where each WSGI server keeps the socket of a request, and how it is told that the socket is gone.
+
+The frames of a WebSocket go over a duplicate of the request's own socket, past the server. When they are done,
+the server still wants to write a response: for its access log that is right, for the client it must not happen.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from werkzeug.exceptions import BadRequest
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+try:
+    import uwsgi
+except ImportError:  # not running inside uWSGI
+    uwsgi = None
+
+
+class Server(Protocol):
+    """How a server lends the socket of one request."""
+
+    def open(self) -> RawSocket:
+        """Return a duplicate of the request's socket, to be closed by the caller.
+
+        It may be blocking or not: use ``MSG_DONTWAIT``.
+
+        :raises BadRequest: when the client has sent data that the duplicate would not give.
+        """
+
+    def release(self) -> None:
+        """Keep the response that is still to come from the client; the duplicate is closed already."""
+
+
+class UwsgiServer:
+    """uWSGI: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
+
+    To be used from the thread or greenlet that serves the request: uWSGI finds the request by it.
+    """
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        if environ.get("wsgi.url_scheme") == "https" and "https-socket" in uwsgi.opt:
+            raise RuntimeError(
+                "uWSGI keeps the TLS of --https-socket to itself, so a WebSocket cannot use its connections: "
+                "use the --https router, or a proxy such as nginx that ends TLS before uWSGI"
+            )
+        self._fd: int = uwsgi.connection_fd()
+
+    def open(self) -> RawSocket:
+        """Duplicate ``uwsgi.connection_fd()``."""
+        if self._has_early_data():
+            # uWSGI may have read it into its own buffer together with the request, and does not give it back.
+            raise BadRequest("A client must wait for the answer to its handshake (RFC 6455 section 4.1).")
+        return RawSocket(fileno=os.dup(self._fd))
+
+    def _has_early_data(self) -> bool:
+        """Tell whether the client has sent anything behind its request.
+
+        ``chunked_read_nb()`` looks where that would be. It returns None when it then finds EAGAIN in errno,
+        which may be a stale one, so another error is put there first.
+        """
+        with suppress(OSError):
+            os.lseek(-1, 0, os.SEEK_CUR)
+        try:
+            return uwsgi.chunked_read_nb() is not None
+        except OSError:
+            return True
+
+    def release(self) -> None:
+        """Let uWSGI write its response to the null device, which gives its access log the right status.
+
+        Its own copy of the descriptor is the last one: replacing it closes the connection.
+        """
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._fd, inheritable=False)
+        os.close(null)
+
+
+class WerkzeugServer:
+    """Werkzeug's development server, and whatever else puts a ``werkzeug.socket`` into the environ."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self._socket: socket.socket = environ["werkzeug.socket"]
+
+    def open(self) -> RawSocket:
+        """Duplicate the server's socket."""
+        return RawSocket(fileno=os.dup(self._socket.fileno()))
+
+    def release(self) -> None:
+        """Shut the connection down: the server takes its response for a client that has left."""
+        with suppress(OSError):  # the client may have been faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def find_server(environ: WSGIEnvironment) -> Server:
+    """Return the server that serves the request of *environ*.
+
+    :raises RuntimeError: when it is none that is known.
+    """
+    if uwsgi is not None:
+        return UwsgiServer(environ)
+    if "werkzeug.socket" in environ:
+        return WerkzeugServer(environ)
+    raise RuntimeError(
+        "this server does not lend its sockets, so it cannot serve WebSockets: run the app in uWSGI, with "
+        "app.run() or the uwsgi command"
+    )

@@ -1,0 +1,86 @@
+"""The settings of a connection: ``app.config``, then the extension's keywords, then the route's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .deflate import Compression
+from .handshake import parse_origin
+from .protocol import MAX_MESSAGE_SIZE
+
+#: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
+_CONFIG_KEYS = {"origins": "WEBSOCKET_ALLOWED_ORIGINS"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a connection may do and how long it may take. Sizes are in bytes, times in seconds.
+
+    :param origins: who may connect from a browser: ``"same-origin"``, ``"*"``, or a list of origins such as
+        ``"https://example.com"``. Requests without an ``Origin`` header, which no browser sends, pass.
+    :param max_message_size: the largest message received, after reassembly and inflation; beyond it, 1009.
+    :param ping_interval: how often the peer is pinged; None turns pings off.
+    :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
+        turns that off.
+    :param close_timeout: how long the closing handshake may take before the connection is dropped.
+    :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
+    :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
+    :param compression: False, True, or a :class:`Compression`: offer permessage-deflate (RFC 7692).
+    :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
+    :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
+    """
+
+    origins: str | Sequence[str] = "same-origin"
+    max_message_size: int = MAX_MESSAGE_SIZE
+    ping_interval: float | None = 25.0
+    ping_timeout: float | None = 20.0
+    close_timeout: float = 5.0
+    send_timeout: float = 30.0
+    send_buffer: int = 2**20
+    compression: bool | Compression = False
+    subprotocols: Sequence[str] = ()
+    text_as_bytes: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_message_size", "close_timeout", "send_timeout", "send_buffer"):
+            _check_positive(name, getattr(self, name))
+        for name in ("ping_interval", "ping_timeout"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        if isinstance(self.subprotocols, str):
+            raise TypeError("subprotocols is a list of names, not one string")
+        if isinstance(self.origins, str):
+            if self.origins not in {"same-origin", "*"}:
+                raise ValueError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
+        else:
+            for origin in self.origins:
+                parse_origin(origin)
+        if not isinstance(self.compression, (bool, Compression)):
+            raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+
+
+#: The names of all settings: keywords of the extension, options of a route.
+NAMES = frozenset(field.name for field in fields(Settings))
+
+
+def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
+    """Return the settings that an app's *config* and the *overrides*, weakest first, come to.
+
+    :raises TypeError: for a keyword that is no setting, or a value of the wrong type.
+    :raises ValueError: for a value that makes no sense.
+    """
+    values: dict[str, Any] = {}
+    for name in NAMES:
+        key = _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}")
+        if key in config:
+            values[name] = config[key]
+    for override in overrides:
+        values.update(override)
+    return Settings(**values)
