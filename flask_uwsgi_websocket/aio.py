@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import current_app
 
-from .connection import BytesLike, Connection
+from .connection import Connection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
 from .loops import Loop, current_asyncio_loop
 from .servers import uwsgi
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def _make_loop() -> Loop:
@@ -67,7 +70,7 @@ class AsyncioWebSocketClient(Connection):
             with app.app_context():
                 yield message
 
-    async def send_binary(self, message: str | BytesLike, *, timeout: float | None = None) -> None:
+    async def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:
         """Send a message as binary, whatever it is. See :meth:`send`."""
         await self._send(message, True, timeout=timeout)
 
@@ -90,11 +93,13 @@ class AsyncioWebSocketClient(Connection):
         from greenlet import getcurrent
 
         greenlet = getcurrent()
+        parent = greenlet.parent
+        assert parent is not None  # it runs the loop, as _make_loop() has checked
         task = asyncio.get_running_loop().create_task(
             self._serve(lambda: handler(self, **kwargs), report), name=f"WebSocket {self.id}"
         )
         if not task.done():  # an eager task may be
             task.add_done_callback(lambda task: greenlet.switch())
             while not task.done():
-                greenlet.parent.switch()
+                parent.switch()
         return task.result()

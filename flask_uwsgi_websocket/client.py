@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import current_app
 
-from .connection import BytesLike, Connection
+from .connection import Connection
 from .exceptions import ConnectionClosed
 from .loops import current_blocking_loop, run
 from .servers import uwsgi
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class WebSocketClient(Connection):
@@ -65,7 +68,7 @@ class WebSocketClient(Connection):
             with app.app_context():
                 yield message
 
-    def send(self, message: str | BytesLike, binary: bool | None = None, *, timeout: float | None = None) -> None:
+    def send(self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None) -> None:
         """Send a message: ``str`` as text, bytes as binary.
 
         While more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them, this waits too.
@@ -79,7 +82,7 @@ class WebSocketClient(Connection):
         """
         run(self._send(message, binary, timeout=timeout))
 
-    def send_binary(self, message: str | BytesLike, *, timeout: float | None = None) -> None:
+    def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:
         """Send a message as binary, whatever it is. See :meth:`send`."""
         run(self._send(message, True, timeout=timeout))
 

@@ -34,10 +34,8 @@ from .settings import Settings
 if TYPE_CHECKING:
     from _socket import socket as RawSocket
 
+    from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
-
-#: What can be sent as a binary message.
-BytesLike = bytes | bytearray | memoryview
 
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
@@ -159,11 +157,12 @@ class Connection:
             return
         if self._refused:
             raise ConnectionClosed(1006, "the handshake was refused")
-        if subprotocol is not None:
-            if subprotocol not in self._handshake.offered_subprotocols:
-                raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
-            self.subprotocol = subprotocol
-        response = self._handshake.response(self.subprotocol, headers)
+        if subprotocol is None:
+            subprotocol = self.subprotocol
+        elif subprotocol not in self._handshake.offered_subprotocols:
+            raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
+        response = self._handshake.response(subprotocol, headers)
+        self.subprotocol = subprotocol
         self._accepted = True
         interval = self._settings.ping_interval
         self._next_ping = time.monotonic() + interval if interval is not None else float("inf")
@@ -189,6 +188,9 @@ class Connection:
         """
         self._begin_receive()
         try:
+            if self._run >= RUN_LENGTH:
+                self._run = 0
+                await self._loop.pause()
             deadline = None if timeout is None else time.monotonic() + timeout
             while (message := self._next()) is None:
                 if self._ended():
@@ -198,9 +200,6 @@ class Connection:
                 if not await self._wait_readable(remaining):
                     raise TimeoutError(f"no message within {timeout} s")
             self._run += 1
-            if self._run >= RUN_LENGTH:
-                self._run = 0
-                await self._loop.pause()
             return message
         finally:
             self._receiver.release()
@@ -217,7 +216,8 @@ class Connection:
         """
         message = await self._receive(timeout)
         if message is None:
-            raise self._closed_error()
+            assert self._protocol.closed is not None
+            raise ConnectionClosed(*self._protocol.closed)
         return current_app.json.loads(message)
 
     def recv_nb(self) -> str | bytes | None:
@@ -268,7 +268,7 @@ class Connection:
         with self._read_lock:
             sock = self._sock
             if sock is None or self._eof:
-                return True
+                return False
             try:
                 data = sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -318,7 +318,7 @@ class Connection:
     # Output
 
     async def _send(
-        self, message: str | BytesLike, binary: bool | None = None, *, timeout: float | None = None
+        self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None
     ) -> None:
         """Send a message: ``str`` as text, bytes as binary.
 
@@ -392,20 +392,23 @@ class Connection:
         """Tell whether a sender has to wait for the peer to read."""
         return len(self._outbox) > self._settings.send_buffer
 
-    def _send_now(self, message: str | BytesLike, binary: bool | None) -> bool:
+    def _send_now(self, message: str | ReadableBuffer, binary: bool | None) -> bool:
         """Send a message; return False, having sent nothing, when the output is full.
 
         :raises ConnectionClosed: when it cannot be sent any more.
         """
+        payload: str | bytes
         if isinstance(message, str):
-            if binary:
-                message = message.encode()
-        elif not isinstance(message, (bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"a message is str (text) or bytes (binary), not {type(message).__name__}: use send_json()?"
-            )
-        elif binary is False or (binary is None and self._settings.text_as_bytes):
-            message = bytes(message).decode()
+            payload = message.encode() if binary else message
+        else:
+            try:
+                payload = bytes(memoryview(message))
+            except TypeError:
+                raise TypeError(
+                    f"a message is str (text) or bytes (binary), not {type(message).__name__}: use send_json()?"
+                ) from None
+            if binary is False or (binary is None and self._settings.text_as_bytes):
+                payload = payload.decode()
         protocol = self._protocol
         with self._write_lock:
             if not self._accepted:
@@ -413,20 +416,19 @@ class Connection:
             if not self._lost:
                 if self._full() and protocol.closed is None:
                     return False
-                if isinstance(message, str):
-                    self._write(protocol.send_text(message))
+                if isinstance(payload, str):
+                    self._write(protocol.send_text(payload))
                 else:
-                    self._write(protocol.send_binary(bytes(message)))
+                    self._write(protocol.send_binary(payload))
                 if not self._lost:
                     return True
         raise self._closed_error()
 
     def _closed_error(self) -> ConnectionClosed:
         """Find out, after a failed write, whether the peer had said good-bye."""
-        while not self._eof and self._pump():
+        while self._pump():
             pass
-        closed = self._protocol.closed
-        return ConnectionClosed(*closed) if closed else ConnectionClosed(1006, "the connection was lost")
+        return ConnectionClosed(*(self._protocol.closed or (1006, "the connection was lost")))
 
     async def _ping(self) -> None:
         """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
@@ -478,8 +480,8 @@ class Connection:
             except BaseException as error:
                 if self._refuse():
                     raise
-                report(error)
                 self._begin_close(*closing_of(error))
+                report(error)
                 if not isinstance(error, Exception):
                     raise
             else:
@@ -544,14 +546,12 @@ class Connection:
 
     def _detach(self) -> None:
         """Give everything back: to the loop, to the operating system, to the server."""
-        fd = self.fd
-        if fd != -1:
-            self._loop.forget(fd)
         with self._read_lock, self._write_lock:
             sock, self._sock = self._sock, None
             if self._protocol.closed is None and self._accepted:
                 self._protocol.receive_eof()
         if sock is not None:
+            self._loop.forget(sock.fileno())
             sock.close()
             if self._accepted:
                 self._server.release()
@@ -560,7 +560,7 @@ class Connection:
 
     def tick(self) -> None:
         """Do what is due, without waiting. Called by the housekeeper about once a second."""
-        if not self._accepted or self._sock is None:
+        if not self._accepted or self._sock is None or self._eof:
             return
         if not self._receiver.locked():
             self._read_ahead()
@@ -592,7 +592,7 @@ class Connection:
     def _read_ahead(self) -> None:
         """Read for a handler that is not receiving: Pings want answers, and the end wants to be noticed."""
         for _ in range(16):  # a flood must not hold up the other connections
-            if self._eof or not self._has_room() or not self._pump():
+            if not self._has_room() or not self._pump():
                 return
 
     def _has_room(self) -> bool:

@@ -25,7 +25,7 @@ class MessageTooBig(ValueError):
 class Compression:
     """What a server offers when compression is on (``WEBSOCKET_COMPRESSION``).
 
-    A connection that uses it costs about 32 kB for its compressor with these values, from its first compressed
+    A connection that uses it costs about 40 kB for its compressor with these values, from its first compressed
     message on, and up to 40 kB for its decompressor, whose window the client chooses.
 
     :param threshold: messages shorter than this many bytes are sent uncompressed.

@@ -96,7 +96,7 @@ class WebSocket:
             app.debug = True
             app.wsgi_app = DebuggedApplication(app.wsgi_app, evalex=True)  # type: ignore[method-assign]
         app.wsgi_app = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
-        app.run = partial(self.run, app)  # type: ignore[method-assign]
+        app.run = partial(self._run_app, app)  # type: ignore[method-assign]
         app.extensions[EXTENSION_KEY] = State(app.config, self._settings)
         self._apps.add(app)
 
@@ -165,6 +165,17 @@ class WebSocket:
         if debug is None:
             debug = isinstance(app, Flask) and app.debug
         run_uwsgi(app, debug, host, port, uwsgi_binary, **with_defaults(options, self.run_options))
+
+    def _run_app(
+        self,
+        app: Flask,
+        host: str | None = None,
+        port: int | None = None,
+        debug: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """Stand in for ``app.run()``, with its order of parameters."""
+        self.run(app, debug, host or "localhost", 5000 if port is None else port, **options)
 
     def _make_view(
         self, endpoint: str, handler: Callable[..., Any], options: dict[str, Any]

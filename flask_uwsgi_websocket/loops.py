@@ -167,6 +167,8 @@ class GeventLoop:
             if not callback():
                 self.forget(fd)
 
+        if not callback():  # in the meantime it may have been closed, and the number be another's
+            return
         self.forget(fd)
         self._writers[fd] = watcher = self._hub.loop.io(fd, 2)
         watcher.start(ready)
@@ -236,6 +238,8 @@ class AsyncioLoop:
         self._loop.call_soon_threadsafe(self._watch, fd, callback)
 
     def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
+        if not callback():  # in the meantime it may have been closed, and the number be another's
+            return
         self._callbacks[fd] = callback
         self._loop.add_writer(fd, self._writable, fd)
 

@@ -99,7 +99,7 @@ def make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callab
     """
 
     def view(**kwargs: Any) -> Any:
-        client: Any = request.environ.get(ENVIRON_KEY)
+        client: Any = request.environ.pop(ENVIRON_KEY, None)  # get() would leave a reference cycle
         state = current_app.extensions.get(EXTENSION_KEY)
         if client is None or state is None:
             raise RuntimeError(

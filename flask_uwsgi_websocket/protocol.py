@@ -75,7 +75,7 @@ class _Failure(Exception):
 
 def is_valid_close_code(code: int) -> bool:
     """Tell whether a Close frame may carry *code* (section 7.4 and the IANA registry)."""
-    return 1000 <= code <= 1014 and code not in {1004, 1005, 1006} or 3000 <= code <= 4999
+    return (1000 <= code <= 1014 and code not in {1004, 1005, 1006}) or 3000 <= code <= 4999
 
 
 def apply_mask(data: bytes, mask: bytes) -> bytes:
@@ -295,7 +295,7 @@ class Protocol:
             self._decoder.decode(chunk, final)
             # Python's decoder waits for the third byte of a surrogate, which the second one betrays.
             if b"\xed\xa0" <= self._decoder.getstate()[0] <= b"\xed\xbf":
-                raise _Failure(INVALID_DATA, "text is not UTF-8: a surrogate")
+                raise _Failure(INVALID_DATA, "text is not UTF-8: invalid continuation byte")
         self._message += chunk
         if ended:
             self._in_frame = False

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from werkzeug.exceptions import BadRequest
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-try:
-    import uwsgi
-except ImportError:  # not running inside uWSGI
+#: uWSGI's own module, or None outside uWSGI. It is there before any application is loaded; to import it could find
+#: a project's own ``uwsgi.py`` elsewhere.
+uwsgi: Any = sys.modules.get("uwsgi")
+if not hasattr(uwsgi, "connection_fd"):
     uwsgi = None
 
 

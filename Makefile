@@ -1,0 +1,94 @@
+# make run    serve an example at http://localhost:5000 (make run EXAMPLE=...: another directory of examples/)
+# make test   lint, then the tests on every supported CPython that this machine has
+# make lint   ruff and mypy
+# make clean  remove the virtual environments
+#
+# The virtual environments are made on demand: .venv of $(PYTHON) for all ordinary work, .venvs/3.N of the other
+# interpreters, .venvs/lowest with the lowest supported versions. Each has its own uWSGI, compiled with the loop
+# engines gevent, asyncio and greenlet.
+
+PYTHON    ?= python3
+EXAMPLE   ?= echo-gevent
+SUPPORTED := 3.10 3.11 3.12 3.13
+LOWEST    := 3.10
+
+.NOTPARALLEL:
+.PHONY: run test lint clean toolchain test-default test-lowest
+.SECONDARY:
+
+run: .venv/ready
+	.venv/bin/python examples/$(EXAMPLE)/app.py
+
+lint: .venv/ready
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv .venvs build *.egg-info
+
+
+# Tests: everything on the default interpreter, and on the oldest and the newest that are here; on the others, what
+# needs no server.
+
+find-python = $(shell .ci/find-python $(1))
+
+ifneq (,$(filter test,$(MAKECMDGOALS)))
+DEFAULT := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+OTHERS  := $(foreach v,$(filter-out $(DEFAULT),$(SUPPORTED)),$(if $(call find-python,$v),$v))
+MISSING := $(filter-out $(DEFAULT) $(OTHERS),$(SUPPORTED))
+PRESENT := $(sort $(DEFAULT) $(OTHERS))
+ENDS    := $(firstword $(PRESENT)) $(lastword $(PRESENT))
+
+ifneq (,$(MISSING))
+$(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test it),\
+  $(info No CPython $(MISSING) here: not tested))
+endif
+endif
+
+test: lint test-default $(OTHERS:%=test-%) $(if $(filter $(LOWEST),$(PRESENT)),test-lowest)
+
+test-default: .venv/ready
+	.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
+
+test-lowest: .venvs/lowest/ready
+	.venvs/lowest/bin/python -m pytest -m "not live"
+
+test-%: .venvs/%/ready
+	.venvs/$*/bin/python -m pytest $(if $(filter $*,$(ENDS)),,-m "not live")
+
+
+# Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
+# whatever changes in the package's metadata.
+
+.venv/bin/uwsgi:         python = $(PYTHON)
+.venvs/%/bin/uwsgi:      python = $(call find-python,$(notdir $*))
+.venvs/lowest/bin/uwsgi: python = $(call find-python,$(LOWEST))
+.venvs/lowest/%:         export PIP_CONSTRAINT = tests/lowest.txt
+.venvs/lowest/ready:     tests/lowest.txt
+
+%/bin/uwsgi: | toolchain
+	@echo "Making $*, with uWSGI compiled: about half a minute"
+	@$(python) -m venv --clear $*
+	@$*/bin/pip install -qq --upgrade pip
+	@$*/bin/pip install -qq greenlet
+	@UWSGI_EMBED_PLUGINS=asyncio,greenlet CFLAGS="-I$$(echo $(CURDIR)/$*/include/site/python3.*)" \
+	    $*/bin/pip install -qq --no-binary uwsgi --no-cache-dir "$$(grep -i '^ *uwsgi>' setup.cfg)"
+
+%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml
+	@$*/bin/pip install -qq --editable ".[dev]"
+	@touch $@
+
+# venv, Python.h and a C compiler for the default interpreter.
+has-toolchain = $(PYTHON) -c 'import ensurepip, os, sys, sysconfig; \
+    sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null && command -v gcc >/dev/null
+
+toolchain:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed.")'
+	@$(has-toolchain) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q \
+	    && apt-get install -qy --no-install-recommends python3-venv python3-dev gcc libc6-dev; } || true
+	@$(has-toolchain) || { echo "Please install Python's venv module, its header files and a C compiler (Debian:" \
+	    "python3-venv python3-dev gcc)."; exit 1; }

@@ -1,0 +1,149 @@
+"""Hold many idle connections on one gevent worker behind uWSGI's HTTP router, and say what they cost.
+
+    python benchmarks/idle.py --connections 1000 --seconds 90
+
+Prints how many connections are still open at the end, the worker's CPU time over the idle period, and its memory
+per connection. The router drops a connection without traffic after 60 s, so pings must flow. The clients answer
+pings and do nothing else; they read only what arrives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+APP = '''
+from flask import Flask
+from flask_uwsgi_websocket import GeventWebSocket
+
+app = Flask(__name__)
+websocket = GeventWebSocket(app)
+
+@websocket.route("/echo")
+def echo(ws):
+    for message in ws:
+        ws.send(message)
+'''
+
+REQUEST = (
+    b"GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+class Client(asyncio.Protocol):
+    """Upgrades, then answers pings: the eight bytes of their payload, masked with zeros."""
+
+    def __init__(self, opened: asyncio.Future[None]) -> None:
+        self.opened = opened
+        self.open = False
+        self.pings = 0
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(REQUEST)
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if not self.open:
+            head, end, self.buffer = self.buffer.partition(b"\r\n\r\n")
+            if not end:
+                self.buffer = head
+                return
+            if not head.startswith(b"HTTP/1.1 101 "):
+                raise SystemExit(f"the handshake failed: {head!r}")
+            self.open = True
+            self.opened.set_result(None)
+        while len(self.buffer) >= 10 and self.buffer[:2] == b"\x89\x08":
+            self.transport.write(b"\x8a\x88\0\0\0\0" + self.buffer[2:10])
+            self.buffer = self.buffer[10:]
+            self.pings += 1
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_kb(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise RuntimeError("no Pss in smaps_rollup")
+
+
+def worker_of(master: int) -> int:
+    """Return the child of the master that is not the HTTP router: the one with the most memory."""
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return max(map(int, children), key=memory_kb)
+
+
+async def hold(port: int, worker: int, connections: int, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    before = memory_kb(worker)
+    clients = []
+    for _ in range(connections):
+        opened = loop.create_future()
+        _, client = await loop.create_connection(lambda o=opened: Client(o), "127.0.0.1", port)
+        await asyncio.wait_for(opened, 30)
+        clients.append(client)
+    memory = memory_kb(worker) - before
+    cpu, clock = cpu_seconds(worker), time.monotonic()
+    await asyncio.sleep(seconds)
+    cpu, clock = cpu_seconds(worker) - cpu, time.monotonic() - clock
+    print(f"open after {clock:.0f} s: {sum(client.open for client in clients)} of {connections}")
+    print(f"pings answered: {sum(client.pings for client in clients)}")
+    print(f"CPU of the worker: {cpu:.2f} s, {100 * cpu / clock:.2f} %")
+    print(f"memory of the worker: {memory / connections:.1f} kB per connection")
+    for client in clients:
+        client.transport.abort()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=90)
+    arguments = parser.parse_args()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "idle_app.py").write_text(APP)
+        uwsgi = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("uwsgi")),
+                *("--http", f"127.0.0.1:{port}", "--http-websockets", "--master", "--enable-threads"),
+                *("--gevent", str(arguments.connections + 100), "--gevent-early-monkey-patch"),
+                *("--listen", "100", "--disable-logging", "--need-app"),
+                *("--pythonpath", directory, "--module", "idle_app:app"),
+            ],
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            time.sleep(2)  # until the application is loaded and the worker's memory has settled
+            asyncio.run(hold(port, worker_of(uwsgi.pid), arguments.connections, arguments.seconds))
+        finally:
+            os.killpg(uwsgi.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

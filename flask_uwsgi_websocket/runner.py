@@ -1,0 +1,309 @@
+"""Run a Flask application in uWSGI: find the binary, find the application, replace this process by uWSGI."""
+
+from __future__ import annotations
+
+import ast
+import glob
+import importlib.util
+import inspect
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from .exceptions import UwsgiNotFound
+from .servers import uwsgi
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from flask import Flask
+
+#: uWSGI options that choose how one worker serves several requests at once: each replaces the defaults of
+#: another. ``processes`` is not among them, since it multiplies whatever a worker does.
+CONCURRENCY_OPTIONS = frozenset({"async", "asyncio", "gevent", "loop", "threads", "tornado", "ugreen"})
+
+#: uWSGI options that name an address to listen on.
+LISTEN_OPTIONS = frozenset({"http", "httprouter", "https", "https2", "socket"}).union(
+    f"{protocol}-socket"
+    for protocol in ("fastcgi", "http", "http11", "https", "puwsgi", "raw", "scgi", "ssl", "suwsgi", "uwsgi")
+)
+
+#: In the order in which uWSGI needs them.
+_PLUGIN_OPTIONS = ("plugin-dir", "plugins-dir", "plugin", "plugins", "need-plugin", "need-plugins")
+_MAIN_GUARDS = frozenset({"__name__ == '__main__'", "'__main__' == __name__"})
+_VIRTUALENV_OPTIONS = frozenset({"home", "pyhome", "venv", "virtualenv"})
+
+
+def find_uwsgi(uwsgi_binary: str | None = None) -> str:
+    """Return the path of the uWSGI binary.
+
+    Looked for, in this order: the argument, the environment variable ``FLASK_UWSGI_BINARY``, ``uwsgi`` beside
+    the running Python (where ``pip install`` puts it), ``uwsgi`` on ``PATH``.
+
+    :param uwsgi_binary: a path, or the name of a command on ``PATH``.
+    :raises UwsgiNotFound: there is none, or what was asked for is not an executable file.
+    """
+    for source, binary in (
+        ("uwsgi_binary", uwsgi_binary),
+        ("FLASK_UWSGI_BINARY", os.environ.get("FLASK_UWSGI_BINARY")),
+    ):
+        if binary:
+            if found := shutil.which(binary):
+                return found
+            raise UwsgiNotFound(f"{source} names {binary!r}: neither an executable file nor a command on PATH.")
+
+    directory = os.path.dirname(sys.executable)
+    found = shutil.which("uwsgi", path=directory) or shutil.which("uwsgi")
+    if found is None:
+        raise UwsgiNotFound(
+            f"There is no uWSGI: no 'uwsgi' in {directory} and none on PATH. 'pip install uwsgi' needs a C "
+            "compiler and the Python headers (python3-dev), since it compiles it; 'pip install pyuwsgi' is "
+            "precompiled. Or name a binary with uwsgi_binary= or the environment variable FLASK_UWSGI_BINARY."
+        )
+    return found
+
+
+def debug_requested() -> bool:
+    """Return whether ``FLASK_UWSGI_DEBUG`` asks for debugging: it is set, and not ``0``, ``false`` or ``no``."""
+    return os.environ.get("FLASK_UWSGI_DEBUG", "").lower() not in {"", "0", "false", "no"}
+
+
+def with_defaults(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """Return uWSGI options completed by the defaults of a mode, unless they choose another mode.
+
+    ``gevent=500`` replaces a default ``gevent=100`` and keeps the rest, while ``threads=4`` drops them all.
+
+    :param options: the user's options, as for :func:`run_uwsgi`.
+    :param defaults: the options of the mode, one of :data:`CONCURRENCY_OPTIONS` among them.
+    """
+    chosen, defaults = _dashed(options), _dashed(defaults)
+    concurrency = {name for name in CONCURRENCY_OPTIONS & chosen.keys() if _is_on(chosen[name])}
+    return {**defaults, **chosen} if concurrency <= defaults.keys() else chosen
+
+
+def uwsgi_arguments(
+    app: Flask | str,
+    *,
+    binary: str,
+    host: str = "localhost",
+    port: int = 5000,
+    debug: bool = False,
+    options: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Return the argument list that serves an application with uWSGI, the binary first.
+
+    Parameters and exceptions are those of :func:`run_uwsgi`.
+
+    :param binary: path of the uWSGI binary.
+    :param options: uWSGI options; they win over the defaults.
+    """
+    chosen = _dashed(options or {})
+    # The keepalive housekeeper of the threaded mode is a Python thread. SIGTERM would only reload uWSGI.
+    defaults: dict[str, object] = {"master": True, "enable-threads": True, "die-on-term": True}
+    if not LISTEN_OPTIONS & chosen.keys():
+        defaults["http"] = f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
+    # The HTTP router drops WebSockets without it; to the other sockets it means nothing.
+    defaults["http-websockets"] = True
+    if debug:
+        # An open WebSocket would hold a reload for uWSGI's usual 60 seconds. And the autoreloader watches only
+        # what was imported: it would never see a script again that was saved with a mistake.
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        defaults.update({"python-autoreload": 1, "touch-reload": script, "worker-reload-mercy": 3})
+    else:
+        # Better to end with the traceback than to answer every request with 500.
+        defaults["need-app"] = True
+    if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
+        defaults["virtualenv"] = sys.prefix
+
+    arguments = {**defaults, **chosen}
+    # uWSGI knows the options of a plugin only after it has loaded it.
+    plugins = {name: arguments.pop(name) for name in _PLUGIN_OPTIONS if name in arguments}
+    # uWSGI puts each pythonpath before the last: the user's wins over the application's own directory.
+    return [binary, *_spell(plugins), *_spell(locate_app(app)), *_spell(arguments)]
+
+
+def run_uwsgi(
+    app: Flask | str,
+    debug: bool = False,
+    host: str = "localhost",
+    port: int = 5000,
+    uwsgi_binary: str | None = None,
+    **options: object,
+) -> None:
+    """Replace this process by uWSGI serving an application.
+
+    It returns only when there is nothing to run, because uWSGI or the ``flask`` command has imported the
+    application already and serves it; one sentence on stderr says so.
+
+    :param app: the application, or where uWSGI finds it: ``"module:variable"`` or ``"module:factory()"``.
+    :param debug: reload when a module changes, and run the application in debug mode; so does the environment
+        variable ``FLASK_UWSGI_DEBUG``.
+    :param host: name or address to listen on.
+    :param port: TCP port to listen on.
+    :param uwsgi_binary: as for :func:`find_uwsgi`.
+    :param options: uWSGI options by their names, ``_`` for ``-``: ``True`` is a flag, ``False`` and ``None``
+        leave the option out, a list or tuple repeats it. An address to listen on (``http="..."``,
+        ``http_socket="..."``, ``socket="..."``) replaces ``host`` and ``port``.
+    :raises UwsgiNotFound: there is no uWSGI.
+    :raises RuntimeError: no importable name leads to the application.
+    """
+    if uwsgi is not None:
+        server = "uWSGI"
+    elif os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+        server = "the 'flask' command"
+    else:
+        exec_uwsgi(app, debug, host, port, uwsgi_binary, **options)  # does not return
+    click.echo(f" * Ignoring a call to app.run(): {server} has loaded the application and serves it.", err=True)
+
+
+def exec_uwsgi(
+    app: Flask | str,
+    debug: bool = False,
+    host: str = "localhost",
+    port: int = 5000,
+    uwsgi_binary: str | None = None,
+    **options: object,
+) -> NoReturn:
+    """Replace this process by uWSGI, whatever started it: :func:`run_uwsgi` for a ``flask`` command."""
+    debug = debug or debug_requested()
+    environ = {**os.environ, "FLASK_UWSGI_DEBUG": "true"} if debug else os.environ
+    arguments = uwsgi_arguments(
+        app, binary=find_uwsgi(uwsgi_binary), host=host, port=port, debug=debug, options=options
+    )
+    click.echo(f"Running: {shlex.join(arguments)}")
+    os.execvpe(arguments[0], arguments, environ)
+
+
+def locate_app(app: Flask | str) -> dict[str, str]:
+    """Return the uWSGI options that make it load an application.
+
+    A Flask object is looked for by identity in ``__main__`` and in the module of its import name, among the
+    variables that an import binds: what a script binds below ``if __name__ == "__main__":``, uWSGI will not
+    see. Failing that, a factory ``create_app()`` or ``make_app()`` there is called.
+
+    :param app: the application, ``"module:variable"`` or ``"module:factory()"``.
+    :raises RuntimeError: no importable name leads to the application.
+    """
+    if isinstance(app, str):
+        return {**_import_root(app.partition(":")[0]), "module": app}
+
+    names = dict.fromkeys(["__main__", app.import_name])
+    modules = [sys.modules[name] for name in names if name in sys.modules]
+    for module in modules:
+        for name, value in _importable_variables(module).items():
+            if value is app:
+                return _load_options(module, name)
+    for module in modules:
+        variables = _importable_variables(module)
+        for name in ("create_app", "make_app"):
+            if _needs_no_arguments(variables.get(name)):
+                return _load_options(module, f"{name}()")
+    raise RuntimeError(
+        f"uWSGI imports the application, and no name leads it to {app!r}: no variable of {' or '.join(names)} "
+        "holds it, not counting those of functions and those below if __name__ == '__main__', and there is no "
+        "create_app() or make_app() without required arguments. Bind it to a variable at the top level of a "
+        'module, or pass app="module:variable" or app="module:factory()".'
+    )
+
+
+def _load_options(module: ModuleType, variable: str) -> dict[str, str]:
+    """Return the uWSGI options that load a variable, or a ``factory()``, of a module."""
+    name = module.__name__
+    if name == "__main__":
+        spec = module.__spec__
+        # A spec tells python -m package.module from python file.py, and from python directory/ by its name.
+        if spec is None or spec.name == "__main__":
+            return _load_script_options(os.path.realpath(str(module.__file__)), variable)
+        name = spec.name
+    return {**_import_root(name), "module": f"{name}:{variable}"}
+
+
+def _load_script_options(path: str, variable: str) -> dict[str, str]:
+    """Return the uWSGI options that load a variable, or a ``factory()``, of a script."""
+    directory, file = os.path.split(path)
+    name, suffix = os.path.splitext(file)
+    options = {"pythonpath": glob.escape(directory)}  # uWSGI takes a pattern
+    # Inside uWSGI the modules __main__ and uwsgi are its own.
+    if suffix == ".py" and name.isidentifier() and name not in {"__main__", "uwsgi"}:
+        return {**options, "module": f"{name}:{variable}"}
+    if variable.endswith("()"):
+        raise RuntimeError(
+            f"uWSGI calls factories of importable modules only, and {variable} is in the file {file!r}. Give "
+            "the file a module's name, or bind the application to a variable at its top level."
+        )
+    return {**options, "wsgi-file": path, "callable": variable}
+
+
+def _import_root(name: str) -> dict[str, str]:
+    """Return the uWSGI option for the directory that a module is imported from, if it takes one."""
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except ValueError:  # a module made by hand has no spec
+        return {}
+    locations = [] if spec is None else list(spec.submodule_search_locations or [spec.origin or ""])
+    root = os.path.dirname(locations[0]) if locations else ""
+    # Installed packages are found without, and should not come before the standard library.
+    if not root or os.path.basename(root) in {"site-packages", "dist-packages"}:
+        return {}
+    return {"pythonpath": glob.escape(os.path.abspath(root))}
+
+
+def _importable_variables(module: ModuleType) -> Mapping[str, object]:
+    """Return the variables of a module that it also has when it is imported rather than run."""
+    if module.__name__ != "__main__":
+        return vars(module)
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):  # no file: an interactive session, python -c
+        return {}
+    bound = set(_bound_names(ast.parse(source).body))
+    return {name: value for name, value in vars(module).items() if name in bound or "*" in bound}
+
+
+def _bound_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the names that importing a module binds; ``*`` if it imports an unknown number of them."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN_GUARDS:
+            yield from _bound_names(node.orelse)
+        else:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            elif isinstance(node, ast.alias):
+                yield node.asname or node.name.partition(".")[0]
+            yield from _bound_names(ast.iter_child_nodes(node))
+
+
+def _needs_no_arguments(factory: object) -> bool:
+    """Return whether something can be called without arguments."""
+    if not callable(factory):
+        return False
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError):  # there is one without a default; it has no signature
+        return False
+    return True
+
+
+def _dashed(options: Mapping[str, object]) -> dict[str, object]:
+    """Return options under the names that uWSGI gives them."""
+    return {name.replace("_", "-"): value for name, value in options.items()}
+
+
+def _is_on(value: object) -> bool:
+    """Return whether an option's value puts it on the command line. 0 and the empty string do."""
+    return value is not None and value is not False
+
+
+def _spell(options: Mapping[str, object]) -> Iterator[str]:
+    """Yield options as arguments, with ``=``: getopt takes an optional value in no other form."""
+    for name, value in options.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if _is_on(item):
+                yield f"--{name}" if item is True else f"--{name}={item}"

@@ -1,0 +1,563 @@
+"""Finding uWSGI, finding the application, and running the one with the other."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import flask_uwsgi_websocket
+from flask_uwsgi_websocket import runner
+from flask_uwsgi_websocket.exceptions import UwsgiNotFound
+
+DEADLINE = 30  # seconds, for what takes one or two on an idle machine
+
+# What the scripts below start themselves with: they serve the application, or only tell where they found it.
+START = """
+import json, os
+from flask_uwsgi_websocket.runner import locate_app, run_uwsgi
+
+def start(app, **options):
+    if "PORT" in os.environ:
+        run_uwsgi(app, port=int(os.environ["PORT"]), **options)
+    else:
+        print(json.dumps(locate_app(app)))
+"""
+
+FACTORY = """
+from flask import Flask
+from start import start
+
+def create_app(greeting="hello"):
+    app = Flask(__name__)
+    app.add_url_rule("/", "index", lambda: greeting)
+    return app
+"""
+
+SCRIPT = f"""{FACTORY}
+app = create_app()
+if __name__ == "__main__":
+    start(app)
+"""
+
+
+class Layout(NamedTuple):
+    """A project: its files, Python's arguments that start it, and the uWSGI options that load its app."""
+
+    files: Mapping[str, str]
+    arguments: list[str]
+    options: Mapping[str, str]
+
+
+LAYOUTS = {
+    "script": Layout({"app.py": SCRIPT}, ["app.py"], {"pythonpath": "{}", "module": "app:app"}),
+    "script elsewhere": Layout(
+        {"src/web.py": f"import beside\n{SCRIPT}", "src/beside.py": ""},
+        ["src/web.py"],
+        {"pythonpath": "{}/src", "module": "web:app"},
+    ),
+    "directory that is a pattern": Layout(
+        {"[ab]/app.py": SCRIPT}, ["[ab]/app.py"], {"pythonpath": "{}/[[]ab]", "module": "app:app"}
+    ),
+    "module of a package": Layout(
+        {
+            "package/__init__.py": "",
+            "package/beside.py": "",
+            "package/web.py": f"from . import beside\n{SCRIPT}",
+        },
+        ["-m", "package.web"],
+        {"pythonpath": "{}", "module": "package.web:app"},
+    ),
+    "package": Layout(
+        {"package/__init__.py": "", "package/__main__.py": SCRIPT},
+        ["-m", "package"],
+        {"pythonpath": "{}", "module": "package.__main__:app"},
+    ),
+    "directory": Layout(
+        {"project/__main__.py": SCRIPT},
+        ["project"],
+        {"pythonpath": "{}/project", "wsgi-file": "{}/project/__main__.py", "callable": "app"},
+    ),
+    "another variable": Layout(
+        {"app.py": FACTORY + "site = create_app()\nif __name__ == '__main__': start(site)"},
+        ["app.py"],
+        {"pythonpath": "{}", "module": "app:site"},
+    ),
+    "imported variable": Layout(
+        {"run.py": "from app import app as site\nfrom start import start\nstart(site)", "app.py": SCRIPT},
+        ["run.py"],
+        {"pythonpath": "{}", "module": "run:site"},
+    ),
+    "star import": Layout(
+        {"run.py": "from app import *\nfrom start import start\nstart(app)", "app.py": SCRIPT},
+        ["run.py"],
+        {"pythonpath": "{}", "module": "run:app"},
+    ),
+    "variable of another module": Layout(
+        {
+            "run.py": "def main():\n from package import app\n from start import start\n start(app)\n"
+            "if __name__ == '__main__': main()",
+            "package/__init__.py": SCRIPT,
+        },
+        ["run.py"],
+        {"pythonpath": "{}", "module": "package:app"},
+    ),
+    "factory": Layout(
+        {"app.py": FACTORY + "if __name__ == '__main__': start(create_app())"},
+        ["app.py"],
+        {"pythonpath": "{}", "module": "app:create_app()"},
+    ),
+    "guarded variable": Layout(
+        {"app.py": FACTORY + "if __name__ == '__main__':\n app = create_app()\n start(app)"},
+        ["app.py"],
+        {"pythonpath": "{}", "module": "app:create_app()"},
+    ),
+    "variable bound both ways": Layout(
+        {
+            "app.py": FACTORY
+            + "if '__main__' == __name__:\n site = app = create_app()\n start(app)\nelse: app = create_app()"
+        },
+        ["app.py"],
+        {"pythonpath": "{}", "module": "app:app"},
+    ),
+    "file name that is no module's": Layout(
+        {"my-app.py": SCRIPT},
+        ["my-app.py"],
+        {"pythonpath": "{}", "wsgi-file": "{}/my-app.py", "callable": "app"},
+    ),
+    "file name without suffix": Layout(
+        {"serve": SCRIPT}, ["serve"], {"pythonpath": "{}", "wsgi-file": "{}/serve", "callable": "app"}
+    ),
+    "script called uwsgi": Layout(
+        {"uwsgi.py": SCRIPT},
+        ["uwsgi.py"],
+        {"pythonpath": "{}", "wsgi-file": "{}/uwsgi.py", "callable": "app"},
+    ),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/start.py").write_text(START)
+    (tmp_path / "project").mkdir()
+    return (tmp_path / "project").resolve()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def write(project: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+
+
+def environment(project: Path, **variables: object) -> dict[str, str]:
+    """Return the environment for a project's processes, where the package and ``start`` can be imported."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "PORT"))}
+    paths = [str(Path(flask_uwsgi_websocket.__file__).parents[1]), str(project.parent / "library")]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), **{k: str(v) for k, v in variables.items()}}
+
+
+def run(project: Path, *arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments in the project to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=project,
+        env=environment(project, **variables),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+class Server(NamedTuple):
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str
+
+    def get(self) -> str:
+        """Return what the server answers, as soon as it does."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            try:
+                with urllib.request.urlopen(self.url, timeout=DEADLINE) as response:
+                    return str(response.read().decode())
+            except urllib.error.HTTPError as error:
+                return f"{error.code}"
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.05)
+
+
+@contextmanager
+def serving(project: Path, port: int, *arguments: str, **variables: object) -> Iterator[Server]:
+    """Run Python with these arguments in the project, as a server for as long as the context lasts."""
+    log = project.parent / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=project,
+            env=environment(project, PORT=port, **variables),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield Server(process, log, f"http://127.0.0.1:{port}/")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def executable(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o755)
+    return str(path)
+
+
+def arguments(options: Mapping[str, object], *, app: str = "no_such_module:app", debug: bool = False) -> list[str]:
+    return runner.uwsgi_arguments(app, binary="/bin/uwsgi", debug=debug, options=options)
+
+
+# The binary
+
+
+def test_the_binary_is_the_argument_then_the_variable_then_beside_python_then_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argument, variable, beside, on_path = (
+        executable(tmp_path / directory / "uwsgi") for directory in ("argument", "variable", "beside", "path")
+    )
+    monkeypatch.setenv("FLASK_UWSGI_BINARY", variable)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "beside/python"))
+
+    assert runner.find_uwsgi(argument) == argument
+    assert runner.find_uwsgi() == variable
+    monkeypatch.delenv("FLASK_UWSGI_BINARY")
+    assert runner.find_uwsgi() == beside
+    os.remove(beside)
+    assert runner.find_uwsgi() == on_path
+
+
+def test_a_binary_can_be_named_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = executable(tmp_path / "uwsgi-core")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runner.find_uwsgi("uwsgi-core") == command
+
+
+def test_a_missing_uwsgi_is_an_error_that_names_cause_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLASK_UWSGI_BINARY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UwsgiNotFound, match=r"There is no uWSGI.*pip install uwsgi.*C compiler.*FLASK_UWSGI_BINARY"):
+        runner.find_uwsgi()
+
+
+def test_a_binary_asked_for_and_missing_is_an_error_even_beside_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.path.dirname(executable(tmp_path / "uwsgi")))
+    with pytest.raises(UwsgiNotFound, match="uwsgi_binary names '/nowhere/uwsgi'"):
+        runner.find_uwsgi("/nowhere/uwsgi")
+    monkeypatch.setenv("FLASK_UWSGI_BINARY", "/nowhere/else")
+    with pytest.raises(UwsgiNotFound, match="FLASK_UWSGI_BINARY names '/nowhere/else'"):
+        runner.find_uwsgi()
+
+
+# The arguments
+
+
+def test_the_arguments_serve_http_with_websockets_under_a_master() -> None:
+    result = arguments({"virtualenv": None})
+    assert result == [
+        "/bin/uwsgi",
+        "--module=no_such_module:app",
+        "--master",
+        "--enable-threads",
+        "--die-on-term",
+        "--http=localhost:5000",
+        "--http-websockets",
+        "--need-app",
+    ]
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_host_is_put_in_brackets(host: str) -> None:
+    result = runner.uwsgi_arguments("no_such_module:app", binary="uwsgi", host=host, port=80)
+    assert "--http=[::1]:80" in result
+
+
+def test_true_is_a_flag_and_false_and_none_leave_an_option_out() -> None:
+    result = arguments({"lazy_apps": True, "master": False, "need_app": None, "http_keepalive": 0})
+    assert "--lazy-apps" in result
+    assert "--master" not in result
+    assert "--need-app" not in result
+    assert "--http-keepalive=0" in result
+
+
+def test_a_list_repeats_an_option() -> None:
+    result = arguments({"env": ["A=1", "B=2"], "static_map": ("/a=/b",)})
+    assert [argument for argument in result if argument.startswith(("--env", "--static-map"))] == [
+        "--env=A=1",
+        "--env=B=2",
+        "--static-map=/a=/b",
+    ]
+
+
+@pytest.mark.parametrize("option", ["http", "http_socket", "https", "socket", "uwsgi_socket"])
+def test_an_address_among_the_options_replaces_host_and_port(option: str) -> None:
+    result = arguments({option: "127.0.0.1:1"})
+    listening = [a for a in result if a.startswith("--") and a.partition("=")[0][2:] in runner.LISTEN_OPTIONS]
+    assert listening == [f"--{option.replace('_', '-')}=127.0.0.1:1"]
+
+
+def test_a_virtual_environment_is_passed_on_unless_another_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/venv")
+    assert "--virtualenv=/venv" in arguments({})
+    for option in ("home", "virtualenv", "venv", "pyhome"):
+        assert [a for a in arguments({option: "/other"}) if "venv" in a or "other" in a] == [f"--{option}=/other"]
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert not [a for a in arguments({}) if a.startswith("--virtualenv")]
+
+
+def test_debug_reloads_soon_after_a_change() -> None:
+    result = arguments({}, debug=True)
+    assert "--python-autoreload=1" in result
+    assert "--worker-reload-mercy=3" in result
+    assert "--worker-reload-mercy=9" in arguments({"worker_reload_mercy": 9}, debug=True)
+
+
+def test_plugins_are_loaded_before_the_options_that_need_them() -> None:
+    result = arguments({"plugins": "http,python3", "plugin_dir": "/plugins"})
+    assert result[1:3] == ["--plugin-dir=/plugins", "--plugins=http,python3"]
+
+
+def test_the_pythonpath_of_the_user_comes_after_that_of_the_application_so_that_it_wins() -> None:
+    result = arguments({"pythonpath": "/mine"}, app="json:app")
+    paths = [a for a in result if a.startswith("--pythonpath=")]
+    assert paths == [f"--pythonpath={Path(json.__file__).parents[1]}", "--pythonpath=/mine"]
+
+
+def test_installed_packages_are_not_put_before_the_standard_library() -> None:
+    assert runner.locate_app("pytest:app") == {"module": "pytest:app"}
+
+
+def test_the_defaults_of_a_mode_are_completed_by_options() -> None:
+    defaults = {"gevent": 100, "gevent-early-monkey-patch": True}
+    assert runner.with_defaults({"processes": 4}, defaults) == {**defaults, "processes": 4}
+    assert runner.with_defaults({"gevent": 500}, defaults) == {**defaults, "gevent": 500}
+    assert runner.with_defaults({"gevent_early_monkey_patch": False}, defaults) == {
+        "gevent": 100,
+        "gevent-early-monkey-patch": False,
+    }
+
+
+def test_the_defaults_of_a_mode_give_way_to_another_concurrency() -> None:
+    assert runner.with_defaults({"gevent": 10}, {"threads": 16}) == {"gevent": 10}
+    assert runner.with_defaults({"gevent": None}, {"threads": 16}) == {"gevent": None, "threads": 16}
+
+
+def test_positional_arguments_are_those_of_0_6_1() -> None:
+    assert list(inspect.signature(runner.run_uwsgi).parameters)[:5] == [
+        "app",
+        "debug",
+        "host",
+        "port",
+        "uwsgi_binary",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", False), ("0", False), ("False", False), ("1", True), ("true", True)]
+)
+def test_the_environment_can_ask_for_debugging(value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASK_UWSGI_DEBUG", value)
+    assert runner.debug_requested() is expected
+
+
+# The application
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_an_application_is_found_in_a(layout: Layout, project: Path) -> None:
+    write(project, layout.files)
+    result = run(project, *layout.arguments)
+    assert result.stdout, result.stderr
+    assert json.loads(result.stdout) == {k: v.replace("{}", str(project)) for k, v in layout.options.items()}
+
+
+def test_a_link_to_a_script_is_followed_as_python_does(project: Path) -> None:
+    write(project, {"src/app.py": f"import beside\n{SCRIPT}", "src/beside.py": ""})
+    (project / "serve").symlink_to("src/app.py")
+    assert json.loads(run(project, "serve").stdout) == {"pythonpath": f"{project}/src", "module": "app:app"}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "if __name__ == '__main__':\n app = make()\n start(app)",
+        "def main():\n app = make()\n start(app)\nif __name__ == '__main__': main()",
+        "def create_app(name): pass\nif __name__ == '__main__': start(make())",
+    ],
+    ids=["guarded", "local", "factory with an argument"],
+)
+def test_an_application_that_an_import_does_not_make_is_an_error_that_names_cause_and_remedy(
+    end: str, project: Path
+) -> None:
+    write(project, {"app.py": FACTORY.replace("create_app", "make") + end})
+    assert "RuntimeError: uWSGI imports the application, and no name leads it to <Flask 'app'>" in (
+        result := run(project, "app.py").stderr
+    )
+    assert 'pass app="module:variable"' in result
+
+
+def test_an_application_of_an_interactive_session_is_an_error(project: Path) -> None:
+    assert "RuntimeError: uWSGI imports the application" in run(project, "-c", SCRIPT).stderr
+
+
+def test_a_factory_in_a_file_that_cannot_be_imported_is_an_error(project: Path) -> None:
+    write(project, {"my-app.py": LAYOUTS["factory"].files["app.py"]})
+    result = run(project, "my-app.py").stderr
+    assert "RuntimeError: uWSGI calls factories of importable modules only, and create_app() is in" in result
+
+
+def test_under_the_flask_command_run_is_ignored(project: Path) -> None:
+    write(project, {"app.py": f"{FACTORY}app = create_app()\nstart(app)"})
+    result = run(project, "-m", "flask", "routes", PORT=1)
+    assert "Ignoring a call to app.run(): the 'flask' command has loaded the application" in result.stderr
+    assert result.returncode == 0
+
+
+# All of it
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_uwsgi_serves_an_application_in_a(layout: Layout, project: Path, port: int) -> None:
+    write(project, layout.files)
+    with serving(project, port, *layout.arguments) as server:
+        assert server.get() == "hello"
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("app", ["app:app", "app:create_app()"])
+def test_an_application_can_be_given_by_its_name(app: str, project: Path, port: int) -> None:
+    write(project, {"src/app.py": SCRIPT, "src/run.py": f"from start import start\nstart({app!r})"})
+    with serving(project, port, "src/run.py") as server:
+        assert server.get() == "hello"
+
+
+@pytest.mark.live
+def test_inside_uwsgi_run_is_ignored(project: Path, port: int) -> None:
+    write(project, {"app.py": f"{FACTORY}app = create_app()\nstart(app)"})
+    with serving(project, port, "app.py") as server:
+        assert server.get() == "hello"
+    assert "Ignoring a call to app.run(): uWSGI has loaded the application" in server.log.read_text()
+
+
+@pytest.mark.live
+def test_a_directory_called_uwsgi_does_not_pass_for_uwsgi(project: Path, port: int) -> None:
+    write(project, {"app.py": SCRIPT, "uwsgi/production.ini": "[uwsgi]"})
+    with serving(project, port, "app.py") as server:
+        assert server.get() == "hello"
+
+
+@pytest.mark.live
+def test_the_command_is_printed_and_replaces_the_process(project: Path, port: int) -> None:
+    write(project, {"app.py": SCRIPT})
+    with serving(project, port, "app.py") as server:
+        server.get()
+        log = server.log.read_text()
+        assert log.startswith("Running: ")
+        assert f"--pythonpath={project} --module=app:app" in log
+        assert f"spawned uWSGI master process (pid: {server.process.pid})" in log
+
+
+@pytest.mark.live
+def test_the_application_runs_in_the_virtual_environment(project: Path, port: int) -> None:
+    write(project, {"app.py": SCRIPT.replace("app = create_app()", "import sys\napp = create_app(sys.prefix)")})
+    with serving(project, port, "app.py") as server:
+        assert server.get() == sys.prefix
+
+
+@pytest.mark.live
+def test_options_reach_uwsgi(project: Path, port: int) -> None:
+    text = f'{FACTORY}\nimport os\napp = create_app(f\'{{os.environ.get("ONE")}} {{os.environ.get("TWO")}}\')\n'
+    write(
+        project,
+        {"app.py": f"{text}if __name__ == '__main__': start(app, env=['ONE=1', 'TWO=2'], lazy_apps=True)"},
+    )
+    with serving(project, port, "app.py") as server:
+        assert server.get() == "1 2"
+
+
+@pytest.mark.live
+def test_sigterm_ends_the_server(project: Path, port: int) -> None:
+    write(project, {"app.py": SCRIPT})
+    with serving(project, port, "app.py") as server:
+        server.get()
+        server.process.terminate()
+        assert server.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.live
+def test_an_application_that_fails_to_load_ends_the_server(project: Path, port: int) -> None:
+    write(project, {"app.py": f"{SCRIPT}else: raise ValueError('not like that')"})
+    with serving(project, port, "app.py") as server:
+        assert server.process.wait(DEADLINE) != 0
+    assert "ValueError: not like that" in server.log.read_text()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("mode", ["threads=4", "gevent=10, gevent_early_monkey_patch=True"])
+def test_debug_serves_what_was_changed_even_after_a_mistake(mode: str, project: Path, port: int) -> None:
+    def source(greeting: str) -> str:
+        text = SCRIPT.replace("start(app)", f"start(app, debug=True, {mode})")
+        return text.replace('"hello"', greeting).replace("create_app()", "create_app()\nimport os", 1)
+
+    write(project, {"app.py": source('"one"')})
+    with serving(project, port, "app.py") as server:
+        assert server.get() == "one"
+        for text, expected in (
+            (source('__import__("os").environ["FLASK_UWSGI_DEBUG"]'), "true"),
+            ("(", "500"),
+        ):
+            change(project / "app.py", text, server, expected)
+        change(project / "app.py", source('"two"'), server, "two")
+
+
+def change(path: Path, text: str, server: Server, expected: str) -> None:
+    """Change a module, and wait until the server serves it."""
+    path.write_text(text)
+    deadline = time.monotonic() + DEADLINE
+    while server.get() != expected:
+        assert time.monotonic() < deadline, server.log.read_text()
+        # The reloader compares whole seconds, and knows only the times it has seen itself.
+        later = path.stat().st_mtime + 1
+        os.utime(path, (later, later))
+        time.sleep(0.1)
