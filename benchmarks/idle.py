@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-APP = '''
+APP = """
 from flask import Flask
 from flask_uwsgi_websocket import GeventWebSocket
 
@@ -31,7 +31,7 @@ websocket = GeventWebSocket(app)
 def echo(ws):
     for message in ws:
         ws.send(message)
-'''
+"""
 
 REQUEST = (
     b"GET /echo HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+from websockets.sync.client import connect
 
 import flask_uwsgi_websocket
-
-connect = pytest.importorskip("websockets.sync.client").connect
 
 DEADLINE = 30  # seconds, for what takes one or two on an idle machine
 ROOT = Path(flask_uwsgi_websocket.__file__).parents[1]
@@ -64,6 +67,28 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    """Start Chromium without a screen."""
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or chromedriver is None:
+        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    yield driver
+    driver.quit()
+
+
+def wait_for_text(browser: webdriver.Chrome, element: str, text: str) -> None:
+    WebDriverWait(browser, DEADLINE).until(lambda driver: text in driver.find_element(By.ID, element).text)
+
+
 @pytest.mark.parametrize("names", [ECHOES, CHATS])
 def test_examples_of_a_kind_have_the_same_page(names: list[str]) -> None:
     assert len({(EXAMPLES / name / "templates/index.html").read_text() for name in names}) == 1
@@ -102,6 +127,15 @@ def test_many_are_served_at_once(server: str) -> None:
             ws.send(str(i))
         for i, ws in reversed(list(enumerate(connections))):
             assert ws.recv(DEADLINE) == str(i)
+
+
+@pytest.mark.live
+@echoes
+def test_a_browser_shows_the_echo_of_what_is_typed(server: str, browser: webdriver.Chrome) -> None:
+    browser.get(f"http://{server}/")
+    wait_for_text(browser, "state", "connected")
+    browser.find_element(By.ID, "text").send_keys("Grüße & <b>tags</b>\n")
+    wait_for_text(browser, "log", "Grüße & <b>tags</b>")
 
 
 @pytest.mark.live
