@@ -24,20 +24,19 @@ logger = logging.getLogger(__package__)
 class Keepalive:
     """The connections of one loop, and the rounds among them."""
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._lock = allocate_lock()  # held around what follows, from any thread
         self._connections: set[Connection] = set()
         self._running = False
 
-    def add(self, connection: Connection) -> None:
-        """Look after *connection* from now on."""
+    def add(self, connection: Connection, loop: Loop) -> None:
+        """Look after *connection* from now on, in rounds that *loop* runs."""
         with self._lock:
             self._connections.add(connection)
             start = not self._running
             self._running = True
         if start:
-            self._loop.run_every(INTERVAL, self._round)
+            loop.run_every(INTERVAL, self._round)
 
     def remove(self, connection: Connection) -> None:
         """Forget *connection*; harmless when it is not known."""
@@ -64,5 +63,5 @@ def keepalive_of(loop: Loop) -> Keepalive:
     keepalive = _keepalives.get(loop)
     if keepalive is None:
         # Of two threads that get here at once, both use the one that was stored first.
-        keepalive = _keepalives.setdefault(loop, Keepalive(loop))
+        keepalive = _keepalives.setdefault(loop, Keepalive())
     return keepalive

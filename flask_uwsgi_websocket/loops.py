@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from gevent.hub import Hub
@@ -261,8 +261,9 @@ def _set_result(future: asyncio.Future[bool], result: bool) -> None:
 
 
 _thread_loop = ThreadLoop()
-_gevent_loops: WeakKeyDictionary[Hub, GeventLoop] = WeakKeyDictionary()
-_asyncio_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioLoop] = WeakKeyDictionary()
+# By the id() of gevent's hub or asyncio's loop, which cannot be another's as long as the value refers to it.
+_gevent_loops: WeakValueDictionary[int, GeventLoop] = WeakValueDictionary()
+_asyncio_loops: WeakValueDictionary[int, AsyncioLoop] = WeakValueDictionary()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -281,9 +282,10 @@ def current_blocking_loop() -> Loop:
     if gevent is None or not isinstance(gevent.getcurrent(), gevent.Greenlet):
         return _thread_loop
     hub = gevent.get_hub()
-    if hub not in _gevent_loops:
-        _gevent_loops[hub] = GeventLoop(hub)
-    return _gevent_loops[hub]
+    loop = _gevent_loops.get(id(hub))
+    if loop is None:
+        loop = _gevent_loops[id(hub)] = GeventLoop(hub)
+    return loop
 
 
 def current_asyncio_loop() -> AsyncioLoop:
@@ -291,10 +293,11 @@ def current_asyncio_loop() -> AsyncioLoop:
 
     :raises RuntimeError: when there is none.
     """
-    loop = asyncio.get_running_loop()
-    if loop not in _asyncio_loops:
-        _asyncio_loops[loop] = AsyncioLoop(loop)
-    return _asyncio_loops[loop]
+    running = asyncio.get_running_loop()
+    loop = _asyncio_loops.get(id(running))
+    if loop is None:
+        loop = _asyncio_loops[id(running)] = AsyncioLoop(running)
+    return loop
 
 
 def allocate_lock() -> threading.Lock:

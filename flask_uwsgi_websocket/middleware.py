@@ -117,7 +117,7 @@ def make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callab
         loop = client.make_loop()
         client.attach(find_server(request.environ), loop, settings, handshake)
         keepalive = keepalive_of(loop)
-        keepalive.add(client)
+        keepalive.add(client, loop)
         try:
             response = client.serve(handler, kwargs, _report)
         finally:
