@@ -328,9 +328,8 @@ class Protocol:
         """
         frames = b""
         if self._pongs:
-            # A Ping is answered "unless [the endpoint] already received a Close frame" (section 5.5.2).
-            if self.close_sent is None or self.close_received is None:
-                frames = b"".join([self._frame(_FIN | PONG, payload) for payload in self._pongs])
+            # Also after our own Close: only that of the peer lifts the duty to answer (section 5.5.2).
+            frames = b"".join([self._frame(_FIN | PONG, payload) for payload in self._pongs])
             self._pongs.clear()
         closed = self.closed
         if closed is not None and self.close_sent is None and closed.code != ABNORMAL_CLOSURE:
