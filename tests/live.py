@@ -1,0 +1,510 @@
+"""uWSGI servers for the live tests, one for each mode and front, and clients for them. A pytest plugin.
+
+A server stays up for all tests that use it. They wait for what its workers write into their journal, and for its
+access log. When it goes down, its log must hold no crash, no noise, and no traceback that was not deliberate.
+
+PYTEST_DONT_REWRITE: the test modules import it before pytest could.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import websockets.asyncio.client
+import websockets.sync.client
+from wire import CLOSE, KEY, frame
+
+import flask_uwsgi_websocket
+
+T = TypeVar("T")
+
+TESTS = Path(__file__).parent
+UWSGI = Path(sys.executable).with_name("uwsgi")
+
+#: Seconds for whatever takes much less on an idle machine.
+DEADLINE = 30
+
+#: How many clients the concurrent modes are to serve at once.
+CROWD = 100
+
+
+class Mode(NamedTuple):
+    """A concurrency mode: the extension, its uWSGI options, the module with its ``sleep()``."""
+
+    extension: str
+    options: Sequence[str]
+    sleep: str
+    processes: int = 1
+
+
+_GEVENT = ["--gevent", "300"]
+_PATCHED = [*_GEVENT, "--gevent-early-monkey-patch"]
+
+MODES = {
+    "threads": Mode("WebSocket", ["--threads", "150"], "time"),
+    "gevent": Mode("GeventWebSocket", _PATCHED, "time"),
+    "gevent-2-processes": Mode("GeventWebSocket", [*_PATCHED, "--processes", "2"], "time", processes=2),
+    "plain-in-gevent": Mode("WebSocket", _GEVENT, "gevent"),
+    "asyncio": Mode("AsyncioWebSocket", ["--asyncio", "300", "--greenlet"], "asyncio"),
+}
+
+FRONTS = {"http-socket": ["--http-socket"], "http": ["--http-websockets", "--http"]}
+
+MATRIX = [pytest.param((mode, front), id=f"{mode}-{front}") for mode in MODES for front in FRONTS]
+
+# The router, [uwsgi-http ...], tells of every client that vanishes: that is its own business.
+_NOISE = re.compile(
+    r"^(?!\[uwsgi-http ).*(\[BUG\]|Segmentation|SIGPIPE|Broken pipe|DAMN|[Rr]espawn|never awaited|stack is not)",
+    re.MULTILINE,
+)
+
+
+class Server:
+    """A running uWSGI.
+
+    :param mode: the key of its mode.
+    :param front: the key of its front.
+    :param options: more options for uWSGI.
+    :param hosts: more addresses to listen on.
+    :param master: whether uWSGI has its master process.
+    :param expected: the exceptions whose tracebacks may be in the log, as a regular expression.
+    """
+
+    host = "127.0.0.1"
+
+    def __init__(
+        self,
+        directory: Path,
+        mode: Mode,
+        front: str,
+        *,
+        options: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        master: bool = True,
+        expected: str = "live_app.Deliberate",
+    ) -> None:
+        self.mode = mode
+        self.front = front
+        self.expected = expected
+        self.port = find_free_port()
+        self._tokens = map("t{}".format, itertools.count())
+        self._log = directory / "log"
+        self._journal = directory / "journal"
+        self._journal.touch()
+        *flags, listen = FRONTS[front]
+        addresses = [f"{host}:{self.port}" for host in (self.host, *hosts)]
+        arguments = [
+            str(UWSGI),
+            *("--master", "--die-on-term") * master,
+            *("--need-app", "--enable-threads", "--sharedarea", "1"),
+            *("--virtualenv", sys.prefix) * (sys.prefix != sys.base_prefix),
+            *("--pythonpath", str(TESTS), "--pythonpath", str(Path(flask_uwsgi_websocket.__file__).parents[1])),
+            *("--module", "live_app:app"),
+            *flags,
+            *(item for address in addresses for item in (listen, address)),
+            *mode.options,
+            *options,
+        ]
+        environ = {
+            **os.environ,
+            "LIVE_CLASS": mode.extension,
+            "LIVE_SLEEP": mode.sleep,
+            "LIVE_JOURNAL": str(self._journal),
+            "LIVE_COVERAGE": coverage_config(),
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
+            )
+
+    def wait_until_ready(self) -> None:
+        def answers() -> bool:
+            assert self._process.poll() is None, f"uWSGI has ended:\n{self.log}"
+            with suppress(OSError, http.client.HTTPException):
+                return self.get("/").status == 200
+            return False
+
+        wait_until(answers, lambda: f"uWSGI does not answer:\n{self.log}")
+        wait_until(lambda: len(self.workers) == self.mode.processes, lambda: f"workers are missing:\n{self.log}")
+
+    def stop(self) -> None:
+        """Stop it, and check what it leaves behind."""
+        if self._process.poll() is None:
+            self._save_coverage()
+            os.killpg(self._process.pid, signal.SIGINT)
+        try:
+            self._process.wait(DEADLINE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def check_log(self) -> None:
+        """Check that no worker has died, and that nothing went wrong unnoticed."""
+        log = self.log
+        noise = _NOISE.search(log)
+        assert noise is None, f"{noise[0]}:\n{log}"
+        for traceback in log.split("Traceback (most recent call last):")[1:]:
+            assert re.search(rf"^({self.expected})\b", traceback, re.MULTILINE), traceback
+        failed = [line for line in log.splitlines() if "(HTTP/1.1 500)" in line and " GET /raise-before?" not in line]
+        assert not failed or "Deliberate" not in self.expected, failed
+        assert len(self.workers) == self.mode.processes, log
+
+    def _save_coverage(self) -> None:
+        if coverage_config():
+            saved: set[int] = set()
+            wait_until(
+                lambda: saved.add(self.json("/save-coverage", method="POST")["pid"]) or saved >= self.workers,
+                lambda: f"a worker has not saved its coverage:\n{self.log}",
+            )
+
+    # What is known of it
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def workers(self) -> set[int]:
+        """The process ids of all workers that have ever started."""
+        return {entry["pid"] for entry in self.journal() if entry["event"] == "worker"}
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Return what the workers have noted."""
+        lines = self._journal.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def wait_for(self, event: str, client: Any) -> dict[str, Any]:
+        """Wait for an *event* of the handler that serves *client*."""
+        token = token_of(client)
+
+        def find() -> dict[str, Any] | None:
+            entries = self.journal()
+            return next((e for e in entries if e["event"] == event and e.get("token") == token), None)
+
+        return wait_until(find, lambda: f"no {event!r} of the handler of {token}:\n{self.log[-5000:]}")
+
+    def wait_for_access_log(self, client: Any) -> str:
+        """Wait for the line that uWSGI writes about the request of *client*."""
+        token = token_of(client)
+
+        def find() -> str | None:
+            return next((line for line in self.log.splitlines() if f"token={token} " in line), None)
+
+        return wait_until(find, lambda: f"the request {token} is not in the access log:\n{self.log[-5000:]}")
+
+    def open_files(self) -> dict[int, int]:
+        """Return how many descriptors each worker has open."""
+        return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in self.workers}
+
+    # Clients
+
+    def path(self, path: str) -> str:
+        """Return *path* with a token that tells its handler in the journal, unless it has one."""
+        if "token=" in path:
+            return path
+        return f"{path}{'&' if '?' in path else '?'}token={next(self._tokens)}"
+
+    def socket(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), DEADLINE)
+
+    @contextmanager
+    def connect(self, path: str, **options: Any) -> Iterator[websockets.sync.client.ClientConnection]:
+        """Open a WebSocket of the websockets library."""
+        with websockets.sync.client.connect(
+            f"ws://{self.host}:{self.port}{self.path(path)}",
+            sock=self.socket(),
+            **{"compression": None, "open_timeout": DEADLINE, "max_size": None, "ping_interval": None, **options},
+        ) as client:
+            yield client
+
+    @asynccontextmanager
+    async def open(self, path: str, **options: Any) -> AsyncIterator[websockets.asyncio.client.ClientConnection]:
+        """Open a WebSocket of the websockets library in an event loop."""
+        sock = self.socket()
+        sock.setblocking(False)
+        async with websockets.asyncio.client.connect(
+            f"ws://{self.host}:{self.port}{self.path(path)}",
+            sock=sock,
+            **{"compression": None, "open_timeout": DEADLINE, "max_size": None, "ping_interval": None, **options},
+        ) as client:
+            yield client
+
+    @asynccontextmanager
+    async def open_many(
+        self, paths: Sequence[str], options: Callable[[int], Mapping[str, Any]] = lambda _: {}
+    ) -> AsyncIterator[list[websockets.asyncio.client.ClientConnection]]:
+        """Open a WebSocket to each of *paths*, all at once, and close them all at once."""
+        async with AsyncExitStack() as stack:
+            opening = (stack.enter_async_context(self.open(path, **options(i))) for i, path in enumerate(paths))
+            clients = await asyncio.gather(*opening)
+            yield clients
+            await asyncio.gather(*(client.close() for client in clients))
+
+    @contextmanager
+    def raw(self, path: str = "/echo", headers: Mapping[str, str | None] | None = None) -> Iterator[Raw]:
+        """Open a WebSocket that sends exactly what it is told."""
+        client = Raw(self, self.path(path))
+        try:
+            response = client.handshake(headers or {})
+            assert response.status == 101, (response.status, response.body)
+            yield client
+        finally:
+            client.close()
+
+    def handshake(
+        self,
+        path: str = "/echo",
+        headers: Mapping[str, str | None] | None = None,
+        *,
+        method: str = "GET",
+        rest: bytes = b"",
+    ) -> Response:
+        """Send a handshake, changed by *headers* and with *rest* behind it, and return the response."""
+        client = Raw(self, self.path(path))
+        try:
+            return client.handshake(headers or {}, method=method, rest=rest)
+        finally:
+            client.close()
+
+    def get(self, path: str, *, method: str = "GET") -> Response:
+        """Send a plain HTTP request."""
+        client = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE)
+        try:
+            client.request(method, path)
+            response = client.getresponse()
+            return Response(response.status, dict(response.getheaders()), response.read())
+        finally:
+            client.close()
+
+    def json(self, path: str, *, method: str = "GET") -> Any:
+        return json.loads(self.get(path, method=method).body)
+
+
+class Response(NamedTuple):
+    """A response to an HTTP request."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Raw:
+    """A client that sends exactly what it is told. ``path`` is where it goes."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        self.path = path
+        self.host = f"{server.host}:{server.port}"
+        self.sock = server.socket()
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.file = self.sock.makefile("rb")
+
+    def handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> Response:
+        """Send the handshake and return the response.
+
+        :param headers: replaces and adds headers; None leaves one out.
+        :param rest: sent in the same segment.
+        """
+        fields = {
+            "Host": self.host,
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            **headers,
+        }
+        lines = [f"{method} {self.path} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items() if v is not None)]
+        self.send("\r\n".join([*lines, "", ""]).encode() + rest)
+        status = int(self.file.readline().split()[1])
+        answered = {}
+        while line := self.file.readline().strip().decode():
+            name, _, value = line.partition(": ")
+            answered[name] = value
+        return Response(status, answered, b"" if status == 101 else self.file.read())
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def send_frame(self, opcode: int, payload: bytes = b"", **options: Any) -> None:
+        self.send(frame(opcode, payload, key=KEY, **options))
+
+    def receive(self) -> tuple[int, bytes]:
+        """Return the opcode and payload of the next frame, which has to be whole."""
+        first, length = self.file.read(2)
+        assert first & 0xF0 == 0x80
+        if length == 126:
+            (length,) = struct.unpack("!H", self.file.read(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self.file.read(8))
+        return first & 0x0F, self.file.read(length)
+
+    def receive_close(self) -> tuple[int, str]:
+        """Return the code and reason of the Close frame that has to be next, and last."""
+        opcode, payload = self.receive()
+        assert opcode == CLOSE, (opcode, payload)
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+    def reset(self) -> None:
+        """Vanish with a TCP reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        self.file.close()
+        self.sock.close()
+
+
+class Network(NamedTuple):
+    """A network of its own for clients: the server's address in it, and how it is entered and cut."""
+
+    name: str
+    host: str
+
+    def command(self, *arguments: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *arguments]
+
+    def link(self, state: str) -> None:
+        """Plug its cable in ("up") or out ("down"): nobody is told, packets are just lost."""
+        subprocess.run(self.command("ip", "link", "set", f"{self.name}c", state), check=True)
+
+
+def token_of(client: Any) -> str:
+    """Return what tells a client's handler in the journal: *client* is a connection, or the path that it went to."""
+    if not isinstance(client, str):
+        client = client.path if isinstance(client, Raw) else client.request.path
+    return parse_qs(urlsplit(client).query)["token"][0]
+
+
+def wait_until(find: Callable[[], T], complain: Callable[[], str]) -> T:
+    """Wait until *find* returns something true, and return that."""
+    deadline = time.monotonic() + DEADLINE
+    while not (found := find()):
+        assert time.monotonic() < deadline, complain()
+        time.sleep(0.01)
+    return found
+
+
+def coverage_config() -> str:
+    """Return the configuration file if coverage of these tests is being measured, so that the workers', too, is."""
+    coverage = sys.modules.get("coverage")
+    current = coverage and coverage.Coverage.current()
+    return str(current.config.config_file) if current else ""
+
+
+def find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def processes(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run clients in processes of their own, and return them when they are connected."""
+    clients = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for command in commands
+    ]
+    try:
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "connected\n"
+        yield clients
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
+
+
+def in_threads(count: int, function: Callable[[int], object]) -> None:
+    """Call *function* with 0, 1, ... in as many threads, and raise what one of them raises."""
+    errors = []
+
+    def run(number: int) -> None:
+        try:
+            function(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def serving(directory: Path, mode: Mode, front: str, **options: Any) -> Iterator[Server]:
+    """Run a server, and check what it leaves behind."""
+    server = Server(directory, mode, front, **options)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+    server.check_log()
+
+
+def can_make_networks() -> bool:
+    """Tell whether this process may make network namespaces."""
+    name = f"live{os.getpid()}t"
+    try:
+        made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+    if made:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network | None]:
+    """A network for clients that can be cut off from the server, where the system lets us make one."""
+    if not can_make_networks():
+        yield None
+        return
+    name = f"live{os.getpid()}"
+    # Of 198.18.0.0/15, which is for tests (RFC 2544).
+    subnet = f"198.18.{os.getpid() % 256}"
+    network = Network(name, f"{subnet}.1")
+    commands = [
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", f"{name}s", "type", "veth", "peer", "name", f"{name}c", "netns", name],
+        ["ip", "address", "add", f"{subnet}.1/30", "dev", f"{name}s"],
+        ["ip", "link", "set", f"{name}s", "up"],
+        network.command("ip", "address", "add", f"{subnet}.2/30", "dev", f"{name}c"),
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, check=True)
+        yield network
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)  # and with it both ends of the cable
+
+
+@pytest.fixture(scope="session", params=MATRIX)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, network: Network | None
+) -> Iterator[Server]:
+    """A server for each mode and front."""
+    mode, front = request.param
+    hosts = [] if network is None else [network.host]
+    with serving(tmp_path_factory.mktemp(f"{mode}-{front}"), MODES[mode], front, hosts=hosts) as server:
+        yield server
