@@ -7,10 +7,9 @@ greenlet gives way to the loop until the task is done.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
-
-from flask import current_app
 
 from .connection import Connection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
@@ -19,6 +18,7 @@ from .servers import uwsgi
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from flask.ctx import AppContext
 
 
 def _make_loop() -> Loop:
@@ -63,12 +63,9 @@ class AsyncioWebSocketClient(Connection):
         except ConnectionClosed:
             return
 
-    async def messages(self) -> AsyncIterator[str | bytes]:
+    def messages(self) -> AsyncIterator[str | bytes]:
         """Receive messages, each in an application context of its own. See :meth:`WebSocketClient.messages`."""
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
-        async for message in self:
-            with app.app_context():
-                yield message
+        return _Messages(self)
 
     async def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:
         """Send a message as binary, whatever it is. See :meth:`send`."""
@@ -76,7 +73,7 @@ class AsyncioWebSocketClient(Connection):
 
     async def send_json(self, value: Any, *, timeout: float | None = None) -> None:
         """Send *value* as JSON in a text message, written by ``app.json``. See :meth:`send`."""
-        await self._send(current_app.json.dumps(value), timeout=timeout)
+        await self._send(self._app.json.dumps(value), timeout=timeout)
 
     async def send_from_sharedarea(self, id: int, pos: int) -> None:
         """Send what uWSGI's shared area *id* holds from *pos* on, as text."""
@@ -92,14 +89,46 @@ class AsyncioWebSocketClient(Connection):
         """Run the coroutine *handler* in a task, which sees the request's contexts. Called by the extension."""
         from greenlet import getcurrent
 
+        async def call() -> Any:
+            # A decorator that knows no coroutines may have answered instead of the handler.
+            value = handler(self, **kwargs)
+            return await value if inspect.isawaitable(value) else value
+
         greenlet = getcurrent()
         parent = greenlet.parent
         assert parent is not None  # it runs the loop, as _make_loop() has checked
-        task = asyncio.get_running_loop().create_task(
-            self._serve(lambda: handler(self, **kwargs), report), name=f"WebSocket {self.id}"
-        )
+        task = asyncio.get_running_loop().create_task(self._serve(call, report), name=f"WebSocket {self.id}")
         if not task.done():  # an eager task may be
             task.add_done_callback(lambda task: greenlet.switch())
             while not task.done():
                 parent.switch()
         return task.result()
+
+
+class _Messages:
+    """The iterator of :meth:`AsyncioWebSocketClient.messages`.
+
+    An async generator that is left by ``break`` is closed later, and in another task, which cannot pop the context.
+    """
+
+    def __init__(self, client: AsyncioWebSocketClient) -> None:
+        self._messages = aiter(client)
+        self._app = client._app
+        self._context: AppContext | None = None
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        self._pop()
+        message = await anext(self._messages)
+        self._context = self._app.app_context()
+        self._context.push()
+        return message
+
+    def _pop(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.pop()
+
+    __del__ = _pop

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from flask import current_app
-
 from .connection import Connection
 from .exceptions import ConnectionClosed
 from .loops import current_blocking_loop, run
@@ -32,6 +30,7 @@ class WebSocketClient(Connection):
             have offered it.
         :param headers: more headers for the 101 response.
         :raises ValueError: when the client has not offered it, or a header cannot be sent.
+        :raises RuntimeError: when the handshake was sent before, so that these come too late.
         """
         run(self._accept(subprotocol, headers))
 
@@ -63,9 +62,8 @@ class WebSocketClient(Connection):
         ``teardown_appcontext`` functions run after each message, so that an idle connection holds no database
         connection.
         """
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
         for message in self:
-            with app.app_context():
+            with self._app.app_context():
                 yield message
 
     def send(self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None) -> None:
@@ -88,7 +86,7 @@ class WebSocketClient(Connection):
 
     def send_json(self, value: Any, *, timeout: float | None = None) -> None:
         """Send *value* as JSON in a text message, written by ``app.json``. See :meth:`send`."""
-        run(self._send(current_app.json.dumps(value), timeout=timeout))
+        run(self._send(self._app.json.dumps(value), timeout=timeout))
 
     def receive_json(self, timeout: float | None = None) -> Any:
         """Receive a message and read it as JSON, with ``app.json``. See :meth:`receive`.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import time
 import uuid
 from collections import deque
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from flask import current_app
+from flask import Flask
 from werkzeug.exceptions import HTTPException
 
 from .deflate import Compression, Deflate
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
+
+#: The same, where a few bytes may inflate to a large message.
+DEFLATE_READ_SIZE = 4096
 
 #: After so many messages without having to wait, a receiver lets the other connections run.
 RUN_LENGTH = 64
@@ -63,6 +67,7 @@ class Connection:
     latency: float | None
 
     _sock: RawSocket | None
+    _accepted = False
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self.id = uuid.uuid4().hex
@@ -70,8 +75,9 @@ class Connection:
         self.subprotocol = None
         self.latency = None
 
-    def attach(self, server: Server, loop: Loop, settings: Settings, handshake: Handshake) -> None:
+    def attach(self, app: Flask, server: Server, loop: Loop, settings: Settings, handshake: Handshake) -> None:
         """Take the request's socket. Nothing is sent before :meth:`_accept_now`."""
+        self._app = app
         self._server = server
         self._loop = loop
         self._settings = settings
@@ -84,7 +90,6 @@ class Connection:
         self._protocol = Protocol(max_message_size=settings.max_message_size, deflate=deflate)
         self._read_lock = allocate_lock()
         self._write_lock = allocate_lock()
-        self._accepted = False
         self._refused = False
         self._receiver = allocate_lock()  # taken by the one that is in receive()
         self._end_told = False
@@ -95,7 +100,11 @@ class Connection:
         self._eof = False
         self._heard = False
         self._pinged: tuple[bytes, float] | None = None
+        # A compressed message may be a thousandth of its size, so less is read at once.
+        self._read_size = READ_SIZE if deflate is None else DEFLATE_READ_SIZE
         self._sock = server.open()
+        self._waiting = 0  # how many wait for the socket; it is closed when the last one has left
+        self._abandoned: RawSocket | None = None
         # What tick() watches, on the monotonic clock.
         self._next_ping = 0.0
         self._silent_since: float | None = None
@@ -113,7 +122,7 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether messages can be exchanged: the handshake was not refused and neither side has closed."""
-        return not self._refused and not self._lost and self._protocol.closed is None
+        return not self._refused and self._protocol.closed is None
 
     @property
     def timeout(self) -> float | None:
@@ -147,8 +156,11 @@ class Connection:
             have offered it.
         :param headers: more headers for the 101 response.
         :raises ValueError: when the client has not offered it, or a header cannot be sent.
+        :raises RuntimeError: when the handshake was sent before, so that these come too late.
         """
         with self._write_lock:
+            if self._accepted and (headers or subprotocol not in {None, self.subprotocol}):
+                raise RuntimeError("the handshake has been sent: call accept() before anything is sent or received")
             self._accept_now(subprotocol, headers)
 
     def _accept_now(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -192,21 +204,39 @@ class Connection:
                 self._run = 0
                 await self._loop.pause()
             deadline = None if timeout is None else time.monotonic() + timeout
+            expired = False
             while (message := self._next()) is None:
                 if self._ended():
                     return None
+                if expired:
+                    raise TimeoutError(f"no message within {timeout} s")
                 self._run = 0
                 remaining = None if deadline is None else deadline - time.monotonic()
-                if not await self._wait_readable(remaining):
-                    raise TimeoutError(f"no message within {timeout} s")
+                readable = await self._wait(self._loop.wait_readable, remaining)
+                # Pings alone could keep it readable for ever.
+                expired = not readable or (remaining is not None and remaining <= 0)
             self._run += 1
             return message
         finally:
             self._receiver.release()
 
-    async def _wait_readable(self, timeout: float | None) -> bool:
-        fd = self.fd
-        return fd == -1 or await self._loop.wait_readable(fd, timeout)
+    async def _wait(self, ready: Callable[[int, float | None], Awaitable[bool]], timeout: float | None) -> bool:
+        """Wait with one of the loop's coroutines, if there is still something to wait for.
+
+        The descriptor stays open until nobody waits for it: its number could become another client's.
+        """
+        with self._write_lock:
+            if self._sock is None:
+                return True
+            fd = self._sock.fileno()
+            self._waiting += 1
+        try:
+            return await ready(fd, timeout)
+        finally:
+            with self._write_lock:
+                self._waiting -= 1
+                if self._abandoned is not None and not self._waiting:
+                    self._abandoned.close()
 
     async def _receive_json(self, timeout: float | None = None) -> Any:
         """Receive a message and read it as JSON, with ``app.json``. See :meth:`_receive`.
@@ -218,7 +248,7 @@ class Connection:
         if message is None:
             assert self._protocol.closed is not None
             raise ConnectionClosed(*self._protocol.closed)
-        return current_app.json.loads(message)
+        return self._app.json.loads(message)
 
     def recv_nb(self) -> str | bytes | None:
         """Return a message that is here already, or None; never waits.
@@ -247,8 +277,8 @@ class Connection:
 
     def _next(self) -> str | bytes | None:
         """Return the next message that is here; None when there is none yet, or when no more will come."""
-        if not self._inbox and self._protocol.closed is None:
-            self._pump()
+        if not self._inbox:
+            self._pump()  # also when it has closed: another thread may be about to put the last messages there
         return self._inbox.popleft() if self._inbox else None
 
     def _ended(self) -> bool:
@@ -263,14 +293,17 @@ class Connection:
         self._end_told = True
         return True
 
-    def _pump(self) -> bool:
-        """Read once what has arrived and act on it; return False when nothing had."""
+    def _pump(self, *, ahead: bool = False) -> bool:
+        """Read once what has arrived and act on it; return False when nothing had.
+
+        :param ahead: leave it to the one in receive(), who would go on waiting for what is in the inbox by then.
+        """
         with self._read_lock:
             sock = self._sock
-            if sock is None or self._eof:
+            if sock is None or self._eof or (ahead and self._receiver.locked()):
                 return False
             try:
-                data = sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+                data = sock.recv(self._read_size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             except OSError:  # a reset is an end, too
@@ -336,8 +369,7 @@ class Connection:
             if deadline is None:
                 timeout = self._settings.send_timeout if timeout is None else timeout
                 deadline = time.monotonic() + timeout
-            fd = self.fd
-            if fd != -1 and not await self._loop.wait_writable(fd, deadline - time.monotonic()):
+            if not await self._wait(self._loop.wait_writable, deadline - time.monotonic()):
                 self._abort(f"the peer did not read for {timeout} s")
             self._flush()
 
@@ -462,10 +494,12 @@ class Connection:
         """
         self._begin_close(code, reason)
         while not self._done():
-            if self._pump():
-                continue
             assert self._close_deadline is not None
-            if not await self._wait_readable(self._close_deadline - time.monotonic()):
+            remaining = self._close_deadline - time.monotonic()
+            # To wait also when there is something to read keeps a peer that does not stop from holding up the others.
+            if remaining > 0 and await self._wait(self._loop.wait_readable, remaining):
+                self._pump()
+            else:
                 self._abort("the closing handshake took too long")
 
     async def _serve(self, handler: Callable[[], Awaitable[Any]], report: Callable[[BaseException], None]) -> Any:
@@ -533,36 +567,44 @@ class Connection:
 
     def _abort(self, reason: str) -> None:
         """Drop the connection, at once and without a closing handshake."""
-        with self._write_lock:
+        with self._read_lock, self._write_lock:
+            if not self._eof:  # first the reason, then the news that there is one
+                self._eof = True
+                self._protocol.receive_eof(reason)
             if self._sock is not None:
                 # Nobody reads what the kernel still holds: let it go with the descriptor.
                 with suppress(OSError):
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose()
-        with self._read_lock:
-            if not self._eof:
-                self._eof = True
-                self._protocol.receive_eof(reason)
 
     def _detach(self) -> None:
         """Give everything back: to the loop, to the operating system, to the server."""
         with self._read_lock, self._write_lock:
             sock, self._sock = self._sock, None
-            if self._protocol.closed is None and self._accepted:
-                self._protocol.receive_eof()
-        if sock is not None:
-            self._loop.forget(sock.fileno())
-            sock.close()
+            if sock is None:
+                return
             if self._accepted:
-                self._server.release()
+                self._protocol.receive_eof()
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits
+            self._loop.forget(sock.fileno())
+            if self._waiting:
+                self._abandoned = sock
+            else:
+                sock.close()
+        if self._accepted:
+            self._server.release()
 
     # Looking after
 
-    def tick(self) -> None:
-        """Do what is due, without waiting. Called by the housekeeper about once a second."""
+    def tick(self, *, read_ahead: bool = True) -> None:
+        """Do what is due, without waiting. Called by the housekeeper about once a second.
+
+        :param read_ahead: whether there is time to read for a handler that is not receiving.
+        """
         if not self._accepted or self._sock is None or self._eof:
             return
-        if not self._receiver.locked():
+        if read_ahead and not self._receiver.locked():
             self._read_ahead()
         now = time.monotonic()
         settings = self._settings
@@ -591,14 +633,17 @@ class Connection:
 
     def _read_ahead(self) -> None:
         """Read for a handler that is not receiving: Pings want answers, and the end wants to be noticed."""
-        for _ in range(16):  # a flood must not hold up the other connections
-            if not self._has_room() or not self._pump():
+        for _ in range(4):  # a flood must not hold up the other connections
+            if not self._has_room() or not self._pump(ahead=True):
                 return
 
     def _has_room(self) -> bool:
         """Tell whether the messages that nobody has received yet leave room for more."""
         inbox = self._inbox
-        return sum(map(len, inbox)) + 64 * len(inbox) <= self._settings.max_message_size
+        try:
+            return sum(map(sys.getsizeof, inbox)) <= self._settings.max_message_size
+        except RuntimeError:  # "deque mutated during iteration": somebody is making room
+            return True
 
 
 def closing_of(error: BaseException) -> tuple[int, str]:
@@ -607,5 +652,6 @@ def closing_of(error: BaseException) -> tuple[int, str]:
         return 1000, ""
     if isinstance(error, HTTPException):
         status = error.code or error.get_response().status_code
-        return 4000 + status, error.name if error.code else ""
+        if status < 1000:
+            return 4000 + status, error.name if error.code else ""
     return 1011, "internal error"

@@ -11,8 +11,6 @@ from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 from flask import Blueprint, Flask, request
-from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import BadRequest
 from werkzeug.routing import WebsocketMismatch
 
 from .exceptions import AsyncioNotAvailable, GeventNotInstalled
@@ -27,7 +25,7 @@ from .middleware import (
 )
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
-from .settings import NAMES, Settings
+from .settings import NAMES, Settings, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,9 +85,10 @@ class WebSocket:
             raise RuntimeError(
                 f"the app {app.name!r} has a WebSocket extension already: call init_app() once for each app"
             )
+        resolve(app.config, self._settings)  # a wrong one is told now, not to the first client
         for register in self._registrations:
             register(app)
-        app.register_error_handler(WebsocketMismatch, _answer_mismatch)
+        app.before_request(_refuse_plain_http)
         if debug_requested():
             from werkzeug.debug import DebuggedApplication
 
@@ -108,8 +107,10 @@ class WebSocket:
             Werkzeug's rule, such as ``defaults`` or ``subdomain``.
         """
 
+        endpoint = options.pop("endpoint", None)
+
         def decorator(handler: F) -> F:
-            self.add_url_rule(rule, options.pop("endpoint", None), handler, **options)
+            self.add_url_rule(rule, endpoint, handler, **options)
             return handler
 
         return decorator
@@ -272,11 +273,13 @@ class _WebSocketRules:
     """An app on which every rule is a WebSocket's: what a plain blueprint is registered on."""
 
     def __init__(self, app: Flask, websocket: WebSocket) -> None:
-        self._app = app
-        self._websocket = websocket
+        vars(self).update(_app=app, _websocket=websocket)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._app, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._app, name, value)
 
     def add_url_rule(
         self,
@@ -286,14 +289,18 @@ class _WebSocketRules:
         provide_automatic_options: bool | None = None,
         **options: Any,
     ) -> None:
-        if view_func is not None:
+        # The only views of the blueprint's own are its static files.
+        if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
             assert endpoint is not None  # a blueprint always names it
             view_func, options = self._websocket._make_view(endpoint, view_func, options)
         self._app.add_url_rule(rule, endpoint, view_func, **options)
 
 
-def _answer_mismatch(error: BadRequest) -> ResponseReturnValue:
-    """Answer a plain HTTP request for a WebSocket's URL; Werkzeug only tells that the two do not match."""
-    if "Upgrade" in request.headers:
-        return error.get_response()
-    return UpgradeRequired().get_response()
+def _refuse_plain_http() -> None:
+    """Refuse a plain HTTP request for a WebSocket's URL: Werkzeug only tells that the two do not match.
+
+    Raised before the request, rather than answered by an error handler, it gets to those of the application.
+    """
+    mismatch = isinstance(request.routing_exception, WebsocketMismatch)
+    if mismatch and "websocket" not in request.headers.get("Upgrade", "").lower():
+        raise UpgradeRequired

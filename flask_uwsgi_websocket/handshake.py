@@ -94,6 +94,7 @@ def negotiate_handshake(
     environ: WSGIEnvironment,
     *,
     host: str,
+    secure: bool = False,
     origins: str | Sequence[str],
     subprotocols: Sequence[str],
     compression: bool | Compression,
@@ -101,6 +102,7 @@ def negotiate_handshake(
     """Check an upgrade request (section 4.2.1) and choose what to answer.
 
     :param host: the host that the client asked for, as the application sees it behind its proxies.
+    :param secure: whether the request came over TLS, as far as the application can see.
     :param origins: ``"same-origin"``, ``"*"``, or a list of origins.
     :param subprotocols: those that the route speaks; the client's first choice among them is taken.
     :raises BadRequest: when the request breaks the RFC.
@@ -120,7 +122,7 @@ def negotiate_handshake(
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()
     if not _is_key(key):
         raise BadRequest("Sec-WebSocket-Key must be 16 bytes in base64.")
-    check_origin(environ.get("HTTP_ORIGIN"), host, origins)
+    check_origin(environ.get("HTTP_ORIGIN"), host, origins, secure=secure)
     offered = _offered_subprotocols(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
     parameters = None
     if compression:
@@ -134,10 +136,11 @@ def negotiate_handshake(
     )
 
 
-def check_origin(origin: str | None, host: str, allowed: str | Sequence[str]) -> None:
+def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *, secure: bool = False) -> None:
     """Refuse a browser's page that may not connect (section 10.2).
 
-    "Same origin" compares host and port: behind a proxy that ends TLS the scheme is often not known here.
+    "Same origin" compares host and port, and over TLS the scheme. Without TLS there may be a proxy that ends it, so
+    that a page with ``https`` passes too.
 
     :raises Forbidden: when it is another origin, or none at all (``null``).
     """
@@ -147,7 +150,8 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str]) ->
         theirs = parse_origin(origin)
         if allowed == "same-origin":
             ours = urlsplit(f"//{host}")
-            if theirs[1:] == (ours.hostname, ours.port or _DEFAULT_PORTS.get(theirs[0])):
+            is_scheme = theirs[0] == "https" or (theirs[0] == "http" and not secure)
+            if is_scheme and theirs[1:] == (ours.hostname, ours.port or _DEFAULT_PORTS[theirs[0]]):
                 return
         elif theirs in map(parse_origin, allowed):
             return
@@ -159,13 +163,24 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str]) ->
     )
 
 
+def check_token(name: str) -> None:
+    """Check that *name* can stand in a header's list (RFC 9110 section 5.6.2).
+
+    :raises ValueError: when it cannot.
+    """
+    if not _is_token(name):
+        raise ValueError(f"{name!r} cannot name a subprotocol: it has characters that a token may not have")
+
+
 def parse_origin(origin: str) -> tuple[str, str, int | None]:
     """Split an origin (RFC 6454) into scheme, host and port.
 
     :raises ValueError: when it is none: "null", or with a path.
     """
-    split = urlsplit(origin.strip())
-    if not split.scheme or not split.hostname or split.path or split.query or split.fragment:
+    split = urlsplit(origin)
+    # urlsplit() repairs what it can; an origin has nothing to be repaired.
+    is_plain = origin.lower() == f"{split.scheme}://{split.netloc}".lower()
+    if not is_plain or not split.hostname or re.search(r"[@\\\s]", origin):
         raise ValueError(f"{origin!r} is not an origin: write scheme://host or scheme://host:port")
     return split.scheme, split.hostname, split.port or _DEFAULT_PORTS.get(split.scheme)
 

@@ -7,6 +7,8 @@ greenlet, or a timer of the event loop. Once a second it gives every connection 
 from __future__ import annotations
 
 import logging
+import time
+from random import shuffle
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two rounds: deadlines are kept to within this.
 INTERVAL = 1.0
+
+#: Seconds of a round that reading for busy handlers may take.
+READ_AHEAD = 0.05
 
 logger = logging.getLogger(__package__)
 
@@ -36,7 +41,13 @@ class Keepalive:
             start = not self._running
             self._running = True
         if start:
-            loop.run_every(INTERVAL, self._round)
+            try:
+                loop.run_every(INTERVAL, self._round)
+            except BaseException:  # no more threads
+                with self._lock:
+                    self._connections.discard(connection)
+                    self._running = False
+                raise
 
     def remove(self, connection: Connection) -> None:
         """Forget *connection*; harmless when it is not known."""
@@ -47,9 +58,13 @@ class Keepalive:
         with self._lock:
             connections = list(self._connections)
             self._running = bool(connections)
+        # Reading for busy handlers must not hold up the others, also when many peers flood: whoever comes too late
+        # for it in this round has its turn in another.
+        shuffle(connections)
+        deadline = time.monotonic() + READ_AHEAD
         for connection in connections:
             try:
-                connection.tick()
+                connection.tick(read_ahead=time.monotonic() < deadline)
             except Exception:  # one connection's trouble must not end the others' pings
                 logger.exception("looking after WebSocket %s failed", connection.id)
         return bool(connections)

@@ -7,6 +7,7 @@ back when one can be written, run something now and then, and let others run. No
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
 import sys
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from gevent.hub import Hub
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__package__)
+
+#: The most milliseconds that poll(2) takes: 24 days.
+_LONGEST_POLL = 2**31 - 1
 
 #: Run now and then; returns whether it is to be run again.
 Tick = Callable[[], bool]
@@ -46,7 +53,7 @@ class Loop(Protocol):
         """Call *callback* whenever *fd* takes more, until it returns False."""
 
     def forget(self, fd: int) -> None:
-        """Drop the callback for *fd*, which is about to be closed."""
+        """Drop the callback for *fd*. It is not closed while somebody waits for it."""
 
     def run_every(self, interval: float, tick: Tick) -> None:
         """Call *tick* every *interval* seconds until it returns False."""
@@ -120,7 +127,7 @@ class ThreadLoop:
 def _poll(fd: int, event: int, timeout: float | None) -> bool:
     poll = select.poll()  # not select(2), which ends at descriptor 1,023
     poll.register(fd, event)
-    return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+    return bool(poll.poll(None if timeout is None else min(max(0.0, timeout) * 1000, _LONGEST_POLL)))
 
 
 class GeventLoop:
@@ -180,13 +187,15 @@ class GeventLoop:
             watcher.close()
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        from gevent import sleep, spawn
+        from gevent import spawn
 
-        def run() -> None:
-            while tick():
-                sleep(interval)
+        spawn(self._run, interval, tick)  # it refers to this loop, which thus lives as long as it
 
-        spawn(run)
+    def _run(self, interval: float, tick: Tick) -> None:
+        from gevent import sleep
+
+        while tick():
+            sleep(interval)
 
 
 class AsyncioLoop:
@@ -217,6 +226,8 @@ class AsyncioLoop:
         finally:
             if timer is not None:
                 timer.cancel()
+            if fd in waiting and future in waiting[fd]:  # it was not the descriptor that woke it
+                waiting[fd].remove(future)
 
     def _readable(self, fd: int) -> None:
         self._loop.remove_reader(fd)
@@ -282,10 +293,22 @@ def current_blocking_loop() -> Loop:
     if gevent is None or not isinstance(gevent.getcurrent(), gevent.Greenlet):
         return _thread_loop
     hub = gevent.get_hub()
+    _warn_if_unpatched()
     loop = _gevent_loops.get(id(hub))
     if loop is None:
         loop = _gevent_loops[id(hub)] = GeventLoop(hub)
     return loop
+
+
+@cache
+def _warn_if_unpatched() -> None:
+    from gevent.monkey import is_module_patched
+
+    if not is_module_patched("socket"):
+        logger.warning(
+            "gevent serves this process, but the standard library is not patched: whatever else waits in a handler "
+            "holds up all connections. Start uwsgi with --gevent-early-monkey-patch."
+        )
 
 
 def current_asyncio_loop() -> AsyncioLoop:

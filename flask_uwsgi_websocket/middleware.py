@@ -53,9 +53,10 @@ class WebSocketMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on."""
         if "HTTP_UPGRADE" in environ and is_upgrade(environ):
-            # Werkzeug takes a request for a WebSocket's only when these headers have no other token.
-            environ["HTTP_UPGRADE"] = "websocket"
-            environ["HTTP_CONNECTION"] = "Upgrade"
+            if environ.get("UWSGI_ROUTER") != "http":
+                # Werkzeug takes a request for a WebSocket's only when Upgrade has no other token. So does uWSGI's
+                # router, which drops what the client of another one sends: for that one it stays an error.
+                environ["HTTP_UPGRADE"] = "websocket"
             environ[ENVIRON_KEY] = self.client(environ)
         return self.wsgi_app(environ, start_response)
 
@@ -110,35 +111,38 @@ def make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callab
         handshake = negotiate_handshake(
             request.environ,
             host=request.host,
+            secure=request.is_secure,
             origins=settings.origins,
             subprotocols=settings.subprotocols,
             compression=settings.compression,
         )
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        server = find_server(request.environ)
         loop = client.make_loop()
-        client.attach(find_server(request.environ), loop, settings, handshake)
         keepalive = keepalive_of(loop)
         keepalive.add(client, loop)
         try:
+            client.attach(app, server, loop, settings, handshake)
             response = client.serve(handler, kwargs, _report)
         finally:
             keepalive.remove(client)
         if response is not None:
             return response
-        logger.info("WebSocket %s closed: %s %s", client.id, client.close_code, client.close_reason)
+        # The reason is the peer's, and could forge a line.
+        logger.info("WebSocket %s closed: %s %r", client.id, client.close_code, client.close_reason)
         return current_app.response_class(status=101)
 
     # Flask names the endpoint after the view, and debuggers show it.
-    view.__name__ = handler.__name__
-    view.__doc__ = handler.__doc__
-    view.__module__ = handler.__module__
+    for name in ("__name__", "__doc__", "__module__"):
+        setattr(view, name, getattr(handler, name, None) or getattr(view, name))  # a partial has no name
     return view
 
 
 def _report(error: BaseException) -> None:
     """Tell what left a handler after the handshake. It cannot become an HTTP response any more."""
     if isinstance(error, ConnectionClosed):
-        logger.info("the handler of %s ended: %s", request.path, error)
+        logger.info("the handler of %r ended: %r", request.path, error)
     elif isinstance(error, Exception) and not isinstance(error, HTTPException):
         app = current_app._get_current_object()  # type: ignore[attr-defined]
         got_request_exception.send(app, exception=error)
-        app.logger.error("Exception on %s [WebSocket]", request.path, exc_info=sys.exc_info())
+        app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())

@@ -11,6 +11,8 @@ import socket
 import sys
 from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
 from contextlib import suppress
+from functools import cache
+from io import BufferedReader
 from typing import TYPE_CHECKING, Any, Protocol
 
 from werkzeug.exceptions import BadRequest
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 uwsgi: Any = sys.modules.get("uwsgi")
 if not hasattr(uwsgi, "connection_fd"):
     uwsgi = None
+
+
+_EARLY_DATA = "A client must wait for the answer to its handshake (RFC 6455 section 4.1)."
 
 
 class Server(Protocol):
@@ -47,7 +52,11 @@ class UwsgiServer:
     """
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        if environ.get("wsgi.url_scheme") == "https" and "https-socket" in uwsgi.opt:
+        options = uwsgi.opt
+        if environ.get("UWSGI_ROUTER") == "http":
+            if options.keys() & {"http", "https"} and not options.keys() & {"http-websockets", "http-raw-body"}:
+                raise RuntimeError("uWSGI's HTTP router drops what a WebSocket sends: add --http-websockets")
+        elif "HTTPS" in environ and "https-socket" in options:
             raise RuntimeError(
                 "uWSGI keeps the TLS of --https-socket to itself, so a WebSocket cannot use its connections: "
                 "use the --https router, or a proxy such as nginx that ends TLS before uWSGI"
@@ -58,14 +67,18 @@ class UwsgiServer:
         """Duplicate ``uwsgi.connection_fd()``."""
         if self._has_early_data():
             # uWSGI may have read it into its own buffer together with the request, and does not give it back.
-            raise BadRequest("A client must wait for the answer to its handshake (RFC 6455 section 4.1).")
-        return RawSocket(fileno=os.dup(self._fd))
+            raise BadRequest(_EARLY_DATA)
+        _null_device()
+        sock = RawSocket(fileno=os.dup(self._fd))
+        sock.settimeout(0)  # whatever socket.setdefaulttimeout() says
+        return sock
 
     def _has_early_data(self) -> bool:
         """Tell whether the client has sent anything behind its request.
 
         ``chunked_read_nb()`` looks where that would be. It returns None when it then finds EAGAIN in errno,
-        which may be a stale one, so another error is put there first.
+        which may be a stale one, so another error is put there first. What could be the beginning of a chunk's
+        length is not told from nothing, but it is not the beginning of a frame, either.
         """
         with suppress(OSError):
             os.lseek(-1, 0, os.SEEK_CUR)
@@ -79,9 +92,13 @@ class UwsgiServer:
 
         Its own copy of the descriptor is the last one: replacing it closes the connection.
         """
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, self._fd, inheritable=False)
-        os.close(null)
+        os.dup2(_null_device(), self._fd, inheritable=False)
+
+
+@cache
+def _null_device() -> int:
+    """Return a descriptor of the null device, opened before one is needed in a hurry."""
+    return os.open(os.devnull, os.O_RDWR)
 
 
 class WerkzeugServer:
@@ -89,10 +106,26 @@ class WerkzeugServer:
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self._socket: socket.socket = environ["werkzeug.socket"]
+        self._input: Any = environ["wsgi.input"]
 
     def open(self) -> RawSocket:
         """Duplicate the server's socket."""
-        return RawSocket(fileno=os.dup(self._socket.fileno()))
+        if self._has_early_data():
+            raise BadRequest(_EARLY_DATA)
+        sock = RawSocket(fileno=os.dup(self._socket.fileno()))
+        sock.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        return sock
+
+    def _has_early_data(self) -> bool:
+        """Tell whether the server has read more than the request into its buffer."""
+        if not isinstance(self._input, BufferedReader):
+            return False
+        timeout = self._socket.gettimeout()
+        self._socket.settimeout(0)  # an empty buffer would be filled
+        try:
+            return bool(self._input.peek())
+        finally:
+            self._socket.settimeout(timeout)
 
     def release(self) -> None:
         """Shut the connection down: the server takes its response for a client that has left."""

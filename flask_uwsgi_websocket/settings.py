@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .deflate import Compression
-from .handshake import parse_origin
+from .handshake import check_token, parse_origin
 from .protocol import MAX_MESSAGE_SIZE
 
 #: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
@@ -44,13 +44,19 @@ class Settings:
     text_as_bytes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_message_size", "close_timeout", "send_timeout", "send_buffer"):
+        for name in ("max_message_size", "send_buffer"):
+            _check_positive(name, getattr(self, name))
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number of bytes, not {getattr(self, name)!r}")
+        for name in ("close_timeout", "send_timeout"):
             _check_positive(name, getattr(self, name))
         for name in ("ping_interval", "ping_timeout"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
         if isinstance(self.subprotocols, str):
             raise TypeError("subprotocols is a list of names, not one string")
+        for name in self.subprotocols:
+            check_token(name)
         if isinstance(self.origins, str):
             if self.origins not in {"same-origin", "*"}:
                 raise ValueError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')

@@ -1,0 +1,94 @@
+"""What all tests share: no test leaves anything behind, and in CI none is skipped."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from inprocess import MODES, Site, serving, wait_for_housekeepers, wait_until
+
+from flask_uwsgi_websocket import keepalive
+
+hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("default")
+
+_FDS = next(path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.exists())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    return _no_skips((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    return _no_skips((yield))
+
+
+def _no_skips(report: Any) -> Any:
+    """In CI a skipped test is a failed one."""
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and in CI nothing may be: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a thread or a connection behind."""
+    if request.node.get_closest_marker("live"):  # its servers stay up for the next test
+        yield
+        return
+    monkeypatch.setattr(keepalive, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
+    threads = set(threading.enumerate())
+    descriptors = _descriptors()
+    yield
+    wait_for_housekeepers()
+    wait_until(lambda: set(threading.enumerate()) <= threads, "a thread is left over")
+    wait_until(lambda: _descriptors() <= descriptors, lambda: f"left over: {_descriptors() - descriptors}")
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    descriptors = set()
+    for path in _FDS.iterdir():
+        try:
+            descriptors.add((path.name, os.readlink(path)))
+        except OSError:  # that of the directory itself
+            continue
+    # The heap of multiprocessing is kept for the next one who needs it, such as Werkzeug's debugger.
+    return {(number, target) for number, target in descriptors if "/pym-" not in target}
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """The name of each concurrency mode."""
+    return str(request.param)
+
+
+@pytest.fixture
+def site(mode: str) -> Iterator[Site]:
+    """A site in each concurrency mode."""
+    yield from serving(mode)
+
+
+@pytest.fixture
+def echo(site: Site) -> Callable[..., Any]:
+    """The site's handler at ``/`` that sends everything back."""
+
+    @site.route("/")
+    async def echo(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    return echo
+
+
+@pytest.fixture
+def blocking() -> Iterator[Site]:
+    """A site with threads, for what does not depend on the mode."""
+    yield from serving("threads")

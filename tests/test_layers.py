@@ -1,0 +1,162 @@
+"""The modules of the package form layers, and what is optional is imported where it is used."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flask_uwsgi_websocket
+
+PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
+
+#: Each module may import only those before it.
+ORDER = [
+    "exceptions",
+    "deflate",
+    "protocol",
+    "handshake",
+    "settings",
+    "servers",
+    "loops",
+    "connection",
+    "client",
+    "aio",
+    "keepalive",
+    "middleware",
+    "runner",
+    "extension",
+    "__init__",
+]
+
+#: What the package needs at run time, besides the standard library.
+REQUIRED = {"blinker", "click", "flask", "werkzeug"}
+
+
+def imports(nodes: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports of some code, without those for type checkers."""
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from imports(node.orelse)
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Import | ast.ImportFrom):
+                yield inner
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_those_before_it(module: str) -> None:
+    allowed = set(ORDER[: ORDER.index(module)])
+    for node in imports(ast.parse((PACKAGE / f"{module}.py").read_text()).body):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = {node.module} if node.module else {alias.name for alias in node.names}
+            assert names <= allowed, f"line {node.lineno}"
+        else:
+            names = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
+            assert PACKAGE.name not in {str(name).partition(".")[0] for name in names}, "import it relatively"
+
+
+def run_python(code: str, path: Path | None = None) -> str:
+    """Run code in another interpreter, with the packages in *path* alone, and return what it prints."""
+    command = [sys.executable, "-W", "error"]
+    if path is None:
+        command += ["-c", f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n{code}"]
+    else:
+        command += ["-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(path)!r})\n{code}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of packages that has Flask and what it needs, this package, and nothing else."""
+    directory = tmp_path_factory.mktemp("packages")
+    wanted = ["Flask", "Werkzeug", "Jinja2", "MarkupSafe", "itsdangerous", "click", "blinker"]
+    if sys.version_info < (3, 10, 2):
+        wanted += ["importlib-metadata", "zipp"]
+    for name in wanted:
+        distribution = importlib.metadata.distribution(name)
+        for file in {str(file).partition("/")[0] for file in distribution.files or []}:
+            target = Path(str(distribution.locate_file(file)))
+            if not file.startswith((".", "__")) and target.exists():
+                (directory / file).symlink_to(target)
+    (directory / PACKAGE.name).symlink_to(PACKAGE)
+    return directory
+
+
+def test_the_import_brings_in_nothing_that_is_optional() -> None:
+    code = f"""
+before = set(sys.modules)
+import {PACKAGE.name}
+for name in set(sys.modules) - before:
+    print(name.partition(".")[0])
+"""
+    imported = set(run_python(code).split())
+    third_party = imported - set(sys.stdlib_module_names) - {PACKAGE.name}
+    # What Flask brings in is Flask's business.
+    flasks = set(run_python("import flask\nfor name in sys.modules: print(name.partition('.')[0])").split())
+    assert third_party <= flasks
+    assert third_party >= {"flask", "werkzeug"}
+
+
+def test_the_import_needs_neither_gevent_nor_greenlet_nor_uwsgi(bare: Path) -> None:
+    code = f"""
+from importlib.util import find_spec
+assert not any(map(find_spec, ["gevent", "greenlet", "uwsgi", "websockets"]))
+from {PACKAGE.name} import *
+from flask import Flask
+print(uwsgi, WebSocket(Flask("x")))
+"""
+    assert run_python(code, bare).startswith("None <flask_uwsgi_websocket.extension.WebSocket")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "remedy"),
+    [
+        ("GeventWebSocket", "GeventNotInstalled", "pip install Flask-uWSGI-WebSocket[gevent]"),
+        ("AsyncioWebSocket", "AsyncioNotAvailable", "pip install Flask-uWSGI-WebSocket[asyncio]"),
+    ],
+)
+def test_a_mode_whose_library_is_missing_says_what_to_install(bare: Path, name: str, error: str, remedy: str) -> None:
+    code = f"""
+import {PACKAGE.name} as package
+try:
+    package.{name}()
+except package.{error} as error:
+    assert isinstance(error, (ImportError, package.WebSocketError))
+    print(error)
+"""
+    assert remedy in run_python(code, bare)
+
+
+def test_a_project_may_have_a_module_called_uwsgi(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.py").write_text("raise SystemExit('imported')")
+    code = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+import {PACKAGE.name} as package
+print(package.uwsgi)
+"""
+    assert run_python(code).strip() == "None"
+
+
+def test_the_package_needs_at_run_time_what_its_metadata_says() -> None:
+    imported = set()
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            for inner in imports([node]):
+                if isinstance(inner, ast.ImportFrom):
+                    imported |= set() if inner.level else {str(inner.module).partition(".")[0]}
+                else:
+                    imported |= {alias.name.partition(".")[0] for alias in inner.names}
+    third_party = imported - set(sys.stdlib_module_names) - {"_typeshed"}
+    assert third_party - REQUIRED <= {"gevent", "greenlet"}

@@ -1,0 +1,100 @@
+"""The settings of a connection: where they come from, and which values make sense."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from flask_uwsgi_websocket import Compression
+from flask_uwsgi_websocket.settings import NAMES, Settings, resolve
+
+
+def test_without_configuration_there_are_defaults() -> None:
+    settings = resolve({})
+    assert settings == Settings()
+    assert settings == Settings(
+        origins="same-origin",
+        max_message_size=1_048_576,
+        ping_interval=25,
+        ping_timeout=20,
+        close_timeout=5,
+        send_timeout=30,
+        send_buffer=1_048_576,
+        compression=False,
+        subprotocols=(),
+        text_as_bytes=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [
+        ("WEBSOCKET_ALLOWED_ORIGINS", "origins", "*"),
+        ("WEBSOCKET_MAX_MESSAGE_SIZE", "max_message_size", 1),
+        ("WEBSOCKET_PING_INTERVAL", "ping_interval", 0.5),
+        ("WEBSOCKET_PING_TIMEOUT", "ping_timeout", None),
+        ("WEBSOCKET_CLOSE_TIMEOUT", "close_timeout", 1),
+        ("WEBSOCKET_SEND_TIMEOUT", "send_timeout", 1),
+        ("WEBSOCKET_SEND_BUFFER", "send_buffer", 1),
+        ("WEBSOCKET_COMPRESSION", "compression", Compression(level=1)),
+        ("WEBSOCKET_SUBPROTOCOLS", "subprotocols", ["chat"]),
+        ("WEBSOCKET_TEXT_AS_BYTES", "text_as_bytes", True),
+    ],
+)
+def test_each_setting_has_its_key(key: str, name: str, value: Any) -> None:
+    assert getattr(resolve({key: value, "SECRET_KEY": "x"}), name) == value
+
+
+def test_every_setting_has_a_key() -> None:
+    assert {field.name for field in fields(Settings)} == NAMES
+
+
+def test_later_overrides_win_setting_by_setting() -> None:
+    config = {"WEBSOCKET_PING_INTERVAL": 1, "WEBSOCKET_PING_TIMEOUT": 1, "WEBSOCKET_CLOSE_TIMEOUT": 1}
+    settings = resolve(config, {"ping_interval": 2, "ping_timeout": 2}, {"ping_interval": None})
+    assert (settings.ping_interval, settings.ping_timeout, settings.close_timeout) == (None, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["max_message_size", "close_timeout", "send_timeout", "send_buffer"])
+@pytest.mark.parametrize("value", [0, -1, "1", None, True, float("nan"), [1]], ids=repr)
+def test_a_size_or_time_is_a_number_above_0(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a number above 0, not"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["ping_interval", "ping_timeout"])
+@pytest.mark.parametrize("value", [0, -1, "1", False, float("nan")], ids=repr)
+def test_a_ping_time_is_a_number_above_0_or_none(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a number above 0, not"):
+        Settings(**{name: value})
+    assert getattr(Settings(**{name: None}), name) is None
+
+
+@pytest.mark.parametrize("origins", ["https://example.com", "same origin", "", "null"])
+def test_one_origin_is_a_list_of_one(origins: str) -> None:
+    with pytest.raises(ValueError, match="a list of origins"):
+        Settings(origins=origins)
+
+
+@pytest.mark.parametrize("origin", ["example.com", "*", "same-origin", "https://example.com/", "null", ""])
+def test_a_listed_origin_has_a_scheme_and_a_host_and_no_path(origin: str) -> None:
+    with pytest.raises(ValueError, match="is not an origin: write scheme://host"):
+        Settings(origins=["https://example.com", origin])
+
+
+def test_subprotocols_are_a_list() -> None:
+    with pytest.raises(TypeError, match="a list of names"):
+        Settings(subprotocols="chat")
+
+
+@pytest.mark.parametrize("compression", [1, None, "on", {}], ids=repr)
+def test_compression_is_a_bool_or_a_compression(compression: Any) -> None:
+    with pytest.raises(TypeError, match="compression is True, False or a Compression"):
+        Settings(compression=compression)
+
+
+def test_a_setting_that_does_not_exist_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="ping_intervall"):
+        resolve({}, {"ping_intervall": 1})
