@@ -97,6 +97,7 @@ class ThreadLoop:
         with self._lock:
             self._wake = wake
         try:
+            self._write_until(woken, interval)
             while tick():
                 self._write_until(woken, interval)
         finally:
@@ -194,6 +195,7 @@ class GeventLoop:
     def _run(self, interval: float, tick: Tick) -> None:
         from gevent import sleep
 
+        sleep(interval)
         while tick():
             sleep(interval)
 
@@ -262,8 +264,11 @@ class AsyncioLoop:
             _set_result(future, True)
 
     def run_every(self, interval: float, tick: Tick) -> None:
+        self._loop.call_later(interval, self._run, interval, tick)
+
+    def _run(self, interval: float, tick: Tick) -> None:
         if tick():
-            self._loop.call_later(interval, self.run_every, interval, tick)
+            self.run_every(interval, tick)
 
 
 def _set_result(future: asyncio.Future[bool], result: bool) -> None:

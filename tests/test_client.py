@@ -1273,6 +1273,25 @@ def test_a_peer_that_leaves_is_noticed(site: Site, how: str, handler_is: str) ->
     assert site.noted() is False
 
 
+@pytest.mark.parametrize("how", ["reset", "end of stream"])
+def test_a_peer_that_leaves_behind_more_than_fits_is_noticed_by_the_next_ping(site: Site, how: str) -> None:
+    site.app.config.update(WEBSOCKET_MAX_MESSAGE_SIZE=1000, WEBSOCKET_PING_INTERVAL=0.05)
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        site.note("accepted")
+        while ws.connected:
+            await tick(site)
+        site.note(ws.close_code)
+
+    client = site.upgrade()
+    assert site.noted() == "accepted"
+    client.send(frame(BINARY, b"x" * 1000, key=KEY) * 200)
+    client.reset() if how == "reset" else client.close()
+    assert site.noted() == 1006
+
+
 def test_the_end_of_the_input_alone_is_1006(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:

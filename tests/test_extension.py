@@ -414,7 +414,15 @@ def test_a_setting_of_a_route_that_makes_no_sense_is_told_at_once() -> None:
         WebSocket().add_url_rule("/", "x", say("x"), max_message_size=0)
 
 
-def test_a_setting_of_the_app_that_makes_no_sense_is_an_error_in_the_log(blocking: Site) -> None:
+def test_a_setting_of_the_app_that_makes_no_sense_is_told_by_init_app() -> None:
+    app = Flask("app")
+    app.config["WEBSOCKET_SEND_BUFFER"] = 0
+    with pytest.raises(ValueError, match="send_buffer must be a number above 0"):
+        WebSocket(app)
+    assert "uwsgi_websocket" not in app.extensions
+
+
+def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: Site) -> None:
     blocking.websocket.add_url_rule("/", "x", say("x"))
     blocking.app.config["WEBSOCKET_SEND_BUFFER"] = 0
     assert blocking.refusal().status == 500

@@ -215,9 +215,11 @@ def test_accept_overrules_the_choice_with_another_that_was_offered(site: Site) -
         assert ws.subprotocol == "a"
         await ws.accept(subprotocol="b")
         site.note(ws.subprotocol)
-        with pytest.raises(RuntimeError, match="the handshake has been sent"):
-            await ws.accept(subprotocol="a")
+        for late in ({"subprotocol": "a"}, {"headers": [("X", "y")]}):
+            with pytest.raises(RuntimeError, match="the handshake has been sent"):
+                await ws.accept(**late)
         await ws.accept()
+        await ws.accept(subprotocol="b")
         site.note(ws.subprotocol)
 
     assert handshake(site, "/override", sec_websocket_protocol="a, b")["Sec-WebSocket-Protocol"] == "b"

@@ -57,9 +57,18 @@ def test_later_overrides_win_setting_by_setting() -> None:
     assert (settings.ping_interval, settings.ping_timeout, settings.close_timeout) == (None, 2, 1)
 
 
-@pytest.mark.parametrize("name", ["max_message_size", "close_timeout", "send_timeout", "send_buffer"])
+@pytest.mark.parametrize("name", ["max_message_size", "send_buffer"])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-1, ValueError), (True, ValueError), (1.5, TypeError), (None, TypeError)]
+)
+def test_a_size_is_a_whole_number_above_0(name: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"{name} (must be a number above 0|is a whole number of bytes), not"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["close_timeout", "send_timeout"])
 @pytest.mark.parametrize("value", [0, -1, "1", None, True, float("nan"), [1]], ids=repr)
-def test_a_size_or_time_is_a_number_above_0(name: str, value: Any) -> None:
+def test_a_time_is_a_number_above_0(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a number above 0, not"):
         Settings(**{name: value})
 
@@ -87,6 +96,8 @@ def test_a_listed_origin_has_a_scheme_and_a_host_and_no_path(origin: str) -> Non
 def test_subprotocols_are_a_list() -> None:
     with pytest.raises(TypeError, match="a list of names"):
         Settings(subprotocols="chat")
+    with pytest.raises(ValueError, match="'a chat' cannot name a subprotocol"):
+        Settings(subprotocols=["chat", "a chat"])
 
 
 @pytest.mark.parametrize("compression", [1, None, "on", {}], ids=repr)

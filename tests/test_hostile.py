@@ -1,0 +1,171 @@
+"""What a review broke: each was a worker that died, hung, or gave away memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from flask import Flask
+from inprocess import DEADLINE, Site
+
+from flask_uwsgi_websocket import Compression, WebSocketClient
+from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
+from flask_uwsgi_websocket.handshake import Handshake
+from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol
+from flask_uwsgi_websocket.servers import WerkzeugServer
+from flask_uwsgi_websocket.settings import Settings
+
+
+@pytest.fixture
+def default_timeout() -> Iterator[None]:
+    socket.setdefaulttimeout(0.1)
+    yield
+    socket.setdefaulttimeout(None)
+
+
+def test_a_default_timeout_of_sockets_does_not_end_idle_connections(site: Site, default_timeout: None) -> None:
+    site.app.config["WEBSOCKET_PING_INTERVAL"] = 0.02
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    client = site.upgrade()
+    for _ in range(15):  # pings come with the housekeeper's rounds, so this is well over the timeout
+        ping = client.read_frame()
+        assert ping is not None
+        assert ping[0] == PING
+        client.frame(PONG, ping[1])
+    client.frame(TEXT, b"still here")
+    while (answer := client.read_frame()) != (TEXT, b"still here"):
+        assert answer is not None
+        assert answer[0] == PING
+
+
+def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(DEADLINE)
+    server = WerkzeugServer({"werkzeug.socket": ours, "wsgi.input": io.BytesIO()})
+    client = WebSocketClient({})
+    handshake = Handshake("AAAAAAAAAAAAAAAAAAAAAA==", (), None, None)
+    client.attach(Flask(__name__), server, client.make_loop(), Settings(), handshake)
+    received: list[Any] = []
+    reader = threading.Thread(target=lambda: received.append(client.receive()))
+
+    def handler(ws: WebSocketClient) -> None:
+        ws.accept()
+        reader.start()
+        raise SystemExit
+
+    with ours, theirs:
+        with pytest.raises(SystemExit):
+            client.serve(handler, {}, lambda error: None)
+        reader.join(DEADLINE)
+        assert received == [None]
+        data = b""
+        while more := theirs.recv(65536):
+            data += more
+        assert data.partition(b"\r\n\r\n")[2].startswith(b"\x88")
+
+
+def test_messages_that_inflate_to_much_are_not_read_ahead_without_bound(blocking: Site) -> None:
+    blocking.app.config.update(WEBSOCKET_COMPRESSION=Compression(), WEBSOCKET_PING_INTERVAL=0.02)
+    go_on = threading.Event()
+
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        go_on.wait(DEADLINE)
+        for _ in range(60):
+            blocking.note(len(await ws.receive()))
+
+    parameters = DeflateParameters(server_max_window_bits=12)
+    sender = Protocol(is_client=True, deflate=Deflate(parameters, Compression(), is_client=True))
+    frames = b"".join([sender.send_text("x" * 1_000_000) for _ in range(60)])
+    assert len(frames) < 100_000
+    client = blocking.upgrade(sec_websocket_extensions="permessage-deflate")
+    tracemalloc.start()
+    try:
+        client.send(frames)
+        for _ in range(15):  # rounds of the housekeeper
+            assert client.read_frame() is not None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 15_000_000
+    go_on.set()
+    assert [blocking.noted() for _ in range(60)] == [1_000_000] * 60
+    client.close()
+
+
+def test_a_reason_cannot_forge_a_line_of_the_log(blocking: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        await ws.receive()
+        await ws.send("x")
+
+    client = blocking.upgrade()
+    client.frame(CLOSE, b"\x03\xe8good-bye\nINFO forged\x1b[31m")
+    while client.read_frame() is not None:
+        pass
+    client.close()
+    blocking.close()
+    lines = [record.getMessage() for record in caplog.records if "good-bye" in record.getMessage()]
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+
+
+def test_json_can_be_sent_from_outside_the_handlers_context(site: Site) -> None:
+    clients: list[Any] = []
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        clients.append(ws)
+        site.note("accepted")
+        await ws.receive()
+
+    with site.connect() as client:
+        site.noted()
+
+        async def broadcast() -> None:
+            await clients[0].send_json({"a": 1})
+
+        site.mode.dispatch(lambda: site.mode.spawn(broadcast))
+        assert json.loads(client.recv(DEADLINE)) == {"a": 1}
+
+
+@pytest.mark.parametrize("mode", ["gevent"])
+def test_a_handler_may_be_killed_while_another_greenlet_polls_its_connection(site: Site) -> None:
+    # libev aborts the whole process when a watcher of a closed descriptor is started.
+    @site.websocket.route("/")
+    def handler(ws: WebSocketClient) -> None:
+        def poll() -> None:
+            while True:
+                try:
+                    if ws.receive(timeout=0.001) is None:
+                        site.note("ended")
+                        return
+                except TimeoutError:
+                    continue
+
+        ws.accept()
+        gevent.spawn(poll)
+        gevent.sleep(0.01)
+        gevent.getcurrent().kill(block=False)
+        gevent.sleep(DEADLINE)
+
+    clients = [site.upgrade() for _ in range(30)]
+    assert [site.noted() for _ in clients] == ["ended"] * 30
+    for client in clients:
+        client.close()
