@@ -104,3 +104,21 @@ def test_data_sent_with_the_handshake_is_never_dropped_by_a_router_in_raw_mode(t
                     assert client.receive() == (TEXT, message)
                 else:
                     assert response.status == 400
+
+
+def test_a_router_that_would_drop_what_a_client_sends_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FRONTS, "bare router", ["--http"])
+    with serving(tmp_path, MODES["gevent"], "bare router", expected="RuntimeError") as server:
+        assert server.handshake("/echo").status == 500
+        assert server.get("/").status == 200
+        assert "add --http-websockets" in server.log
+
+
+@pytest.mark.parametrize(("front", "status"), [("http", 400), ("http-socket", 101)])
+def test_a_client_that_the_router_would_not_pass_on_is_refused(tmp_path: Path, front: str, status: int) -> None:
+    # The router wants two of Upgrade, Connection and the version to be just what it expects.
+    with serving(tmp_path, MODES["gevent"], front) as server:
+        lists = {"Upgrade": "h2c, websocket", "Connection": "keep-alive, Upgrade"}
+        assert server.handshake("/echo", lists).status == status
