@@ -26,8 +26,6 @@ from .settings import Settings, resolve
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .extension import WebSocket
-
 #: Where the middleware leaves the client for the view.
 ENVIRON_KEY = "flask_uwsgi_websocket.client"
 #: The key of an app's :class:`State` in ``app.extensions``.
@@ -46,7 +44,7 @@ class WebSocketMiddleware:
     #: What handlers get. A subclass may set its own.
     client: type[Any] = WebSocketClient
 
-    def __init__(self, wsgi_app: WSGIApplication, websocket: WebSocket) -> None:
+    def __init__(self, wsgi_app: WSGIApplication, websocket: object) -> None:
         self.wsgi_app = wsgi_app
         self.websocket = websocket
 
