@@ -12,8 +12,7 @@ EXAMPLE   ?= echo-gevent
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.NOTPARALLEL:
-.PHONY: run test lint clean toolchain test-default test-lowest
+.PHONY: run test tests lint clean toolchain test-default test-lowest
 .SECONDARY:
 
 run: .venv/ready
@@ -28,12 +27,12 @@ clean:
 	rm -rf .venv .venvs build *.egg-info
 
 
-# Tests: everything on the default interpreter, and on the oldest and the newest that are here; on the others, what
-# needs no server.
+# Tests: everything on the oldest and the newest interpreter that are here; on the others, what needs no server. The
+# default one measures the coverage.
 
 find-python = $(shell .ci/find-python $(1))
 
-ifneq (,$(filter test,$(MAKECMDGOALS)))
+ifneq (,$(filter test tests,$(MAKECMDGOALS)))
 DEFAULT := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 OTHERS  := $(foreach v,$(filter-out $(DEFAULT),$(SUPPORTED)),$(if $(call find-python,$v),$v))
 MISSING := $(filter-out $(DEFAULT) $(OTHERS),$(SUPPORTED))
@@ -46,23 +45,33 @@ $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test i
 endif
 endif
 
-test: lint test-default $(OTHERS:%=test-%) $(if $(filter $(LOWEST),$(PRESENT)),test-lowest)
+LOWEST_IF_PRESENT := $(if $(filter $(LOWEST),$(PRESENT)),lowest)
+NAMES := default $(OTHERS) $(LOWEST_IF_PRESENT)
 
-test-default: .venv/ready
+# The environments are made one after the other, as they share the build directory; two are then tested at a time.
+test: lint $(NAMES:%=.venvs/%/ready)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target tests
+
+tests: $(NAMES:%=test-%)
+
+# What is live is run by the oldest and the newest.
+selection = $(if $(filter $(1),$(ENDS)),,-m "not live")
+
+test-default:
 	.venv/bin/coverage erase
-	.venv/bin/coverage run -m pytest
+	.venv/bin/coverage run -m pytest -q $(call selection,$(DEFAULT))
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 
-test-lowest: .venvs/lowest/ready
-	.venvs/lowest/bin/python -m pytest -m "not live"
-
-test-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest $(if $(filter $*,$(ENDS)),,-m "not live")
+test-%:
+	.venvs/$*/bin/python -m pytest -q $(call selection,$*)
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
 # whatever changes in the package's metadata.
+
+.venvs/default/ready: .venv/ready
+	@mkdir -p $(@D) && touch $@
 
 .venv/bin/uwsgi:         python = $(PYTHON)
 .venvs/%/bin/uwsgi:      python = $(call find-python,$(notdir $*))

@@ -606,6 +606,9 @@ class Connection:
             return
         if read_ahead and not self._receiver.locked():
             self._read_ahead()
+        if self._lost and not self._has_room():
+            self._abort("the connection was lost")  # what the peer has left behind does not fit any more
+            return
         now = time.monotonic()
         settings = self._settings
         if self._close_deadline is not None:

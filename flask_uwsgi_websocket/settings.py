@@ -45,9 +45,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("max_message_size", "send_buffer"):
-            _check_positive(name, getattr(self, name))
             if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} must be a whole number of bytes, not {getattr(self, name)!r}")
+                raise TypeError(f"{name} is a whole number of bytes, not {getattr(self, name)!r}")
+            _check_positive(name, getattr(self, name))
         for name in ("close_timeout", "send_timeout"):
             _check_positive(name, getattr(self, name))
         for name in ("ping_interval", "ping_timeout"):
