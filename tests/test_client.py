@@ -1342,7 +1342,7 @@ def test_a_peer_that_has_ended_its_half_does_not_get_in_the_way_of_the_end(site:
 def test_a_failure_tells_the_peer_even_when_it_has_more_to_say(
     site: Site, handler_is: str, code: int, opcode: int, payload: bytes, how: dict[str, Any]
 ) -> None:
-    site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 1000
+    site.app.config.update(WEBSOCKET_MAX_MESSAGE_SIZE=1000, WEBSOCKET_CLOSE_TIMEOUT=DEADLINE)
 
     @site.route()
     async def handler(ws: Any) -> None:
@@ -1352,9 +1352,10 @@ def test_a_failure_tells_the_peer_even_when_it_has_more_to_say(
         site.note(ws.close_code)
 
     client = site.upgrade()
+    more = frame(BINARY, b"more" * 50_000, key=KEY)
     client.frame(opcode, payload, **how)
     for _ in range(20):
-        client.frame(BINARY, b"more" * 50_000)
+        client.send(more)
     answer = client.read_frame()
     assert answer is not None
     assert (answer[0], answer[1][:2]) == (CLOSE, code.to_bytes(2, "big"))

@@ -354,6 +354,14 @@ def test_the_static_files_of_a_blueprint_stay_files(blocking: Site, tmp_path: An
     assert (response.status, response.body) == (200, b"a style")
 
 
+def test_what_a_blueprint_records_is_done_to_the_app() -> None:
+    app = Flask("app")
+    blueprint = Blueprint("bp", "x")
+    blueprint.record(lambda state: setattr(state.app, "marked", state.app.name))
+    WebSocket(app).register_blueprint(blueprint)
+    assert app.marked == "app"  # type: ignore[attr-defined]
+
+
 def test_a_rule_of_a_blueprint_without_a_view_is_for_building_urls_only() -> None:
     app = Flask("app")
     blueprint = Blueprint("bp", "x", url_prefix="/bp")

@@ -331,6 +331,14 @@ def test_the_same_origin_may_connect(origin: str | None, host: str) -> None:
     check_origin(origin, host, "same-origin")
 
 
+@pytest.mark.parametrize("origin", ["https://example.com", "https://example.com:443"])
+def test_over_tls_the_scheme_counts(origin: str) -> None:
+    check_origin(origin, "example.com", "same-origin", secure=True)
+    for other in (origin.replace("s", "", 1), "http://example.com", "ftp://example.com:443"):
+        with pytest.raises(Forbidden):
+            check_origin(other, "example.com", "same-origin", secure=True)
+
+
 @pytest.mark.parametrize(
     ("origin", "host"),
     [

@@ -368,3 +368,25 @@ for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("the standard library is not patched") == count
+
+
+def test_a_housekeeper_that_cannot_be_started_leaves_no_connection_and_may_be_tried_again() -> None:
+    class Loop:
+        full = True
+        rounds: list[Any] = []  # noqa: RUF012
+
+        def run_every(self, interval: float, tick: Any) -> None:
+            if self.full:
+                raise RuntimeError("can't start new thread: no more threads")
+            self.rounds.append(tick)
+
+    loop: Any = Loop()
+    connection: Any = object()
+    housekeeper = Keepalive()
+    with pytest.raises(RuntimeError, match="no more threads"):
+        housekeeper.add(connection, loop)
+    loop.full = False
+    housekeeper.add(connection, loop)
+    housekeeper.remove(connection)
+    (rounds,) = loop.rounds
+    assert rounds() is False
