@@ -44,7 +44,7 @@ READ_SIZE = 65536
 #: The same, where a few bytes may inflate to a large message.
 DEFLATE_READ_SIZE = 4096
 
-#: After so many messages without having to wait, a receiver lets the other connections run.
+#: After so many messages without having to wait, whoever receives or sends lets the other connections run.
 RUN_LENGTH = 64
 
 # Without MSG_NOSIGNAL a vanished peer would end a process in which uWSGI has reset SIGPIPE.
@@ -372,6 +372,10 @@ class Connection:
             if not await self._wait(self._loop.wait_writable, deadline - time.monotonic()):
                 self._abort(f"the peer did not read for {timeout} s")
             self._flush()
+        self._run += 1
+        if self._run >= RUN_LENGTH:
+            self._run = 0
+            await self._loop.pause()
 
     def _write(self, data: bytes) -> None:
         """Send *data*, or keep what the socket does not take. Called with the write lock."""

@@ -8,6 +8,7 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -169,3 +170,32 @@ def test_a_handler_may_be_killed_while_another_greenlet_polls_its_connection(sit
     assert [site.noted() for _ in clients] == ["ended"] * 30
     for client in clients:
         client.close()
+
+
+def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        while ws.connected:
+            await ws.send("x")
+
+    @site.route("/echo")
+    async def echo(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    client = site.upgrade()
+
+    def read() -> None:
+        with suppress(OSError):
+            while client.sock.recv(65536):
+                pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with site.connect("/echo") as other:
+        for _ in range(20):
+            other.send("hello")
+            assert other.recv(DEADLINE) == "hello"
+    client.sock.shutdown(socket.SHUT_RDWR)
+    reader.join(DEADLINE)
+    client.close()
