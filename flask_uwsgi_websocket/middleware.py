@@ -74,7 +74,7 @@ class AsyncioWebSocketMiddleware(WebSocketMiddleware):
 class State:
     """What one app knows of its extension, in ``app.extensions["uwsgi_websocket"]``.
 
-    :param config: the app's configuration, read when the first connection comes.
+    :param config: the app's configuration, read for each route when its first connection comes.
     :param options: the extension's keywords.
     """
 

@@ -78,7 +78,7 @@ class UwsgiServer:
 
         ``chunked_read_nb()`` looks where that would be. It returns None when it then finds EAGAIN in errno,
         which may be a stale one, so another error is put there first. What could be the beginning of a chunk's
-        length is not told from nothing, but it is not the beginning of a frame, either.
+        length is not told from nothing; of frames, only a lone first byte of a compressed fragment is.
         """
         with suppress(OSError):
             os.lseek(-1, 0, os.SEEK_CUR)
