@@ -48,28 +48,25 @@ endif
 LOWEST_IF_PRESENT := $(if $(filter $(LOWEST),$(PRESENT)),lowest)
 NAMES := default $(OTHERS) $(LOWEST_IF_PRESENT)
 
-# The environments are made one after the other, as they share the build directory; two are then tested at a time.
-test: lint $(NAMES:%=.venvs/%/ready)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target tests
+# Tests wait more than they compute, so there are some at a time.
+test: lint
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target tests
 
 tests: $(NAMES:%=test-%)
 
-test-default:
+test-default: .venv/ready
 	.venv/bin/coverage erase
 	.venv/bin/coverage run -m pytest -q -m "not live"
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 	$(if $(filter $(DEFAULT),$(ENDS)),.venv/bin/python -m pytest -q -m live)
 
-test-%:
+test-%: .venvs/%/ready
 	.venvs/$*/bin/python -m pytest -q $(if $(filter $*,$(ENDS)),,-m "not live")
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
 # whatever changes in the package's metadata.
-
-.venvs/default/ready: .venv/ready
-	@mkdir -p $(@D) && touch $@
 
 .venv/bin/uwsgi:         python = $(PYTHON)
 .venvs/%/bin/uwsgi:      python = $(call find-python,$(notdir $*))
@@ -86,7 +83,7 @@ test-%:
 	    $*/bin/pip install -qq --no-binary uwsgi --no-cache-dir "$$(grep -i '^ *uwsgi>' setup.cfg)"
 
 %/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml
-	@$*/bin/pip install -qq --editable ".[dev]"
+	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[dev]"  # which writes into build, too
 	@touch $@
 
 # venv, Python.h and a C compiler for the default interpreter.
