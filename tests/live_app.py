@@ -11,12 +11,13 @@ import resource
 import sys
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from functools import wraps
 
 from flask import Blueprint, Flask, abort, g, request, session
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import keepalive, uwsgi
+from flask_uwsgi_websocket import ConnectionClosed, keepalive, uwsgi
 
 keepalive.INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
 
@@ -312,7 +313,8 @@ async def room(ws, name):
         await ws.send(str(os.getpid()))
         async for message in ws:
             for member in list(rooms[name]):
-                await member.send(message)
+                with suppress(ConnectionClosed):  # it is about to leave
+                    await member.send(message)
             if message == "release":
                 released.add(name)
     finally:
