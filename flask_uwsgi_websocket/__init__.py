@@ -1,6 +1,7 @@
 """WebSockets for Flask applications served by uWSGI."""
 
 from .aio import AsyncioWebSocketClient
+from .blueprints import WebSocketBlueprint
 from .client import GeventWebSocketClient, WebSocketClient
 from .deflate import Compression
 from .exceptions import (
@@ -15,6 +16,15 @@ from .extension import AsyncioWebSocket, GeventWebSocket, WebSocket
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .runner import find_uwsgi, run_uwsgi
 from .servers import uwsgi
+from .signals import (
+    websocket_closed,
+    websocket_connected,
+    websocket_error,
+    websocket_message,
+    websocket_rejected,
+    websocket_sent,
+)
+from .views import WebSocketView
 
 __version__ = "0.7.0"
 
@@ -32,10 +42,18 @@ __all__ = [
     "GeventWebSocketMiddleware",
     "UwsgiNotFound",
     "WebSocket",
+    "WebSocketBlueprint",
     "WebSocketClient",
     "WebSocketError",
     "WebSocketMiddleware",
+    "WebSocketView",
     "find_uwsgi",
     "run_uwsgi",
     "uwsgi",
+    "websocket_closed",
+    "websocket_connected",
+    "websocket_error",
+    "websocket_message",
+    "websocket_rejected",
+    "websocket_sent",
 ]

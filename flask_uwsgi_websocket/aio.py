@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from .connection import Connection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
+from .lifecycle import Lifecycle
 from .loops import Loop, current_asyncio_loop
 from .servers import uwsgi
 
@@ -40,7 +41,7 @@ def _make_loop() -> Loop:
     return loop
 
 
-class AsyncioWebSocketClient(Connection):
+class AsyncioWebSocketClient(Lifecycle):
     """What a coroutine handler gets: the calls of :class:`WebSocketClient`, to be awaited.
 
     All of them belong to the thread of the event loop; ``recv_nb()`` alone is no coroutine.
@@ -48,12 +49,12 @@ class AsyncioWebSocketClient(Connection):
 
     make_loop = staticmethod(_make_loop)
 
-    accept = Connection._accept
-    receive = recv = a_recv = Connection._receive
-    receive_json = Connection._receive_json
-    send = a_send = Connection._send
-    ping = Connection._ping
-    close = Connection._close
+    accept = Lifecycle._accept
+    receive = recv = a_recv = Lifecycle._receive
+    receive_json = Lifecycle._receive_json
+    send = a_send = Lifecycle._send
+    ping = Lifecycle._ping
+    close = Lifecycle._close
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
         """Receive messages until the connection closes."""
@@ -83,26 +84,53 @@ class AsyncioWebSocketClient(Connection):
         """Send what uWSGI's shared area *id* holds from *pos* on, as binary."""
         await self._send(uwsgi.sharedarea_read(id, pos), True)
 
-    def serve(
-        self, handler: Callable[..., Any], kwargs: dict[str, Any], report: Callable[[BaseException], None]
-    ) -> Any:
+    def serve(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run the coroutine *handler* in a task, which sees the request's contexts. Called by the extension."""
-        from greenlet import getcurrent
 
         async def call() -> Any:
             # A decorator that knows no coroutines may have answered instead of the handler.
             value = handler(self, **kwargs)
             return await value if inspect.isawaitable(value) else value
 
+        return self.drive(self._serve(call))
+
+    def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run one of the connection's coroutines in a task, from the greenlet of the request."""
+        from greenlet import getcurrent
+
         greenlet = getcurrent()
         parent = greenlet.parent
         assert parent is not None  # it runs the loop, as _make_loop() has checked
-        task = asyncio.get_running_loop().create_task(self._serve(call, report), name=f"WebSocket {self.id}")
+        task = asyncio.get_running_loop().create_task(coroutine, name=f"WebSocket {self.id}")
         if not task.done():  # an eager task may be
             task.add_done_callback(lambda task: greenlet.switch())
             while not task.done():
                 parent.switch()
         return task.result()
+
+    async def _call(self, context: Context | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if context is None:
+            value = function(*args, **kwargs)
+        else:
+            value = context.run(function, *args, **kwargs)
+            if inspect.isawaitable(value):
+                value = context.run(asyncio.ensure_future, value)
+        return await value if inspect.isawaitable(value) else value
+
+    def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        _aside.add(task)
+        task.add_done_callback(_forget)
+
+
+# The event loop itself refers to tasks weakly only.
+_aside: set[asyncio.Task[object]] = set()
+
+
+def _forget(task: asyncio.Task[object]) -> None:
+    _aside.discard(task)
+    if not task.cancelled():
+        task.exception()  # the next call on the connection raises it, too
 
 
 class _Messages:
@@ -113,7 +141,7 @@ class _Messages:
 
     def __init__(self, client: AsyncioWebSocketClient) -> None:
         self._messages = aiter(client)
-        self._app = client._app
+        self._client = client
         self._context: AppContext | None = None
 
     def __aiter__(self) -> _Messages:
@@ -122,7 +150,7 @@ class _Messages:
     async def __anext__(self) -> str | bytes:
         self._pop()
         message = await anext(self._messages)
-        self._context = self._app.app_context()
+        self._context = self._client.message_context()
         self._context.push()
         return message
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from .connection import Connection
 from .exceptions import ConnectionClosed
+from .lifecycle import Lifecycle
 from .loops import current_blocking_loop, run
 from .servers import uwsgi
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class WebSocketClient(Connection):
+class WebSocketClient(Lifecycle):
     """What a handler gets: one WebSocket connection.
 
     The handshake is sent by the first call that needs it: until then the handler may still refuse the connection
@@ -26,11 +27,14 @@ class WebSocketClient(Connection):
     def accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
 
+        ``after_websocket`` hooks may add headers to its response, and the session's cookie is set if it has changed.
+
         :param subprotocol: the one to agree on instead of the one chosen from the route's list; the client must
             have offered it.
         :param headers: more headers for the 101 response.
         :raises ValueError: when the client has not offered it, or a header cannot be sent.
         :raises RuntimeError: when the handshake was sent before, so that these come too late.
+        :raises ConnectionClosed: when the handshake was refused.
         """
         run(self._accept(subprotocol, headers))
 
@@ -57,13 +61,12 @@ class WebSocketClient(Connection):
             return
 
     def messages(self) -> Iterator[str | bytes]:
-        """Receive messages until the connection closes, each in an application context of its own.
+        """Receive messages until the connection closes, each in its own :meth:`message_context`.
 
-        ``teardown_appcontext`` functions run after each message, so that an idle connection holds no database
-        connection.
+        An idle connection thus holds no database connection.
         """
         for message in self:
-            with self._app.app_context():
+            with self.message_context():
                 yield message
 
     def send(self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None) -> None:
@@ -122,15 +125,23 @@ class WebSocketClient(Connection):
         """
         run(self._close(code, reason))
 
-    def serve(
-        self, handler: Callable[..., Any], kwargs: dict[str, Any], report: Callable[[BaseException], None]
-    ) -> Any:
+    def serve(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run *handler* to the end of the connection. Called by the extension."""
 
         async def call() -> Any:
             return handler(self, **kwargs)
 
-        return run(self._serve(call, report))
+        return self.drive(self._serve(call))
+
+    async def _call(self, context: Context | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        function = self._app.ensure_sync(function)
+        return function(*args, **kwargs) if context is None else context.run(function, *args, **kwargs)
+
+    def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run one of the connection's coroutines to its end, from the thread or greenlet of the request."""
+        return run(coroutine)
+
+    _run_aside = drive
 
 
 class GeventWebSocketClient(WebSocketClient):

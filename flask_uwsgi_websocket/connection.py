@@ -1,11 +1,11 @@
-"""One WebSocket connection: its socket, protocol and buffers, from the handshake to the end, in any mode.
+"""The input and output of one WebSocket connection: its socket, protocol and buffers, in any mode.
 
 What may have to wait is a coroutine, written once: the asyncio client offers them as they are, the blocking client
-runs them over a loop that blocks instead of suspending (see ``loops.py``).
+runs them over a loop that blocks instead of suspending (see ``loops.py``). Nothing here knows Flask.
 
 Who may touch what: ``_read_lock`` is held around the socket's input and the receiving half of the protocol,
-``_write_lock`` around the handshake, the output and the sending half. Who needs both takes the first before the
-second. Nobody waits while holding one, so in a greenlet or a task they are always free, and threads hold them for
+``_write_lock`` around the start, the output and the sending half. Who needs both takes the first before the second.
+Nobody waits while holding one, so in a greenlet or a task they are always free, and threads hold them for
 microseconds. Flags that are only ever set are read without a lock.
 """
 
@@ -17,18 +17,14 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from flask import Flask
-from werkzeug.exceptions import HTTPException
-
-from .deflate import Compression, Deflate
+from .deflate import Deflate
 from .exceptions import ConcurrencyError, ConnectionClosed
-from .handshake import Handshake
 from .loops import Loop, allocate_lock
-from .protocol import Ping, Pong, Protocol, check_close
+from .protocol import Ping, Pong, Protocol
 from .servers import Server
 from .settings import Settings
 
@@ -47,12 +43,15 @@ DEFLATE_READ_SIZE = 4096
 #: After so many messages without having to wait, whoever receives or sends lets the other connections run.
 RUN_LENGTH = 64
 
+#: Who ends a connection; "error" stands for a handler that raised and for a peer that broke the protocol.
+Initiator = Literal["client", "server", "timeout", "error", "shutdown"]
+
 # Without MSG_NOSIGNAL a vanished peer would end a process in which uWSGI has reset SIGPIPE.
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Connection:
-    """What all clients share. Applications use :class:`WebSocketClient` and its relatives.
+    """What every client does with its socket. Applications use :class:`WebSocketClient` and its relatives.
 
     :param environ: the WSGI environ of the upgrade request.
     """
@@ -61,32 +60,25 @@ class Connection:
     id: str
     #: The WSGI environ of the upgrade request.
     environ: WSGIEnvironment
-    #: The subprotocol that was agreed on (RFC 6455 section 1.9), or None.
-    subprotocol: str | None
     #: The round trip of the last ping that was answered, in seconds, or None.
     latency: float | None
 
     _sock: RawSocket | None
+    # Before it is attached, a connection is as good as refused.
+    _protocol = Protocol()
     _accepted = False
+    _refused = True
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         self.id = uuid.uuid4().hex
         self.environ = environ
-        self.subprotocol = None
         self.latency = None
 
-    def attach(self, app: Flask, server: Server, loop: Loop, settings: Settings, handshake: Handshake) -> None:
-        """Take the request's socket. Nothing is sent before :meth:`_accept_now`."""
-        self._app = app
+    def _attach(self, server: Server, loop: Loop, settings: Settings, deflate: Deflate | None) -> None:
+        """Take the request's socket. Nothing is sent or received before :meth:`_start`."""
         self._server = server
         self._loop = loop
         self._settings = settings
-        self._handshake = handshake
-        self.subprotocol = handshake.subprotocol
-        deflate = None
-        if handshake.deflate is not None:
-            config = settings.compression
-            deflate = Deflate(handshake.deflate, config if isinstance(config, Compression) else None)
         self._protocol = Protocol(max_message_size=settings.max_message_size, deflate=deflate)
         self._read_lock = allocate_lock()
         self._write_lock = allocate_lock()
@@ -94,6 +86,10 @@ class Connection:
         self._receiver = allocate_lock()  # taken by the one that is in receive()
         self._end_told = False
         self._run = 0
+        self._received = 0
+        self._sent = 0
+        self._started_at = 0.0
+        self._initiator: Initiator | None = None  # set before the protocol's closed, if it was not the client
         self._inbox: deque[str | bytes] = deque()
         self._outbox = bytearray()
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
@@ -147,38 +143,21 @@ class Connection:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.environ.get('PATH_INFO', '')}>"
 
-    # The handshake
+    # The start
 
-    async def _accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
+    def _start(self, response: bytes) -> None:
+        """Send the 101 response, after which messages may flow.
 
-        :param subprotocol: the one to agree on instead of the one chosen from the route's list; the client must
-            have offered it.
-        :param headers: more headers for the 101 response.
-        :raises ValueError: when the client has not offered it, or a header cannot be sent.
-        :raises RuntimeError: when the handshake was sent before, so that these come too late.
+        :raises ConnectionClosed: when the handshake has been refused.
         """
         with self._write_lock:
-            if self._accepted and (headers or subprotocol not in {None, self.subprotocol}):
-                raise RuntimeError("the handshake has been sent: call accept() before anything is sent or received")
-            self._accept_now(subprotocol, headers)
-
-    def _accept_now(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Send the 101 response, unless that was done. Called with the write lock, by whoever needs it first."""
-        if self._accepted:
-            return
-        if self._refused:
-            raise ConnectionClosed(1006, "the handshake was refused")
-        if subprotocol is None:
-            subprotocol = self.subprotocol
-        elif subprotocol not in self._handshake.offered_subprotocols:
-            raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
-        response = self._handshake.response(subprotocol, headers)
-        self.subprotocol = subprotocol
-        self._accepted = True
-        interval = self._settings.ping_interval
-        self._next_ping = time.monotonic() + interval if interval is not None else float("inf")
-        self._write(response)
+            if self._refused:
+                raise ConnectionClosed(1006, "the handshake was refused")
+            interval = self._settings.ping_interval
+            self._started_at = time.monotonic()
+            self._next_ping = self._started_at + interval if interval is not None else float("inf")
+            self._accepted = True
+            self._write(response)
 
     def _refuse(self) -> bool:
         """Give the request back to the server for an HTTP response; False when it is too late for that."""
@@ -188,21 +167,13 @@ class Connection:
 
     # Input
 
-    async def _receive(self, timeout: float | None = None) -> str | bytes | None:
-        """Wait for the next message.
-
-        :param timeout: how many seconds to wait at most; None waits as long as the connection lasts.
-        :returns: ``str`` for a text message, ``bytes`` for a binary one; None, once, when the connection has
-            closed.
-        :raises TimeoutError: when the time has passed. No message is lost by it.
-        :raises ConnectionClosed: when it is called again after the end.
-        :raises ConcurrencyError: when somebody else is receiving.
-        """
+    async def _receive_message(self, timeout: float | None) -> str | bytes | None:
+        """Wait for the next message; see :meth:`Lifecycle._receive`."""
         self._begin_receive()
         try:
             if self._run >= RUN_LENGTH:
                 self._run = 0
-                await self._loop.pause()
+                await self._loop.sleep(0)
             deadline = None if timeout is None else time.monotonic() + timeout
             expired = False
             while (message := self._next()) is None:
@@ -216,6 +187,7 @@ class Connection:
                 # Pings alone could keep it readable for ever.
                 expired = not readable or (remaining is not None and remaining <= 0)
             self._run += 1
+            self._received += 1
             return message
         finally:
             self._receiver.release()
@@ -238,37 +210,20 @@ class Connection:
                 if self._abandoned is not None and not self._waiting:
                     self._abandoned.close()
 
-    async def _receive_json(self, timeout: float | None = None) -> Any:
-        """Receive a message and read it as JSON, with ``app.json``. See :meth:`_receive`.
-
-        :raises ConnectionClosed: when the connection has closed: None would be a JSON null.
-        :raises ValueError: when the message is not JSON.
-        """
-        message = await self._receive(timeout)
-        if message is None:
-            assert self._protocol.closed is not None
-            raise ConnectionClosed(*self._protocol.closed)
-        return self._app.json.loads(message)
-
-    def recv_nb(self) -> str | bytes | None:
-        """Return a message that is here already, or None; never waits.
-
-        :raises ConnectionClosed: when the connection has closed.
-        :raises ConcurrencyError: when somebody else is receiving.
-        """
+    def _receive_now(self) -> str | bytes | None:
+        """Return a message that is here already, or None; see :meth:`Lifecycle.recv_nb`."""
         self._begin_receive()
         try:
             message = self._next()
-            if message is None and self._protocol.closed is not None:
+            if message is not None:
+                self._received += 1
+            elif self._protocol.closed is not None:
                 raise ConnectionClosed(*self._protocol.closed)
             return message
         finally:
             self._receiver.release()
 
     def _begin_receive(self) -> None:
-        if not self._accepted:
-            with self._write_lock:
-                self._accept_now()
         if not self._receiver.acquire(blocking=False):
             raise ConcurrencyError(
                 "receive() was called while another thread, greenlet or task waits in it: "
@@ -350,20 +305,8 @@ class Connection:
 
     # Output
 
-    async def _send(
-        self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None
-    ) -> None:
-        """Send a message: ``str`` as text, bytes as binary.
-
-        While more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them, this waits too.
-
-        :param binary: as in 0.6.1: True sends binary and False sends text, whatever the message is.
-        :param timeout: the most seconds to wait, ``WEBSOCKET_SEND_TIMEOUT`` unless given. A peer that takes longer
-            is dropped.
-        :raises ConnectionClosed: when the connection has closed, or was dropped.
-        :raises TypeError: when the message is neither.
-        :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
-        """
+    async def _send_message(self, message: str | ReadableBuffer, binary: bool | None, timeout: float | None) -> None:
+        """Send a message, and wait while the output is full; see :meth:`Lifecycle._send`."""
         deadline = None
         while not self._send_now(message, binary):
             if deadline is None:
@@ -375,7 +318,7 @@ class Connection:
         self._run += 1
         if self._run >= RUN_LENGTH:
             self._run = 0
-            await self._loop.pause()
+            await self._loop.sleep(0)
 
     def _write(self, data: bytes) -> None:
         """Send *data*, or keep what the socket does not take. Called with the write lock."""
@@ -447,8 +390,6 @@ class Connection:
                 payload = payload.decode()
         protocol = self._protocol
         with self._write_lock:
-            if not self._accepted:
-                self._accept_now()
             if not self._lost:
                 if self._full() and protocol.closed is None:
                     return False
@@ -457,6 +398,7 @@ class Connection:
                 else:
                     self._write(protocol.send_binary(payload))
                 if not self._lost:
+                    self._sent += 1
                     return True
         raise self._closed_error()
 
@@ -466,13 +408,12 @@ class Connection:
             pass
         return ConnectionClosed(*(self._protocol.closed or (1006, "the connection was lost")))
 
-    async def _ping(self) -> None:
-        """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
+    def _ping_now(self) -> None:
+        """Send a Ping.
 
         :raises ConnectionClosed: when the connection has closed.
         """
         with self._write_lock:
-            self._accept_now()
             if not self._lost:
                 self._send_ping(time.monotonic())
         if self._lost:
@@ -487,16 +428,8 @@ class Connection:
 
     # The end
 
-    async def _close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
-
-        Harmless when it is closed already.
-
-        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
-        :param reason: at most 123 bytes of UTF-8.
-        :raises ValueError: when they are not that.
-        """
-        self._begin_close(code, reason)
+    async def _finish_close(self) -> None:
+        """Wait for the end of the closing handshake that :meth:`_begin_close` has begun."""
         while not self._done():
             assert self._close_deadline is not None
             remaining = self._close_deadline - time.monotonic()
@@ -506,41 +439,21 @@ class Connection:
             else:
                 self._abort("the closing handshake took too long")
 
-    async def _serve(self, handler: Callable[[], Awaitable[Any]], report: Callable[[BaseException], None]) -> Any:
-        """Run *handler* and end the connection properly, whatever it does.
-
-        :param report: called with an exception that left the handler after the handshake.
-        :returns: what the handler returned if the handshake was not sent, for that is an HTTP response then.
-        """
-        try:
-            try:
-                value = await handler()
-            except BaseException as error:
-                if self._refuse():
-                    raise
-                self._begin_close(*closing_of(error))
-                report(error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                if value is not None and self._refuse():
-                    return value
-            await self._close()
-            return None
-        finally:
-            self._detach()
-
-    def _begin_close(self, code: int, reason: str) -> None:
+    def _begin_close(self, code: int, reason: str, initiator: Initiator = "server") -> None:
         """Send a Close frame, unless that was done. Harmless when the connection has ended."""
-        check_close(code, reason)
         with self._write_lock:
-            if self._refused:
-                return
-            self._accept_now()
             if self._protocol.closed is None:
+                self._initiator = initiator
                 self._write(self._protocol.send_close(code, reason))
             self._set_close_deadline()
             self._shut_down_if_done()
+
+    def _who_ended(self) -> Initiator:
+        """Tell who has ended the connection."""
+        closed = self._protocol.closed
+        if self._initiator is None and self._protocol.close_received is None and closed and closed.code != 1006:
+            return "error"  # the peer has broken the protocol
+        return self._initiator or "client"
 
     def _set_close_deadline(self) -> None:
         if self._close_deadline is None:
@@ -551,7 +464,6 @@ class Connection:
         protocol = self._protocol
         return (
             self._eof
-            or self._refused
             or self._sock is None
             or (protocol.close_received is not None and protocol.close_sent is not None and not self._outbox)
         )
@@ -574,6 +486,8 @@ class Connection:
         with self._read_lock, self._write_lock:
             if not self._eof:  # first the reason, then the news that there is one
                 self._eof = True
+                if self._protocol.closed is None:
+                    self._initiator = "client" if self._lost else "timeout"
                 self._protocol.receive_eof(reason)
             if self._sock is not None:
                 # Nobody reads what the kernel still holds: let it go with the descriptor.
@@ -651,14 +565,3 @@ class Connection:
             return sum(map(sys.getsizeof, inbox)) <= self._settings.max_message_size
         except RuntimeError:  # "deque mutated during iteration": somebody is making room
             return True
-
-
-def closing_of(error: BaseException) -> tuple[int, str]:
-    """Return with which code and reason an exception that left a handler closes its connection."""
-    if isinstance(error, ConnectionClosed):
-        return 1000, ""
-    if isinstance(error, HTTPException):
-        status = error.code or error.get_response().status_code
-        if status < 1000:
-            return 4000 + status, error.name if error.code else ""
-    return 1011, "internal error"

@@ -16,21 +16,21 @@ from werkzeug.routing import WebsocketMismatch
 from .exceptions import AsyncioNotAvailable, GeventNotInstalled
 from .handshake import UpgradeRequired
 from .middleware import (
-    EXTENSION_KEY,
     AsyncioWebSocketMiddleware,
     GeventWebSocketMiddleware,
-    State,
+    Views,
     WebSocketMiddleware,
-    make_view,
+    tell_of_rejection,
 )
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
-from .settings import NAMES, Settings, resolve
+from .settings import Settings, resolve
+from .state import Kind, Registrar, check_handler, state_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class WebSocket:
+class WebSocket(Registrar):
     """WebSockets for Flask apps, with blocking handlers: in uWSGI's processes, threads, or gevent's greenlets.
 
     ::
@@ -65,7 +65,7 @@ class WebSocket:
         self._settings = settings
         #: The handlers by endpoint.
         self.view_functions: dict[str, Callable[..., Any]] = {}
-        self._views: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]] = {}
+        self._views = Views()
         # What was registered so far, to be played on each app; and the apps it was played on.
         self._registrations: list[Callable[[Flask], None]] = []
         self._apps: WeakSet[Flask] = WeakSet()
@@ -81,14 +81,17 @@ class WebSocket:
 
         :raises RuntimeError: when the app has a WebSocket extension already.
         """
-        if EXTENSION_KEY in app.extensions:
+        state = state_of(app)
+        if state.coroutines is not None:
             raise RuntimeError(
                 f"the app {app.name!r} has a WebSocket extension already: call init_app() once for each app"
             )
         resolve(app.config, self._settings)  # a wrong one is told now, not to the first client
         for register in self._registrations:
             register(app)
+        state.initialise(self._coroutines, self._settings)
         app.before_request(_refuse_plain_http)
+        app.after_request(tell_of_rejection)
         if debug_requested():
             from werkzeug.debug import DebuggedApplication
 
@@ -96,7 +99,6 @@ class WebSocket:
             app.wsgi_app = DebuggedApplication(app.wsgi_app, evalex=True)  # type: ignore[method-assign]
         app.wsgi_app = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
-        app.extensions[EXTENSION_KEY] = State(app.config, self._settings)
         self._apps.add(app)
 
     def route(self, rule: str, **options: Any) -> Callable[[F], F]:
@@ -134,11 +136,15 @@ class WebSocket:
         self._register(lambda app: app.add_url_rule(rule, endpoint, view, **options))
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
-        """Register a plain Flask blueprint whose views are WebSocket handlers.
+        """Register a blueprint: a :class:`WebSocketBlueprint` as it is, a plain one with its views as handlers.
 
         Prefixes, nesting and the rest are Flask's: *options* are those of :meth:`flask.Flask.register_blueprint`.
         """
         self._register(lambda app: blueprint.register(cast(Flask, _WebSocketRules(app, self)), dict(options)))
+
+    def _add(self, kind: Kind, function: F) -> F:
+        self._register(lambda app: state_of(app).add(kind, None, function))
+        return function
 
     def run(
         self,
@@ -181,26 +187,11 @@ class WebSocket:
     def _make_view(
         self, endpoint: str, handler: Callable[..., Any], options: dict[str, Any]
     ) -> tuple[Callable[..., Any], dict[str, Any]]:
-        """Return the view of a handler, and what of *options* is for the rule."""
-        self._check_handler(handler)
-        settings = {name: options[name] for name in options.keys() & NAMES}
-        Settings(**settings)
-        rule_options = {name: options[name] for name in options.keys() - NAMES}
-        rule_options.update(methods=["GET"], websocket=True, provide_automatic_options=False)
-        known = self._views.get(endpoint)
-        if known is not None and known[:2] == (handler, settings):
-            return known[2], rule_options  # for Flask, two rules of one endpoint have one view
-        view = make_view(handler, settings)
-        self._views[endpoint] = handler, settings, view
+        """Return the view of a handler, and the options of its rule."""
+        check_handler(handler, self._coroutines)
+        view, options = self._views.make(endpoint, handler, options)
         self.view_functions[endpoint] = handler
-        return view, rule_options
-
-    def _check_handler(self, handler: Callable[..., Any]) -> None:
-        is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(handler))
-        if is_coroutine and not self._coroutines:
-            raise TypeError(f"{handler.__name__}() is a coroutine function: use AsyncioWebSocket, or a plain function")
-        if not is_coroutine and self._coroutines:
-            raise TypeError(f"{handler.__name__}() is no coroutine function: write async def, or use WebSocket")
+        return view, options
 
     def _register(self, register: Callable[[Flask], None]) -> None:
         for app in list(self._apps):
@@ -244,7 +235,26 @@ class AsyncioWebSocket(WebSocket):
     def init_app(self, app: Flask) -> None:
         """Serve WebSockets on *app*; see :meth:`WebSocket.init_app`."""
         super().init_app(app)
+        app.ensure_sync = partial(_ensure_sync, app.ensure_sync)  # type: ignore[method-assign]
         _prepare_event_loop()
+
+
+def _ensure_sync(ensure_sync: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Stand in for ``app.ensure_sync()``, through which decorators such as Flask-Login's call what they decorate.
+
+    Within a task there is no way to wait for a coroutine function, and no need: who has called the decorator, awaits.
+    """
+    if inspect.iscoroutinefunction(function) and _is_in_task():
+        return function
+    wrapped: Callable[..., Any] = ensure_sync(function)
+    return wrapped
+
+
+def _is_in_task() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:  # no loop runs here
+        return False
 
 
 def _prepare_event_loop() -> None:
@@ -273,13 +283,13 @@ class _WebSocketRules:
     """An app on which every rule is a WebSocket's: what a plain blueprint is registered on."""
 
     def __init__(self, app: Flask, websocket: WebSocket) -> None:
-        vars(self).update(_app=app, _websocket=websocket)
+        vars(self).update(flask_app=app, _websocket=websocket)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._app, name)
+        return getattr(self.flask_app, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._app, name, value)
+        setattr(self.flask_app, name, value)
 
     def add_url_rule(
         self,
@@ -293,7 +303,7 @@ class _WebSocketRules:
         if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
             assert endpoint is not None  # a blueprint always names it
             view_func, options = self._websocket._make_view(endpoint, view_func, options)
-        self._app.add_url_rule(rule, endpoint, view_func, **options)
+        self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
 def _refuse_plain_http() -> None:

@@ -46,8 +46,8 @@ class Loop(Protocol):
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
         """Wait until *fd* takes more or has ended; return False when *timeout* seconds have passed."""
 
-    async def pause(self) -> None:
-        """Let the other connections of this worker run."""
+    async def sleep(self, seconds: float) -> None:
+        """Let the other connections of this worker run, and come back after *seconds*, which may be 0."""
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
         """Call *callback* whenever *fd* takes more, until it returns False."""
@@ -73,8 +73,9 @@ class ThreadLoop:
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
         return _poll(fd, select.POLLOUT, timeout)
 
-    async def pause(self) -> None:
-        pass  # the interpreter switches threads by itself
+    async def sleep(self, seconds: float) -> None:
+        if seconds:  # the interpreter switches threads by itself
+            time.sleep(seconds)
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
         with self._lock:
@@ -162,10 +163,10 @@ class GeventLoop:
             return False
         return True
 
-    async def pause(self) -> None:
+    async def sleep(self, seconds: float) -> None:
         from gevent import sleep
 
-        sleep(0)
+        sleep(seconds)
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
         self._hub.loop.run_callback_threadsafe(self._watch, fd, callback)
@@ -244,8 +245,8 @@ class AsyncioLoop:
             self._callbacks.pop(fd, None)
             self._loop.remove_writer(fd)
 
-    async def pause(self) -> None:
-        await asyncio.sleep(0)
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
         self._loop.call_soon_threadsafe(self._watch, fd, callback)

@@ -7,31 +7,25 @@ handshake and runs the handler; what it returns at last is the 101 response, whi
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask import current_app, got_request_exception, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, current_app, request
 
 from .aio import AsyncioWebSocketClient
 from .client import GeventWebSocketClient, WebSocketClient
-from .exceptions import ConnectionClosed
 from .handshake import is_upgrade, negotiate_handshake
 from .keepalive import keepalive_of
+from .lifecycle import forget_session
 from .servers import find_server
-from .settings import Settings, resolve
+from .settings import NAMES, Settings
+from .state import state_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 #: Where the middleware leaves the client for the view.
 ENVIRON_KEY = "flask_uwsgi_websocket.client"
-#: The key of an app's :class:`State` in ``app.extensions``.
-EXTENSION_KEY = "uwsgi_websocket"
-
-logger = logging.getLogger(__package__)
 
 
 class WebSocketMiddleware:
@@ -71,41 +65,53 @@ class AsyncioWebSocketMiddleware(WebSocketMiddleware):
     client = AsyncioWebSocketClient
 
 
-class State:
-    """What one app knows of its extension, in ``app.extensions["uwsgi_websocket"]``.
+class Views:
+    """The views of the handlers that one blueprint or extension has registered."""
 
-    :param config: the app's configuration, read for each route when its first connection comes.
-    :param options: the extension's keywords.
-    """
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]] = {}
 
-    def __init__(self, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        self._config = config
-        self._options = options
-        self._settings: dict[Callable[..., Any], Settings] = {}
+    def make(
+        self, endpoint: str, handler: Callable[..., Any], options: Mapping[str, Any]
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """Return the view of a handler, and the options of its rule.
 
-    def settings_of(self, view: Callable[..., Any], options: Mapping[str, Any]) -> Settings:
-        """Return the settings of a route; the app's configuration is final once the first request has come."""
-        settings = self._settings.get(view)
-        if settings is None:
-            settings = self._settings[view] = resolve(self._config, self._options, options)
-        return settings
+        :param options: settings, and options of Werkzeug's rule.
+        :raises TypeError: when there are ``methods`` among them, or a setting has the wrong type.
+        :raises ValueError: when a setting makes no sense.
+        """
+        if "methods" in options:
+            raise TypeError(f"a WebSocket route has no methods: its handshake is a GET (endpoint {endpoint!r})")
+        settings = {name: options[name] for name in options.keys() & NAMES}
+        Settings(**settings)
+        rule_options = {name: options[name] for name in options.keys() - NAMES}
+        rule_options.update(methods=["GET"], websocket=True, provide_automatic_options=False)
+        known = self._known.get(endpoint)
+        if known is not None and known[:2] == (handler, settings):
+            return known[2], rule_options  # for Flask, two rules of one endpoint have one view
+        view = _make_view(handler, settings)
+        self._known[endpoint] = handler, settings, view
+        return view, rule_options
 
 
-def make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the Flask view that runs a WebSocket *handler*.
 
     :param options: the settings of its route.
     """
 
     def view(**kwargs: Any) -> Any:
-        client: Any = request.environ.pop(ENVIRON_KEY, None)  # get() would leave a reference cycle
-        state = current_app.extensions.get(EXTENSION_KEY)
-        if client is None or state is None:
+        client: Any = request.environ.get(ENVIRON_KEY)
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        state = state_of(app)
+        if client is None or state.coroutines is None:
             raise RuntimeError(
                 f"the WebSocket route {request.path} was reached past the middleware: call "
                 "websocket.init_app(app), and leave the middleware in app.wsgi_app"
             )
-        settings: Settings = state.settings_of(view, options)
+        assert request.endpoint is not None
+        route = state.route(request.endpoint, request.blueprints, app.config, options)
+        settings = route.settings
         handshake = negotiate_handshake(
             request.environ,
             host=request.host,
@@ -114,21 +120,19 @@ def make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callab
             subprotocols=settings.subprotocols,
             compression=settings.compression,
         )
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
         server = find_server(request.environ)
         loop = client.make_loop()
         keepalive = keepalive_of(loop)
         keepalive.add(client, loop)
         try:
-            client.attach(app, server, loop, settings, handshake)
-            response = client.serve(handler, kwargs, _report)
+            client.attach(app, server, loop, route, handshake)
+            response = client.serve(handler, kwargs)
         finally:
             keepalive.remove(client)
         if response is not None:
             return response
-        # The reason is the peer's, and could forge a line.
-        logger.info("WebSocket %s closed: %s %r", client.id, client.close_code, client.close_reason)
-        return current_app.response_class(status=101)
+        forget_session(app)
+        return app.response_class(status=101)
 
     # Flask names the endpoint after the view, and debuggers show it.
     for name in ("__name__", "__doc__", "__module__"):
@@ -136,11 +140,10 @@ def make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callab
     return view
 
 
-def _report(error: BaseException) -> None:
-    """Tell what left a handler after the handshake. It cannot become an HTTP response any more."""
-    if isinstance(error, ConnectionClosed):
-        logger.info("the handler of %r ended: %r", request.path, error)
-    elif isinstance(error, Exception) and not isinstance(error, HTTPException):
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
-        got_request_exception.send(app, exception=error)
-        app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())
+def tell_of_rejection(response: Response) -> Response:
+    """Send ``websocket_rejected`` for an upgrade request that has got another answer; an ``after_request`` function."""
+    client: Any = request.environ.pop(ENVIRON_KEY, None)  # which refers to the environ, too
+    if client is not None and response.status_code != 101:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        client.drive(client.tell_rejected(app, response))
+    return response

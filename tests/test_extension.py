@@ -84,7 +84,8 @@ def test_one_extension_serves_several_apps(blocking: Site) -> None:
         # Without a server that lends its sockets, the key that is missing is as far as it gets.
         assert app.test_client().get("/", environ_overrides=headers).status_code == 426
         assert app.test_client().get("/plain/", environ_overrides=headers).status_code == 426
-        assert app.extensions["uwsgi_websocket"].settings_of(name, {}).ping_interval == number + 1
+        state = app.extensions["uwsgi_websocket"]
+        assert state.route("name", [], app.config, {}).settings.ping_interval == number + 1
 
 
 def test_several_extensions_may_serve_several_apps(blocking: Site) -> None:
@@ -112,7 +113,7 @@ def test_an_init_app_that_failed_can_be_repeated(blocking: Site) -> None:
     websocket.add_url_rule("/", "x", say("x"), unknown_option=True)
     with pytest.raises(TypeError, match="unknown_option"):
         websocket.init_app(app)
-    assert "uwsgi_websocket" not in app.extensions
+    assert app.extensions["uwsgi_websocket"].coroutines is None
     websocket = WebSocket()
     websocket.add_url_rule("/", "x", say("x"))
     websocket.init_app(app)
@@ -403,10 +404,10 @@ def test_a_routes_settings_win_over_the_extensions_and_those_over_the_apps(block
 def test_timeout_is_the_ping_interval_of_0_6_1() -> None:
     app = Flask("app")
     WebSocket(app, 30)
-    assert app.extensions["uwsgi_websocket"].settings_of(say("x"), {}).ping_interval == 30
+    assert app.extensions["uwsgi_websocket"].route("x", [], {}, {}).settings.ping_interval == 30
     app = Flask("app")
     WebSocket(app, timeout=30, ping_interval=5)
-    assert app.extensions["uwsgi_websocket"].settings_of(say("x"), {}).ping_interval == 5
+    assert app.extensions["uwsgi_websocket"].route("x", [], {}, {}).settings.ping_interval == 5
 
 
 @pytest.mark.parametrize("mode", MODES.values())
@@ -427,7 +428,7 @@ def test_a_setting_of_the_app_that_makes_no_sense_is_told_by_init_app() -> None:
     app.config["WEBSOCKET_SEND_BUFFER"] = 0
     with pytest.raises(ValueError, match="send_buffer must be a number above 0"):
         WebSocket(app)
-    assert "uwsgi_websocket" not in app.extensions
+    assert app.extensions["uwsgi_websocket"].coroutines is None
 
 
 def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: Site) -> None:

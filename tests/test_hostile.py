@@ -21,7 +21,7 @@ from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.handshake import Handshake
 from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol
 from flask_uwsgi_websocket.servers import WerkzeugServer
-from flask_uwsgi_websocket.settings import Settings
+from flask_uwsgi_websocket.state import State
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connect
     server = WerkzeugServer({"werkzeug.socket": ours, "wsgi.input": io.BytesIO()})
     client = WebSocketClient({})
     handshake = Handshake("AAAAAAAAAAAAAAAAAAAAAA==", (), None, None)
-    client.attach(Flask(__name__), server, client.make_loop(), Settings(), handshake)
+    app = Flask(__name__)
     received: list[Any] = []
     reader = threading.Thread(target=lambda: received.append(client.receive()))
 
@@ -67,8 +67,10 @@ def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connect
         raise SystemExit
 
     with ours, theirs:
-        with pytest.raises(SystemExit):
-            client.serve(handler, {}, lambda error: None)
+        with app.test_request_context():
+            client.attach(app, server, client.make_loop(), State().route("x", [], {}, {}), handshake)
+            with pytest.raises(SystemExit):
+                client.serve(handler, {})
         reader.join(DEADLINE)
         assert received == [None]
         data = b""

@@ -196,7 +196,7 @@ def test_a_callback_for_a_descriptor_that_was_closed_meanwhile_does_no_harm(work
         loop.forget(fd)
         one.close()
         other.close()
-        await loop.wait_readable(0, 0.01) if os.isatty(0) else await loop.pause()
+        await loop.wait_readable(0, 0.01) if os.isatty(0) else await loop.sleep(0)
 
     call(worker, start)
 

@@ -1,0 +1,106 @@
+"""WebSocketBlueprint: a Flask blueprint with WebSocket routes, hooks and listeners beside its views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Blueprint
+from flask.sansio.app import App
+from flask.sansio.blueprints import BlueprintSetupState
+
+from .middleware import Views
+from .state import Kind, Registrar, state_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WebSocketBlueprint(Registrar, Blueprint):
+    """A Flask blueprint that has WebSocket routes, too.
+
+    ::
+
+        chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
+
+        @chat.websocket("/<room>")
+        def talk(ws, room):
+            for message in ws:
+                ws.send(message)
+
+        app.register_blueprint(chat)
+
+    All that Flask's blueprints can do is as there: prefixes, subdomains, nesting, URL processors, several
+    registrations and apps. The app needs ``init_app()`` of one of the extensions, before or after the registration.
+    Hooks and listeners are for the connections of this blueprint and of those nested in it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._views = Views()
+
+    def register(self, app: App, options: dict[str, Any]) -> None:
+        """Called by Flask to register the blueprint."""
+        # A plain parent that is registered as a whole by the extension makes WebSockets of its own views only.
+        super().register(getattr(app, "flask_app", app), options)
+
+    def websocket(self, rule: str, **options: Any) -> Callable[[F], F]:
+        """Declare the handler of a URL.
+
+        :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
+        :param options: ``endpoint``; settings of this route, such as ``subprotocols``, ``origins`` or
+            ``max_message_size`` (see :class:`~flask_uwsgi_websocket.settings.Settings`); and options of Werkzeug's
+            rule, such as ``defaults`` or ``subdomain``.
+        """
+        endpoint = options.pop("endpoint", None)
+
+        def decorator(handler: F) -> F:
+            self.add_websocket_rule(rule, endpoint, handler, **options)
+            return handler
+
+        return decorator
+
+    def add_websocket_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        handler: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Declare the handler of a URL; see :meth:`websocket`.
+
+        :param handler: called with the client and the variables of the URL; a coroutine function in the asyncio mode.
+        :raises TypeError: when the handler is missing, or an option has the wrong type.
+        :raises ValueError: when an option makes no sense.
+        """
+        if handler is None:
+            raise TypeError("a WebSocket rule needs its handler: add_websocket_rule(rule, endpoint, handler)")
+        endpoint = endpoint or handler.__name__
+        view, options = self._views.make(endpoint, handler, options)
+        self.add_url_rule(rule, endpoint, view, **options)
+        self.record_once(lambda setup: state_of(setup.app).add_handler(handler))
+
+    # Hooks
+
+    def before_app_websocket(self, function: F) -> F:
+        """Like :meth:`before_websocket`, for all connections of the app."""
+        return self._add_for_app("before", function)
+
+    def after_app_websocket(self, function: F) -> F:
+        """Like :meth:`after_websocket`, for all connections of the app."""
+        return self._add_for_app("after", function)
+
+    def teardown_app_websocket(self, function: F) -> F:
+        """Like :meth:`teardown_websocket`, for all connections of the app."""
+        return self._add_for_app("teardown", function)
+
+    def _add(self, kind: Kind, function: F) -> F:
+        def add(setup: BlueprintSetupState) -> None:
+            full_name = f"{setup.name_prefix}.{setup.name}".lstrip(".")
+            state_of(setup.app).add(kind, full_name, function)
+
+        self.record(add)
+        return function
+
+    def _add_for_app(self, kind: Kind, function: F) -> F:
+        self.record_once(lambda setup: state_of(setup.app).add(kind, None, function))
+        return function

@@ -1,0 +1,413 @@
+"""The life of a connection in its application: hooks, the handshake, messages, signals, the end.
+
+Here the connection meets Flask. Everything that may wait is a coroutine, as in ``connection.py``; the two kinds of
+clients give these their public names.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Any
+
+from blinker import NamedSignal
+from flask import Flask, Response, got_request_exception, request
+from flask.globals import app_ctx, request_ctx
+from flask.sessions import SessionMixin
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
+
+from .connection import Connection
+from .deflate import Compression, Deflate
+from .exceptions import ConnectionClosed
+from .handshake import Handshake
+from .loops import Loop
+from .protocol import check_close
+from .servers import Server
+from .signals import (
+    websocket_closed,
+    websocket_connected,
+    websocket_error,
+    websocket_message,
+    websocket_rejected,
+    websocket_sent,
+)
+from .state import Function, Route, state_of
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from flask.ctx import AppContext
+
+#: Seconds between two looks at what another thread, greenlet or task is about to finish.
+PATIENCE = 0.005
+
+logger = logging.getLogger(__package__)
+
+# The connection whose handshake is being prepared here.
+_preparing: ContextVar[Lifecycle | None] = ContextVar("_preparing", default=None)
+
+
+class Lifecycle(Connection):
+    """A connection from its upgrade request to its end. Applications use :class:`WebSocketClient` and its relatives."""
+
+    #: The subprotocol that was agreed on (RFC 6455 section 1.9), or None.
+    subprotocol: str | None = None
+
+    _app: Flask
+    _context: Context
+
+    def attach(self, app: Flask, server: Server, loop: Loop, route: Route, handshake: Handshake) -> None:
+        """Get ready for :meth:`_serve`: take the request's socket, and note the contexts that are current."""
+        deflate = None
+        if handshake.deflate is not None:
+            config = route.settings.compression
+            deflate = Deflate(handshake.deflate, config if isinstance(config, Compression) else None)
+        self._attach(server, loop, route.settings, deflate)
+        self._app = app
+        self._route = route
+        self._handshake = handshake
+        self.subprotocol = handshake.subprotocol
+        self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
+        self._context = copy_context()
+        # Whoever needs the handshake first claims it, with the write lock, and tells its end by _accepted or _refused.
+        self._claimed = False
+        self._handshake_error: BaseException | None = None
+        self._telling = False  # websocket_connected is being sent
+
+    # Calls of the application's functions
+
+    async def _call(self, context: Context | None, function: Function, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the application, and wait for it if it is a coroutine function.
+
+        :param context: where to run it; None for the caller's own.
+        """
+        raise NotImplementedError
+
+    def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run *coroutine* for a caller that cannot wait: now if it need not wait either, else a little later."""
+        raise NotImplementedError
+
+    async def _tell(self, signal: NamedSignal, listeners: Sequence[Function], **kwargs: Any) -> None:
+        """Call the listeners of the route, then the receivers of the signal, each in the connection's contexts.
+
+        A copy of them: many may run at once, in whatever thread, greenlet or task.
+        """
+        receivers = () if signal.is_muted else signal.receivers_for(self._app)
+        for receiver in (*listeners, *receivers):
+            try:
+                await self._call(self._context.copy(), receiver, self._app, ws=self, **kwargs)
+            except Exception:
+                self._app.logger.exception("%r failed on the signal %s of %r", receiver, signal.name, self)
+
+    def message_context(self) -> AppContext:
+        """Return a fresh application context, to be entered by ``with`` in the handler or a receiver.
+
+        ``teardown_appcontext`` functions run at its end, so that, for example, a database connection is given back;
+        ``request`` and ``session`` stay as they are. ``g`` is a new one. On Flask 3.2, where the application and
+        request context are one, ``teardown_request`` functions run, too.
+        """
+        copy = getattr(self._app_context, "copy", self._app.app_context)
+        context: AppContext = copy()
+        return context
+
+    # The handshake
+
+    async def _accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
+
+        ``after_websocket`` hooks may add headers to its response, and the session's cookie is set if it has changed.
+
+        :param subprotocol: the one to agree on instead of the one chosen from the route's list; the client must
+            have offered it.
+        :param headers: more headers for the 101 response.
+        :raises ValueError: when the client has not offered it, or a header cannot be sent.
+        :raises RuntimeError: when the handshake was sent before, so that these come too late.
+        :raises ConnectionClosed: when the handshake was refused.
+        """
+        headers = list(headers)
+        if self._claimed and (headers or subprotocol not in {None, self.subprotocol}):
+            raise RuntimeError("the handshake has been sent: call accept() before anything is sent or received")
+        if subprotocol is not None and subprotocol not in self._handshake.offered_subprotocols:
+            raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
+        self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
+        await self._ensure_accepted(subprotocol, headers)
+
+    async def _ensure_accepted(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        if self._refused:
+            raise ConnectionClosed(1006, "the handshake was refused")
+        with self._write_lock:
+            is_mine = not self._claimed
+            self._claimed = True
+        if not is_mine:
+            if _preparing.get() is self:
+                raise RuntimeError("an after_websocket hook runs before the handshake: it cannot send or receive")
+            while not self._accepted and not self._refused:
+                await self._loop.sleep(PATIENCE)
+            if self._refused:
+                raise ConnectionClosed(1006, "the handshake was refused")
+            return
+        try:
+            more = await self._prepare(headers)
+            self.subprotocol = subprotocol or self.subprotocol
+            response = self._handshake.response(self.subprotocol, more)
+        except BaseException as error:
+            # _serve() raises it for the handler that it belongs to; here may be another one's, in a broadcast.
+            is_interrupt = not isinstance(error, Exception)
+            self._handshake_error = RuntimeError("the handshake was interrupted") if is_interrupt else error
+            self._refuse()
+            if is_interrupt:
+                raise
+            raise ConnectionClosed(1006, f"the handshake was refused: {error!r}") from error
+        self._telling = True
+        try:
+            self._start(response)
+            await self._tell(websocket_connected, self._route.connect)
+        finally:
+            self._telling = False
+
+    async def _prepare(self, headers: Iterable[tuple[str, str]]) -> Headers:
+        """Let the hooks and the session add to the headers of the 101 response, as Flask does with a response's."""
+        response = self._app.response_class(status=101)
+        response.headers = Headers(headers)
+        context = self._context.copy()
+        context.run(_preparing.set, self)
+        for hook in self._route.after:
+            response = await self._call(context, hook, response)
+            if not isinstance(response, Response):
+                raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
+        context.run(_save_session, self._app, response)
+        return response.headers
+
+    # Messages
+
+    async def _receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Wait for the next message.
+
+        :param timeout: how many seconds to wait at most; None waits as long as the connection lasts.
+        :returns: ``str`` for a text message, ``bytes`` for a binary one; None, once, when the connection has
+            closed.
+        :raises TimeoutError: when the time has passed. No message is lost by it.
+        :raises ConnectionClosed: when it is called again after the end.
+        :raises ConcurrencyError: when somebody else is receiving.
+        """
+        if not self._accepted:
+            await self._ensure_accepted()
+        message = await self._receive_message(timeout)
+        if (websocket_message.receivers or self._route.message) and message is not None:
+            await self._tell(websocket_message, self._route.message, message=message)
+        return message
+
+    async def _receive_json(self, timeout: float | None = None) -> Any:
+        """Receive a message and read it as JSON, with ``app.json``. See :meth:`_receive`.
+
+        :raises ConnectionClosed: when the connection has closed: None would be a JSON null.
+        :raises ValueError: when the message is not JSON.
+        """
+        message = await self._receive(timeout)
+        if message is None:
+            assert self._protocol.closed is not None
+            raise ConnectionClosed(*self._protocol.closed)
+        return self._app.json.loads(message)
+
+    def recv_nb(self) -> str | bytes | None:
+        """Return a message that is here already, or None; never waits.
+
+        :raises ConnectionClosed: when the connection has closed.
+        :raises ConcurrencyError: when somebody else is receiving.
+        """
+        if not self._accepted:
+            self._run_aside(self._ensure_accepted())
+            if not self._accepted:
+                return None
+        message = self._receive_now()
+        if (websocket_message.receivers or self._route.message) and message is not None:
+            self._run_aside(self._tell(websocket_message, self._route.message, message=message))
+        return message
+
+    async def _send(
+        self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None
+    ) -> None:
+        """Send a message: ``str`` as text, bytes as binary.
+
+        While more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them, this waits too.
+
+        :param binary: as in 0.6.1: True sends binary and False sends text, whatever the message is.
+        :param timeout: the most seconds to wait, ``WEBSOCKET_SEND_TIMEOUT`` unless given. A peer that takes longer
+            is dropped.
+        :raises ConnectionClosed: when the connection has closed, or was dropped.
+        :raises TypeError: when the message is neither.
+        :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
+        """
+        if not self._accepted:
+            await self._ensure_accepted()
+        await self._send_message(message, binary, timeout)
+        if websocket_sent.receivers:
+            await self._tell(websocket_sent, (), message=message)
+
+    async def _ping(self) -> None:
+        """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
+
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        if not self._accepted:
+            await self._ensure_accepted()
+        self._ping_now()
+
+    async def _close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
+
+        Harmless when it is closed already.
+
+        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+        :param reason: at most 123 bytes of UTF-8.
+        :raises ValueError: when they are not that.
+        """
+        check_close(code, reason)
+        if not self._refused:
+            if not self._accepted:
+                await self._ensure_accepted()
+            self._begin_close(code, reason)
+            await self._finish_close()
+
+    # The whole
+
+    async def _serve(self, handler: Callable[[], Awaitable[Any]]) -> Any:
+        """Run the hooks and *handler*, and end the connection properly, whatever they do.
+
+        :returns: what was returned before the handshake was sent: it becomes the HTTP response.
+        """
+        failure: BaseException | None = None
+        try:
+            try:
+                value = await self._call_before_hooks()
+                if value is None:
+                    self._context = copy_context()
+                    value = await handler()
+            except BaseException as error:
+                if self._refuse():
+                    failure = error
+                    raise (self._handshake_error or error) from None
+                if not isinstance(error, (ConnectionClosed, HTTPException)):
+                    failure = error
+                await self._fail(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                if value is not None and self._refuse():
+                    return value
+            with suppress(ConnectionClosed):  # the handshake is refused only now
+                await self._close()
+            if self._handshake_error is not None:
+                failure = self._handshake_error
+                raise failure
+            return None
+        finally:
+            self._detach()
+            if self._accepted:
+                await self._tell_closed()
+                self._check_session()
+            for hook in self._route.teardown:
+                try:
+                    await self._call(None, hook, failure)
+                except Exception:
+                    self._app.logger.exception("the teardown_websocket hook %r failed", hook)
+
+    async def _call_before_hooks(self) -> Any:
+        for hook in self._route.before:
+            value = await self._call(None, hook)
+            if value is not None:
+                return value
+        return None
+
+    async def _fail(self, error: BaseException) -> None:
+        """Begin to close after an exception that has left the handler, and tell of it."""
+        if isinstance(error, ConnectionClosed):
+            logger.info("the handler of %r ended: %r", request.path, error)
+            self._begin_close(1000, "")
+        elif isinstance(error, HTTPException):
+            self._begin_close(*closing_of(error))
+        else:
+            self._begin_close(*closing_of(error), "error")
+            if isinstance(error, Exception):
+                got_request_exception.send(self._app, exception=error)
+                self._app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())
+                await self._tell(websocket_error, self._route.error, exception=error)
+
+    async def _tell_closed(self) -> None:
+        while self._telling:  # first the one signal, then the other
+            await self._loop.sleep(PATIENCE)
+        closed = self._protocol.closed
+        assert closed is not None
+        # The reason is the peer's, and could forge a line.
+        logger.info("WebSocket %s closed: %s %r", self.id, closed.code, closed.reason)
+        await self._tell(
+            websocket_closed,
+            self._route.close,
+            code=closed.code,
+            reason=closed.reason,
+            initiator=self._who_ended(),
+            duration=time.monotonic() - self._started_at,
+            messages_received=self._received,
+            messages_sent=self._sent,
+        )
+
+    def _check_session(self) -> None:
+        """Say once that changes of the session after the handshake are lost: no response carries them."""
+        state = state_of(self._app)
+        current = _current_session()
+        is_null = self._app.session_interface.is_null_session(current)
+        if current.modified and not is_null and not state.told_of_session:
+            state.told_of_session = True
+            self._app.logger.warning(
+                "The session was changed in %r after the handshake, and is not saved: change it before the first "
+                "receive() or send(), or in an HTTP view.",
+                request.path,
+            )
+
+    async def tell_rejected(self, app: Flask, response: Response) -> None:
+        """Send ``websocket_rejected``: Flask answers the upgrade request with *response*."""
+        self._app = app
+        self._context = copy_context()
+        await self._tell(websocket_rejected, (), response=response)
+
+
+def _save_session(app: Flask, response: Response) -> None:
+    """Let the session add its cookie, as Flask does at the end of a request."""
+    current = _current_session()
+    if not app.session_interface.is_null_session(current):
+        app.session_interface.save_session(app, current, response)
+        current.modified = False  # what is changed from now on, is lost
+
+
+def _current_session() -> SessionMixin:
+    """Return the session, without taking it for accessed: Flask would then add ``Vary: Cookie`` to the response."""
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    current: SessionMixin = getattr(context, _session_attribute(context))
+    return current
+
+
+def forget_session(app: Flask) -> None:
+    """Keep Flask from saving the session at the end.
+
+    It was saved with the handshake. By now it is old, and a session that is kept on the server may have changed
+    since, or been ended by a logout, which must not be undone.
+    """
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    setattr(context, _session_attribute(context), app.session_interface.make_null_session(app))
+
+
+def _session_attribute(context: object) -> str:
+    return "_session" if "_session" in vars(context) else "session"  # in newer and older versions of Flask
+
+
+def closing_of(error: BaseException) -> tuple[int, str]:
+    """Return with which code and reason an exception that left a handler closes its connection."""
+    if isinstance(error, HTTPException):
+        status = error.code or error.get_response().status_code
+        if status < 1000:
+            return 4000 + status, error.name if error.code else ""
+    return 1011, "internal error"

@@ -1,0 +1,92 @@
+"""WebSocketView: a handler written as a class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from .exceptions import ConnectionClosed
+from .lifecycle import closing_of
+from .loops import run
+
+
+class WebSocketView:
+    """A WebSocket handler as a class, with a method for each event. There is a new instance for each connection.
+
+    ::
+
+        class Talk(WebSocketView):
+            def on_connect(self, ws, room):
+                self.room = room
+
+            def on_message(self, ws, message):
+                ws.send(f"{self.room}: {message}")
+
+        chat.add_websocket_rule("/<room>", handler=Talk.as_view("talk"))
+
+    In the asyncio mode the methods are coroutine functions.
+    """
+
+    #: Applied to the handler that :meth:`as_view` returns, in this order, as in :class:`flask.views.View`.
+    decorators: ClassVar[list[Callable[..., Any]]] = []
+
+    def on_connect(self, ws: Any, **view_args: Any) -> Any:
+        """Take a new connection, before its handshake: it may still ``abort()``, or return a response.
+
+        :param view_args: the variables of the URL.
+        """
+
+    def on_message(self, ws: Any, message: str | bytes) -> Any:
+        """Take a message, in a :meth:`~WebSocketClient.message_context` of its own."""
+
+    def on_close(self, ws: Any, code: int, reason: str) -> Any:
+        """Take the end of a connection that was accepted: once, also when a method has raised."""
+
+    @classmethod
+    def as_view(cls, name: str, *class_args: Any, **class_kwargs: Any) -> Callable[..., Any]:
+        """Return a handler for ``websocket()`` or ``add_websocket_rule()``.
+
+        :param name: the name of the handler, and of the endpoint unless one is given.
+        :param class_args: for the constructor, as are *class_kwargs*.
+        """
+        view: Callable[..., Any]
+        if any(map(inspect.iscoroutinefunction, (cls.on_connect, cls.on_message, cls.on_close))):
+
+            async def view(ws: Any, **view_args: Any) -> Any:
+                return await cls(*class_args, **class_kwargs)._serve(ws, view_args)
+        else:
+
+            def view(ws: Any, **view_args: Any) -> Any:
+                return run(cls(*class_args, **class_kwargs)._serve(ws, view_args))
+
+        view.__name__ = name
+        view.__doc__ = cls.__doc__
+        view.__module__ = cls.__module__
+        for decorator in cls.decorators:
+            view = decorator(view)
+        return view
+
+    async def _serve(self, ws: Any, view_args: dict[str, Any]) -> Any:
+        response = await _value(self.on_connect(ws, **view_args))
+        if response is not None:
+            return response
+        await ws._accept()
+        code, reason = 1000, ""
+        try:
+            while (message := await ws._receive()) is not None:
+                with ws.message_context():
+                    await _value(self.on_message(ws, message))
+        except ConnectionClosed:
+            pass
+        except BaseException as error:
+            code, reason = closing_of(error)
+            raise
+        finally:
+            if ws.close_code is not None:
+                code, reason = ws.close_code, ws.close_reason
+            await _value(self.on_close(ws, code, reason))
+
+
+async def _value(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
