@@ -23,9 +23,9 @@ from .middleware import (
     tell_of_rejection,
 )
 from .runner import debug_requested, run_uwsgi, with_defaults
-from .servers import uwsgi
 from .settings import Settings, resolve
 from .state import Kind, Registrar, check_handler, state_of
+from .worker import prepare_workers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -99,6 +99,7 @@ class WebSocket(Registrar):
             app.wsgi_app = DebuggedApplication(app.wsgi_app, evalex=True)  # type: ignore[method-assign]
         app.wsgi_app = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
+        prepare_workers()
         self._apps.add(app)
 
     def route(self, rule: str, **options: Any) -> Callable[[F], F]:
@@ -236,7 +237,6 @@ class AsyncioWebSocket(WebSocket):
         """Serve WebSockets on *app*; see :meth:`WebSocket.init_app`."""
         super().init_app(app)
         app.ensure_sync = partial(_ensure_sync, app.ensure_sync)  # type: ignore[method-assign]
-        _prepare_event_loop()
 
 
 def _ensure_sync(ensure_sync: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,28 +255,6 @@ def _is_in_task() -> bool:
         return asyncio.current_task() is not None
     except RuntimeError:  # no loop runs here
         return False
-
-
-def _prepare_event_loop() -> None:
-    """Give each worker of uWSGI's asyncio engine an event loop of its own.
-
-    The engine calls ``asyncio.get_event_loop()``, which from Python 3.12 on makes none; and a loop from before the
-    fork would be shared by all workers.
-    """
-    if uwsgi is None or uwsgi.loop != b"asyncio":
-        return
-    previous = getattr(uwsgi, "post_fork_hook", None)
-    if getattr(previous, "func", None) is _set_event_loop:
-        return
-    uwsgi.post_fork_hook = partial(_set_event_loop, previous)
-    if uwsgi.worker_id() > 0:  # the app is loaded after the fork
-        _set_event_loop(None)
-
-
-def _set_event_loop(previous: Callable[[], object] | None) -> None:
-    asyncio.set_event_loop(asyncio.new_event_loop())
-    if previous is not None:
-        previous()
 
 
 class _WebSocketRules:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from .loops import Loop, allocate_lock
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .lifecycle import Lifecycle
 
 #: Seconds between two rounds: deadlines are kept to within this.
 INTERVAL = 1.0
@@ -31,10 +31,10 @@ class Keepalive:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()  # held around what follows, from any thread
-        self._connections: set[Connection] = set()
+        self._connections: set[Lifecycle] = set()
         self._running = False
 
-    def add(self, connection: Connection, loop: Loop) -> None:
+    def add(self, connection: Lifecycle, loop: Loop) -> None:
         """Look after *connection* from now on, in rounds that *loop* runs."""
         with self._lock:
             self._connections.add(connection)
@@ -49,10 +49,15 @@ class Keepalive:
                     self._running = False
                 raise
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Lifecycle) -> None:
         """Forget *connection*; harmless when it is not known."""
         with self._lock:
             self._connections.discard(connection)
+
+    def connections(self) -> list[Lifecycle]:
+        """Return the connections that it looks after."""
+        with self._lock:
+            return list(self._connections)
 
     def _round(self) -> bool:
         with self._lock:
@@ -80,3 +85,8 @@ def keepalive_of(loop: Loop) -> Keepalive:
         # Of two threads that get here at once, both use the one that was stored first.
         keepalive = _keepalives.setdefault(loop, Keepalive())
     return keepalive
+
+
+def connections() -> list[Lifecycle]:
+    """Return all connections of this worker."""
+    return [connection for keepalive in list(_keepalives.values()) for connection in keepalive.connections()]

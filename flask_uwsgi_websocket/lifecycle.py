@@ -77,6 +77,7 @@ class Lifecycle(Connection):
         self._claimed = False
         self._handshake_error: BaseException | None = None
         self._telling = False  # websocket_connected is being sent
+        self._closed_told = False
 
     # Calls of the application's functions
 
@@ -337,7 +338,29 @@ class Lifecycle(Connection):
                 self._app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())
                 await self._tell(websocket_error, self._route.error, exception=error)
 
+    # The end of the worker
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """The seconds that the handler has when the worker ends."""
+        return self._settings.shutdown_timeout
+
+    def begin_shutdown(self, code: int, reason: str) -> None:
+        """Begin to close, if the handshake was made, because the worker ends."""
+        if self._accepted:
+            self._begin_close(code, reason, "shutdown")
+
+    async def abandon(self) -> None:
+        """Tell of the end of a connection whose handler has not ended in time, and never will."""
+        if self._accepted:
+            self._abort("the server has ended")
+            await self._tell_closed()
+
     async def _tell_closed(self) -> None:
+        with self._write_lock:
+            was_told, self._closed_told = self._closed_told, True
+        if was_told:
+            return
         while self._telling:  # first the one signal, then the other
             await self._loop.sleep(PATIENCE)
         closed = self._protocol.closed

@@ -20,6 +20,7 @@ from .lifecycle import forget_session
 from .servers import find_server
 from .settings import NAMES, Settings
 from .state import state_of
+from .worker import handle_signals_in_gevent
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -122,6 +123,7 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
         )
         server = find_server(request.environ)
         loop = client.make_loop()
+        handle_signals_in_gevent()
         keepalive = keepalive_of(loop)
         keepalive.add(client, loop)
         try:

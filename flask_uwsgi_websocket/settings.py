@@ -25,6 +25,7 @@ class Settings:
     :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
         turns that off.
     :param close_timeout: how long the closing handshake may take before the connection is dropped.
+    :param shutdown_timeout: how long a handler may take to end when its worker ends.
     :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
     :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
     :param compression: False, True, or a :class:`Compression`: offer permessage-deflate (RFC 7692).
@@ -37,6 +38,7 @@ class Settings:
     ping_interval: float | None = 25.0
     ping_timeout: float | None = 20.0
     close_timeout: float = 5.0
+    shutdown_timeout: float = 5.0
     send_timeout: float = 30.0
     send_buffer: int = 2**20
     compression: bool | Compression = False
@@ -48,7 +50,7 @@ class Settings:
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} is a whole number of bytes, not {getattr(self, name)!r}")
             _check_positive(name, getattr(self, name))
-        for name in ("close_timeout", "send_timeout"):
+        for name in ("close_timeout", "send_timeout", "shutdown_timeout"):
             _check_positive(name, getattr(self, name))
         for name in ("ping_interval", "ping_timeout"):
             if getattr(self, name) is not None:

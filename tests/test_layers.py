@@ -31,6 +31,7 @@ ORDER = [
     "client",
     "aio",
     "keepalive",
+    "worker",
     "middleware",
     "views",
     "blueprints",
