@@ -1,7 +1,9 @@
 # make run    serve an example at http://localhost:5000 (make run EXAMPLE=...: another directory of examples/)
 # make test   lint, then the tests on every supported CPython that this machine has
 # make lint   ruff and mypy
-# make clean  remove the virtual environments
+# make wheel  build a wheel of this package, with its compiled extension, for this machine's Linux
+# make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
+# make clean  remove the virtual environments and whatever was built
 #
 # The virtual environments are made on demand: .venv of $(PYTHON) for all ordinary work, .venvs/3.N of the other
 # interpreters, .venvs/lowest with the lowest supported versions. Each has its own uWSGI, compiled with the loop
@@ -12,7 +14,7 @@ EXAMPLE   ?= echo-gevent
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.PHONY: run test tests lint clean toolchain test-default test-lowest
+.PHONY: run test tests lint wheel sanitize clean toolchain test-default test-lowest
 .SECONDARY:
 
 run: .venv/ready
@@ -23,12 +25,29 @@ lint: .venv/ready
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+# Afresh, as setuptools would also pack what an earlier build has left; and not without the extension.
+wheel: .venv/ready
+	@rm -rf build/lib* build/bdist* dist/*.whl
+	.venv/bin/pip wheel -q --no-deps --wheel-dir dist .
+	@.venv/bin/python -m zipfile -l dist/*.whl | grep "_speedups.*\.so"
+
+# Python's own allocator would hide from AddressSanitizer where an object ends, and Python leaks at exit by design.
+sanitize: .venv/ready
+	@rm -rf build/sanitized && mkdir -p build/sanitized
+	@cp -r setup.py setup.cfg pyproject.toml README.md LICENSE flask_uwsgi_websocket build/sanitized
+	@rm -f build/sanitized/flask_uwsgi_websocket/*.so
+	@CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	    .venv/bin/pip install -qq --no-deps --target build/sanitized/site build/sanitized
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/sanitized/site CI=true \
+	    .venv/bin/pytest -q --capture=sys --timeout 600 tests/test_speedups.py tests/test_protocol*.py tests/test_deflate.py
+
 clean:
-	rm -rf .venv .venvs build *.egg-info
+	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/_speedups.c flask_uwsgi_websocket/*.so
 
 
 # Tests: what needs no server on every interpreter, on the default one with its coverage; what is live on the oldest
-# and the newest that are here.
+# and the newest that are here. One of these two runs everything on the pure-Python engine.
 
 find-python = $(shell .ci/find-python $(1))
 
@@ -38,6 +57,7 @@ OTHERS  := $(foreach v,$(filter-out $(DEFAULT),$(SUPPORTED)),$(if $(call find-py
 MISSING := $(filter-out $(DEFAULT) $(OTHERS),$(SUPPORTED))
 PRESENT := $(sort $(DEFAULT) $(OTHERS))
 ENDS    := $(firstword $(PRESENT)) $(lastword $(PRESENT))
+PURE    := $(firstword $(filter-out $(DEFAULT),$(ENDS)))
 
 ifneq (,$(MISSING))
 $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test it),\
@@ -61,6 +81,13 @@ test-default: .venv/ready
 	.venv/bin/coverage report
 	$(if $(filter $(DEFAULT),$(ENDS)),.venv/bin/python -m pytest -q -m live)
 
+# They share one interpreter's extension, which must not change under the tests.
+ifneq (,$(LOWEST_IF_PRESENT))
+test-$(LOWEST) test-lowest: .venvs/$(LOWEST)/ready .venvs/lowest/ready
+endif
+
+test-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
+
 test-%: .venvs/%/ready
 	.venvs/$*/bin/python -m pytest -q $(if $(filter $*,$(ENDS)),,-m "not live")
 
@@ -82,7 +109,7 @@ test-%: .venvs/%/ready
 	@UWSGI_EMBED_PLUGINS=asyncio,greenlet CFLAGS="-I$$(echo $(CURDIR)/$*/include/site/python3.*)" \
 	    $*/bin/pip install -qq --no-binary uwsgi --no-cache-dir "$$(grep -i '^ *uwsgi>' setup.cfg)"
 
-%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml
+%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml flask_uwsgi_websocket/_speedups.pyx
 	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[dev]"  # which writes into build, too
 	@touch $@
 

@@ -1,4 +1,8 @@
-from setuptools import setup
+from setuptools import Extension, setup
 
-# All metadata is in setup.cfg; the optional extension module will be declared here.
-setup()
+# All metadata is in setup.cfg. Where the extension cannot be built, the pure-Python engine serves.
+setup(
+    ext_modules=[
+        Extension("flask_uwsgi_websocket._speedups", ["flask_uwsgi_websocket/_speedups.pyx"], optional=True),
+    ]
+)

@@ -15,16 +15,25 @@ from __future__ import annotations
 
 import codecs
 import os
-import struct
-import sys
 import zlib
 from typing import NamedTuple
 
 from .deflate import Deflate, MessageTooBig
 from .exceptions import ConnectionClosed
+from .frames import BINARY, TEXT
 
-# Opcodes, section 5.2.
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+try:
+    if os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") == "1":
+        raise ImportError("the pure-Python engine is asked for")
+    from ._speedups import apply_mask, frame, take_messages
+except ImportError:
+    from .frames import apply_mask, frame, take_messages
+
+#: Whether the compiled engine serves, and not the pure-Python one.
+COMPILED = frame.__module__.endswith("._speedups")
+
+# Opcodes, section 5.2; those of messages are in frames.py.
+CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
 
 # Close codes, section 7.4.1.
 NORMAL_CLOSURE = 1000
@@ -76,15 +85,6 @@ class _Failure(Exception):
 def is_valid_close_code(code: int) -> bool:
     """Tell whether a Close frame may carry *code* (section 7.4 and the IANA registry)."""
     return (1000 <= code <= 1014 and code not in {1004, 1005, 1006}) or 3000 <= code <= 4999
-
-
-def apply_mask(data: bytes, mask: bytes) -> bytes:
-    """Mask or unmask *data* with the four bytes of *mask* (section 5.3)."""
-    size = len(data)
-    # Two big integers and one XOR: the fastest that Python has without an extension.
-    key = (mask * (size // 4 + 1))[:size]
-    byteorder = sys.byteorder
-    return (int.from_bytes(data, byteorder) ^ int.from_bytes(key, byteorder)).to_bytes(size, byteorder)
 
 
 class Protocol:
@@ -186,6 +186,8 @@ class Protocol:
             data = self._buffer + data
             self._buffer = b""
         position, end = 0, len(data)
+        # After our Close, messages are read and dropped.
+        messages = events if self.close_sent is None else []
         while True:
             if self._in_frame:
                 chunk = data[position : position + self._remaining]
@@ -193,6 +195,9 @@ class Protocol:
                 self._receive_payload(chunk, events)
                 if self._in_frame:
                     return
+            if not self._opcode:
+                # The common case, whole messages in one frame each, needs no state.
+                position = take_messages(data, position, not self._is_client, self._max_message_size, messages)
             start = position
             if end - start < 2:
                 break
@@ -235,16 +240,6 @@ class Protocol:
             compressed = first & _RSV1 or (not opcode and self._compressed)
             if not compressed and length > self._max_message_size - len(self._message):
                 raise _Failure(*self._too_big())
-            if first & _FIN and opcode and not compressed and end - position >= length:
-                # The common case, a whole message in one frame, needs no state.
-                payload = data[position : position + length]
-                position += length
-                if mask:
-                    payload = apply_mask(payload, mask)
-                message = payload.decode() if opcode == TEXT else payload
-                if self.close_sent is None:
-                    events.append(message)
-                continue
             if opcode:
                 self._opcode = opcode
                 self._compressed = bool(compressed)
@@ -342,7 +337,7 @@ class Protocol:
         :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
         :raises ConnectionClosed: when :attr:`closed` is set.
         """
-        return self._data_frame(TEXT, message.encode())
+        return self._data_frame(TEXT, message)
 
     def send_binary(self, message: bytes) -> bytes:
         """Return the frame of a binary message.
@@ -383,27 +378,18 @@ class Protocol:
         if self.closed is not None:
             raise ConnectionClosed(*self.closed)
 
-    def _data_frame(self, opcode: int, payload: bytes) -> bytes:
+    def _data_frame(self, opcode: int, payload: str | bytes) -> bytes:
         self._check_open()
         deflate = self._deflate
-        if deflate is not None and len(payload) >= deflate.threshold:
-            return self._frame(_FIN | _RSV1 | opcode, deflate.compress(payload))
+        if deflate is not None:
+            payload = payload.encode() if isinstance(payload, str) else payload
+            if len(payload) >= deflate.threshold:
+                return self._frame(_FIN | _RSV1 | opcode, deflate.compress(payload))
         return self._frame(_FIN | opcode, payload)
 
-    def _frame(self, first: int, payload: bytes) -> bytes:
-        """Build a frame (section 5.2)."""
-        length = len(payload)
-        second = _MASKED if self._is_client else 0
-        if length < 126:
-            header = bytes((first, second | length))
-        elif length < 65536:
-            header = struct.pack("!BBH", first, second | 126, length)
-        else:
-            header = struct.pack("!BBQ", first, second | 127, length)
-        if not self._is_client:
-            return header + payload
-        mask = os.urandom(4)
-        return header + mask + apply_mask(payload, mask)
+    def _frame(self, first: int, payload: str | bytes) -> bytes:
+        """Build a frame (section 5.2), masked with new random bytes if we are the client (section 5.3)."""
+        return frame(first, payload, os.urandom(4) if self._is_client else b"")
 
 
 def check_close(code: int, reason: str) -> None:

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 from inprocess import MODES, Site, serving, wait_for_housekeepers, wait_until
 
-from flask_uwsgi_websocket import keepalive
+from flask_uwsgi_websocket import keepalive, protocol
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
@@ -62,6 +62,16 @@ def _descriptors() -> set[tuple[str, str]]:
             continue
     # The heap of multiprocessing is kept for the next one who needs it, such as Werkzeug's debugger.
     return {(number, target) for number, target in descriptors if "/pym-" not in target}
+
+
+@pytest.fixture(scope="module", params=["frames", "_speedups"], ids=["pure", "compiled"])
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The protocol on each of its two engines; all other tests run on the one that it has chosen."""
+    twin = pytest.importorskip(f"flask_uwsgi_websocket.{request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("apply_mask", "frame", "take_messages"):
+            patch.setattr(protocol, name, getattr(twin, name))
+        yield
 
 
 @pytest.fixture(params=MODES)

@@ -33,6 +33,8 @@ from wire import (
 from flask_uwsgi_websocket.deflate import Compression, Deflate, DeflateParameters, negotiate
 from flask_uwsgi_websocket.protocol import Ping, Protocol
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 both_roles = pytest.mark.parametrize("is_client", ROLES.values(), ids=ROLES)
 
 RSV1 = 4

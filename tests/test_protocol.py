@@ -27,6 +27,7 @@ from wire import (
     xor,
 )
 
+from flask_uwsgi_websocket import protocol
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.protocol import (
     MAX_MESSAGE_SIZE,
@@ -34,10 +35,11 @@ from flask_uwsgi_websocket.protocol import (
     Ping,
     Pong,
     Protocol,
-    apply_mask,
     check_close,
     is_valid_close_code,
 )
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 both_roles = pytest.mark.parametrize("is_client", ROLES.values(), ids=ROLES)
 
@@ -251,10 +253,10 @@ def test_5_3_the_masking_key_is_chosen_anew_for_each_frame() -> None:
 @pytest.mark.parametrize("size", [*range(20), 125, 126, 4095, 4096, 65537])
 def test_5_3_the_same_algorithm_masks_and_unmasks(size: int) -> None:
     data = bytes(range(256)) * (size // 256) + bytes(range(size % 256))
-    masked = apply_mask(data, KEY)
+    masked = protocol.apply_mask(data, KEY)
     assert masked == xor(data, KEY)
-    assert apply_mask(masked, KEY) == data
-    assert apply_mask(data, bytes(4)) == data
+    assert protocol.apply_mask(masked, KEY) == data
+    assert protocol.apply_mask(data, bytes(4)) == data
 
 
 # Section 5.2: the header.

@@ -29,6 +29,8 @@ from wire import (
 from flask_uwsgi_websocket.deflate import DeflateParameters
 from flask_uwsgi_websocket.protocol import Close, Ping, Pong, Protocol, is_valid_close_code
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 RSV1 = 4
 
 #: How many examples the Hypothesis profile in use asks for; a longer run takes another profile.

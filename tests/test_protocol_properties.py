@@ -24,6 +24,7 @@ import zlib
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
@@ -51,6 +52,8 @@ from wire import (
 
 from flask_uwsgi_websocket.deflate import DeflateParameters
 from flask_uwsgi_websocket.protocol import Close, Ping, Pong, Protocol
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 RSV1 = 4
 
