@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The functions of ``frames.py``, compiled: the same names, the same results. Their documentation is there.
+"""The functions of ``frames.py`` and the class of ``channel.py``, compiled. Their documentation is there.
 
 No subscript here depends on what a peer has sent: the bytes are reached by pointers, and each access stands behind
 a comparison that proves its bounds, which its comment names. Lengths and positions are signed and compared by
@@ -9,14 +9,27 @@ subtraction, so that no sum can overflow.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_AsUTF8String, PyUnicode_DecodeUTF8, PyUnicode_New
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
+
+from .channel import READ_SIZE, RUN_LENGTH, WAIT
 
 cdef extern from "Python.h":
     # Of a str or what is derived from it, unchecked.
     bint PyUnicode_IS_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     Py_ssize_t PyNumber_AsSsize_t(object number, void *overflow) except? -1
+
+cdef extern from "<sys/socket.h>" nogil:
+    """
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0
+    #endif
+    """
+    int MSG_DONTWAIT, MSG_NOSIGNAL
+    Py_ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    Py_ssize_t send(int fd, const void *buffer, size_t size, int flags)
 
 cdef enum:
     TEXT = 0x81    # with FIN
@@ -90,14 +103,21 @@ def apply_mask(data, bytes mask not None):
 def take_messages(
     bytes data not None, Py_ssize_t position, bint masked, max_size, list messages not None
 ):
-    cdef const unsigned char *start = <const unsigned char *> PyBytes_AS_STRING(data)
-    cdef Py_ssize_t end = PyBytes_GET_SIZE(data)
-    cdef Py_ssize_t most = PyNumber_AsSsize_t(max_size, NULL)  # which takes what is larger for the largest
+    # What is larger than a size can be, is taken for the largest.
+    cdef Py_ssize_t most = PyNumber_AsSsize_t(max_size, NULL)
+    if position < 0:
+        raise ValueError("the position is negative")
+    return parse(
+        <const unsigned char *> PyBytes_AS_STRING(data), position, PyBytes_GET_SIZE(data), masked, most, messages
+    )
+
+
+cdef Py_ssize_t parse(
+    const unsigned char *start, Py_ssize_t position, Py_ssize_t end, bint masked, Py_ssize_t most, list messages
+) except -1:
     cdef Py_ssize_t length, payload
     cdef uint32_t key = 0
     cdef unsigned char first
-    if position < 0:
-        raise ValueError("the position is negative")
     while end - position >= 2:  # proves position and position + 1
         first = start[position]
         if first != TEXT and first != BINARY:
@@ -129,6 +149,10 @@ def take_messages(
 
 
 def frame(unsigned char first, payload, bytes mask not None=b""):
+    return make_frame(first, payload, mask)
+
+
+cdef bytes make_frame(unsigned char first, payload, bytes mask):
     cdef uint32_t key = 0  # which changes nothing
     cdef Py_buffer view
     if mask:
@@ -164,3 +188,97 @@ cdef bytes build(unsigned char first, const unsigned char *payload, Py_ssize_t l
     elif length:
         memcpy(target, payload, length)
     return whole
+
+
+# One for all connections: nothing but this module runs while it is used, except what a garbage collection may call.
+cdef unsigned char shared_buffer[65536]
+cdef bint is_in_use = False
+assert READ_SIZE == sizeof(shared_buffer)
+
+cdef int run_length = RUN_LENGTH
+cdef object wait = WAIT
+
+
+cdef class Channel:
+    # Whoever runs here holds the interpreter's lock, and the system calls do not wait.
+    cdef public object _read_lock, _write_lock, _inbox
+    cdef public int _fd, _run
+    cdef public long long _received, _sent
+    cdef public Py_ssize_t _read_size, _max_message_size
+    cdef public bint _drained, _heard, _plain_input, _plain_output, _is_over
+
+    def __cinit__(self):
+        self._fd = -1
+
+    def _take(self):
+        if self._plain_input and not self._is_over and self._run < run_length and self._read_lock.acquire(False):
+            try:
+                message = self.take_plain()
+            finally:
+                self._read_lock.release()
+            if message is not None:
+                return message
+        return self._take_slowly()
+
+    cdef object take_plain(self):
+        """Return a message, ``WAIT``, or None when there is something else to do."""
+        global is_in_use
+        cdef Py_ssize_t got, position
+        cdef list messages
+        if not self._inbox:
+            if self._drained:
+                return wait
+            if is_in_use or not 0 < self._read_size <= <Py_ssize_t> sizeof(shared_buffer):
+                return None
+            is_in_use = True
+            try:
+                got = recv(self._fd, shared_buffer, self._read_size, MSG_DONTWAIT)
+                if got <= 0:  # the end, or an error, of which the next call tells again
+                    return wait if got < 0 and errno == EAGAIN else None
+                self._heard = True
+                self._drained = got < self._read_size
+                messages = []
+                position = parse(shared_buffer, 0, got, True, self._max_message_size, messages)
+                rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
+            finally:
+                is_in_use = False
+            self._inbox.extend(messages)
+            if rest:
+                self._process(rest)
+            if not self._inbox:
+                return None
+        self._run += 1
+        self._received += 1
+        return self._inbox.popleft()
+
+    def _put(self, message, binary=None):
+        if self._plain_output and binary is None:
+            if type(message) is str and self.put_plain(make_frame(TEXT, message, b"")):
+                return True
+            if type(message) is bytes and self.put_plain(make_frame(BINARY, message, b"")):
+                return True
+        return self._put_slowly(message, binary)
+
+    def _put_frame(self, bytes whole not None):
+        return self.put_plain(whole) or self._put_frame_slowly(whole)
+
+    cdef bint put_plain(self, bytes whole) except -1:
+        """Send a frame and return True, or do nothing."""
+        if not self._plain_output or self._is_over or not self._write_lock.acquire(False):
+            return False
+        try:
+            return self.send_plain(whole)
+        finally:
+            self._write_lock.release()
+
+    cdef bint send_plain(self, bytes whole) except -1:
+        cdef Py_ssize_t sent = send(
+            self._fd, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), MSG_DONTWAIT | MSG_NOSIGNAL
+        )
+        if sent < 0:  # the socket is full, or broken, of which the next call tells again
+            return False
+        if sent < PyBytes_GET_SIZE(whole):
+            self._keep(whole[sent:])
+        self._run += 1
+        self._sent += 1
+        return True

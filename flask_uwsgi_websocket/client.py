@@ -6,10 +6,12 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from .channel import RUN_LENGTH, WAIT
 from .exceptions import ConnectionClosed
 from .lifecycle import Lifecycle
-from .loops import current_blocking_loop, run
+from .loops import BlockingLoop, current_blocking_loop, run
 from .servers import uwsgi
+from .signals import websocket_message, websocket_sent
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -23,6 +25,7 @@ class WebSocketClient(Lifecycle):
     """
 
     make_loop = staticmethod(current_blocking_loop)
+    _loop: BlockingLoop
 
     def accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
@@ -48,9 +51,27 @@ class WebSocketClient(Lifecycle):
         :raises ConnectionClosed: when it is called again after the end.
         :raises ConcurrencyError: when somebody else is receiving.
         """
+        if timeout is None and self._accepted and not websocket_message.receivers and not self._route.message:
+            return self._receive_blocking()
         return run(self._receive(timeout))
 
     recv = receive
+
+    def _receive_blocking(self) -> str | bytes | None:
+        """Do the same as :meth:`_receive_message` without a timeout and without its coroutines, which cost time."""
+        self._begin_receive()
+        try:
+            while (message := self._take()) is WAIT:
+                if self._is_on_a_run():
+                    run(self._loop.sleep(0))
+                elif (fd := self._enter_wait()) >= 0:
+                    try:
+                        self._loop.block_until_readable(fd)
+                    finally:
+                        self._leave_wait()
+            return message
+        finally:
+            self._receiver.release()
 
     def __iter__(self) -> Iterator[str | bytes]:
         """Receive messages until the connection closes."""
@@ -81,7 +102,13 @@ class WebSocketClient(Lifecycle):
         :raises TypeError: when the message is neither.
         :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
         """
-        run(self._send(message, binary, timeout=timeout))
+        # As in _send(), but without a coroutine for what happens all the time.
+        if not self._accepted:
+            run(self._ensure_accepted())
+        if not self._put(message, binary):
+            run(self._send_when_possible(message, binary, timeout))
+        if self._run >= RUN_LENGTH or websocket_sent.receivers:
+            run(self._after_send(message))
 
     def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:
         """Send a message as binary, whatever it is. See :meth:`send`."""

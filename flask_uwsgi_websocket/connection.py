@@ -19,9 +19,11 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from .channel import READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .deflate import Deflate
+from .engine import Channel
 from .exceptions import ConcurrencyError, ConnectionClosed
 from .loops import Loop, allocate_lock
 from .protocol import Ping, Pong, Protocol
@@ -34,14 +36,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
 
-#: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
-READ_SIZE = 65536
-
-#: The same, where a few bytes may inflate to a large message.
+#: ``READ_SIZE`` where a few bytes may inflate to a large message.
 DEFLATE_READ_SIZE = 4096
 
-#: After so many messages without having to wait, whoever receives or sends lets the other connections run.
-RUN_LENGTH = 64
+T = TypeVar("T", str, bytes)
 
 #: Who ends a connection; "error" stands for a handler that raised and for a peer that broke the protocol.
 Initiator = Literal["client", "server", "timeout", "error", "shutdown"]
@@ -50,7 +48,7 @@ Initiator = Literal["client", "server", "timeout", "error", "shutdown"]
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
-class Connection:
+class Connection(Channel):
     """What every client does with its socket. Applications use :class:`WebSocketClient` and its relatives.
 
     :param environ: the WSGI environ of the upgrade request.
@@ -90,15 +88,20 @@ class Connection:
         self._sent = 0
         self._started_at = 0.0
         self._initiator: Initiator | None = None  # set before the protocol's closed, if it was not the client
-        self._inbox: deque[str | bytes] = deque()
+        self._inbox = deque()
         self._outbox = bytearray()
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
         self._eof = False
+        self._drained = False
         self._heard = False
         self._pinged: tuple[bytes, float] | None = None
         # A compressed message may be a thousandth of its size, so less is read at once.
         self._read_size = READ_SIZE if deflate is None else DEFLATE_READ_SIZE
+        self._max_message_size = settings.max_message_size
+        self._is_plain = deflate is None and not settings.text_as_bytes
+        self._plain_input = self._plain_output = self._is_over = False
         self._sock = server.open()
+        self._fd = self._sock.fileno()
         self._waiting = 0  # how many wait for the socket; it is closed when the last one has left
         self._abandoned: RawSocket | None = None
         # What tick() watches, on the monotonic clock.
@@ -157,6 +160,7 @@ class Connection:
             self._started_at = time.monotonic()
             self._next_ping = self._started_at + interval if interval is not None else float("inf")
             self._accepted = True
+            self._plain_input = self._plain_output = self._is_plain
             self._write(response)
 
     def _refuse(self) -> bool:
@@ -171,49 +175,70 @@ class Connection:
         """Wait for the next message; see :meth:`Lifecycle._receive`."""
         self._begin_receive()
         try:
-            if self._run >= RUN_LENGTH:
-                self._run = 0
-                await self._loop.sleep(0)
             deadline = None if timeout is None else time.monotonic() + timeout
-            expired = False
-            while (message := self._next()) is None:
-                if self._ended():
-                    return None
-                if expired:
+            remaining = timeout
+            while (message := self._take()) is WAIT:
+                if remaining is not None and remaining < 0:
                     raise TimeoutError(f"no message within {timeout} s")
-                self._run = 0
-                remaining = None if deadline is None else deadline - time.monotonic()
-                readable = await self._wait(self._loop.wait_readable, remaining)
-                # Pings alone could keep it readable for ever.
-                expired = not readable or (remaining is not None and remaining <= 0)
-            self._run += 1
-            self._received += 1
+                if self._is_on_a_run():
+                    await self._loop.sleep(0)
+                else:
+                    await self._wait(self._loop.wait_readable, remaining)
+                if deadline is not None:  # Pings alone could keep it readable for ever
+                    remaining = deadline - time.monotonic()
             return message
         finally:
             self._receiver.release()
 
-    async def _wait(self, ready: Callable[[int, float | None], Awaitable[bool]], timeout: float | None) -> bool:
-        """Wait with one of the loop's coroutines, if there is still something to wait for.
+    def _take_slowly(self) -> str | bytes | Wait | None:
+        """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first.
 
-        The descriptor stays open until nobody waits for it: its number could become another client's.
+        :raises ConnectionClosed: the second time at the end.
         """
-        with self._write_lock:
-            if self._sock is None:
-                return True
-            fd = self._sock.fileno()
-            self._waiting += 1
+        if self._run >= RUN_LENGTH:
+            return WAIT
+        message = self._next()
+        if message is None:
+            return None if self._ended() else WAIT
+        self._run += 1
+        self._received += 1
+        return message
+
+    def _is_on_a_run(self) -> bool:
+        """Tell whether to let the others run instead of waiting for input, and begin a new run."""
+        is_long, self._run = self._run >= RUN_LENGTH, 0
+        return is_long
+
+    async def _wait(self, ready: Callable[[int, float | None], Awaitable[bool]], timeout: float | None) -> bool:
+        """Wait with one of the loop's coroutines, if there is still something to wait for."""
+        fd = self._enter_wait()
+        if fd < 0:
+            return True
         try:
             return await ready(fd, timeout)
         finally:
-            with self._write_lock:
-                self._waiting -= 1
-                if self._abandoned is not None and not self._waiting:
-                    self._abandoned.close()
+            self._leave_wait()
+
+    def _enter_wait(self) -> int:
+        """Return the descriptor to wait for, or -1. It stays open until nobody waits: its number could be another's."""
+        with self._write_lock:
+            if self._sock is None:
+                return -1
+            self._waiting += 1
+            return self._sock.fileno()
+
+    def _leave_wait(self) -> None:
+        with self._write_lock:
+            self._drained = False
+            self._waiting -= 1
+            if self._abandoned is not None and not self._waiting:
+                self._abandoned.close()
 
     def _receive_now(self) -> str | bytes | None:
         """Return a message that is here already, or None; see :meth:`Lifecycle.recv_nb`."""
         self._begin_receive()
         try:
+            self._drained = False
             message = self._next()
             if message is not None:
                 self._received += 1
@@ -257,32 +282,44 @@ class Connection:
             sock = self._sock
             if sock is None or self._eof or (ahead and self._receiver.locked()):
                 return False
+            if self._drained and not ahead:  # the system would only say so again
+                return False
             try:
                 data = sock.recv(self._read_size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             except OSError:  # a reset is an end, too
                 data = b""
-            protocol = self._protocol
-            if not data:
-                self._eof = True
-                protocol.receive_eof()
-                return True
-            self._heard = True
-            as_bytes = self._settings.text_as_bytes
-            replies = False
-            for event in protocol.receive_data(data):
-                if isinstance(event, str):
-                    self._inbox.append(event.encode() if as_bytes else event)
-                elif isinstance(event, bytes):
-                    self._inbox.append(event)
-                elif isinstance(event, Pong):
-                    self._on_pong(event.payload)
-                elif isinstance(event, Ping):
-                    replies = True
-            if replies or protocol.input_ended:
-                self._reply()
+            if data:
+                self._heard = True
+                self._drained = len(data) < self._read_size
+                self._process(data)
+            else:
+                self._end_input()
         return True
+
+    def _end_input(self, reason: str = "the connection was lost without a Close frame") -> None:
+        """Note that nothing more will come, and why. Called with the read lock."""
+        self._is_over = self._eof = True
+        self._protocol.receive_eof(reason)
+
+    def _process(self, data: bytes) -> None:
+        """Act on what was read. Called with the read lock."""
+        protocol = self._protocol
+        as_bytes = self._settings.text_as_bytes
+        replies = False
+        for event in protocol.receive_data(data):
+            if isinstance(event, str):
+                self._inbox.append(event.encode() if as_bytes else event)
+            elif isinstance(event, bytes):
+                self._inbox.append(event)
+            elif isinstance(event, Pong):
+                self._on_pong(event.payload)
+            elif isinstance(event, Ping):
+                replies = True
+        self._plain_input = self._is_plain and protocol.is_between_messages
+        if replies or protocol.input_ended:
+            self._reply()
 
     def _on_pong(self, payload: bytes) -> None:
         pinged = self._pinged
@@ -300,25 +337,22 @@ class Connection:
             if replies and (ending or not self._full()):
                 self._write(replies)
             if ending:
+                self._is_over = True
                 self._set_close_deadline()
                 self._shut_down_if_done()
 
     # Output
 
-    async def _send_message(self, message: str | ReadableBuffer, binary: bool | None, timeout: float | None) -> None:
-        """Send a message, and wait while the output is full; see :meth:`Lifecycle._send`."""
-        deadline = None
-        while not self._send_now(message, binary):
-            if deadline is None:
-                timeout = self._settings.send_timeout if timeout is None else timeout
-                deadline = time.monotonic() + timeout
+    async def _send_when_possible(
+        self, message: str | ReadableBuffer, binary: bool | None, timeout: float | None
+    ) -> None:
+        """Send a message once the output is not full any more; see :meth:`Lifecycle._send`."""
+        timeout = self._settings.send_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        while not self._put(message, binary):
             if not await self._wait(self._loop.wait_writable, deadline - time.monotonic()):
                 self._abort(f"the peer did not read for {timeout} s")
             self._flush()
-        self._run += 1
-        if self._run >= RUN_LENGTH:
-            self._run = 0
-            await self._loop.sleep(0)
 
     def _write(self, data: bytes) -> None:
         """Send *data*, or keep what the socket does not take. Called with the write lock."""
@@ -336,9 +370,16 @@ class Connection:
                 return
             if sent == len(data):
                 return
+        self._keep(memoryview(data)[sent:])
+
+    def _keep(self, rest: bytes | memoryview) -> None:
+        """Keep what the socket has not taken until it does. Called with the write lock."""
+        assert self._sock is not None
+        if not self._outbox:
+            self._plain_output = False
             self._stuck_since = time.monotonic()
-            self._loop.call_when_writable(sock.fileno(), self._flush)
-        self._outbox += memoryview(data)[sent:]
+            self._loop.call_when_writable(self._sock.fileno(), self._flush)
+        self._outbox += rest
 
     def _flush(self) -> bool:
         """Send what is kept; return whether there is more. Called by the loop when the socket takes some."""
@@ -356,12 +397,13 @@ class Connection:
                 return True
             except OSError:
                 self._lose()
+            self._plain_output = self._is_plain
             self._shut_down_if_done()
             return False
 
     def _lose(self) -> None:
         """Note that the peer is gone, and wake whoever waits for it. Called with the write lock."""
-        self._lost = True
+        self._lost = self._is_over = True
         self._outbox.clear()
         if self._sock is not None:
             with suppress(OSError):
@@ -371,7 +413,7 @@ class Connection:
         """Tell whether a sender has to wait for the peer to read."""
         return len(self._outbox) > self._settings.send_buffer
 
-    def _send_now(self, message: str | ReadableBuffer, binary: bool | None) -> bool:
+    def _put_slowly(self, message: str | ReadableBuffer, binary: bool | None) -> bool:
         """Send a message; return False, having sent nothing, when the output is full.
 
         :raises ConnectionClosed: when it cannot be sent any more.
@@ -381,31 +423,37 @@ class Connection:
             payload = message.encode() if binary else message
         else:
             try:
-                payload = bytes(memoryview(message))
+                payload = message if type(message) is bytes else bytes(memoryview(message))
             except TypeError:
                 raise TypeError(
                     f"a message is str (text) or bytes (binary), not {type(message).__name__}: use send_json()?"
                 ) from None
             if binary is False or (binary is None and self._settings.text_as_bytes):
                 payload = payload.decode()
-        protocol = self._protocol
+        if isinstance(payload, str):
+            return self._write_message(self._protocol.send_text, payload)
+        return self._write_message(self._protocol.send_binary, payload)
+
+    def _put_frame_slowly(self, whole: bytes) -> bool:
+        return self._write_message(self._protocol.send_frame, whole)
+
+    def _write_message(self, make_frame: Callable[[T], bytes], payload: T) -> bool:
         with self._write_lock:
             if not self._lost:
-                if self._full() and protocol.closed is None:
+                if self._full() and self._protocol.closed is None:
                     return False
-                if isinstance(payload, str):
-                    self._write(protocol.send_text(payload))
-                else:
-                    self._write(protocol.send_binary(payload))
+                self._write(make_frame(payload))
                 if not self._lost:
                     self._sent += 1
+                    self._run += 1
                     return True
         raise self._closed_error()
 
     def _closed_error(self) -> ConnectionClosed:
         """Find out, after a failed write, whether the peer had said good-bye."""
+        self._drained = False
         while self._pump():
-            pass
+            self._drained = False
         return ConnectionClosed(*(self._protocol.closed or (1006, "the connection was lost")))
 
     def _ping_now(self) -> None:
@@ -442,6 +490,7 @@ class Connection:
     def _begin_close(self, code: int, reason: str, initiator: Initiator = "server") -> None:
         """Send a Close frame, unless that was done. Harmless when the connection has ended."""
         with self._write_lock:
+            self._is_over = True
             if self._protocol.closed is None:
                 self._initiator = initiator
                 self._write(self._protocol.send_close(code, reason))
@@ -485,10 +534,9 @@ class Connection:
         """Drop the connection, at once and without a closing handshake."""
         with self._read_lock, self._write_lock:
             if not self._eof:  # first the reason, then the news that there is one
-                self._eof = True
                 if self._protocol.closed is None:
                     self._initiator = "client" if self._lost else "timeout"
-                self._protocol.receive_eof(reason)
+                self._end_input(reason)
             if self._sock is not None:
                 # Nobody reads what the kernel still holds: let it go with the descriptor.
                 with suppress(OSError):
@@ -499,6 +547,7 @@ class Connection:
         """Give everything back: to the loop, to the operating system, to the server."""
         with self._read_lock, self._write_lock:
             sock, self._sock = self._sock, None
+            self._fd, self._is_over = -1, True
             if sock is None:
                 return
             if self._accepted:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
 from flask import Blueprint, Flask, request
 from werkzeug.routing import WebsocketMismatch
 
-from .exceptions import AsyncioNotAvailable, GeventNotInstalled
+from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
 from .handshake import UpgradeRequired
 from .middleware import (
     AsyncioWebSocketMiddleware,
@@ -22,10 +23,16 @@ from .middleware import (
     WebSocketMiddleware,
     tell_of_rejection,
 )
+from .protocol import data_frame
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .settings import Settings, resolve
 from .state import Kind, Registrar, check_handler, state_of
 from .worker import prepare_workers
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+    from .lifecycle import Lifecycle
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -141,11 +148,35 @@ class WebSocket(Registrar):
 
         Prefixes, nesting and the rest are Flask's: *options* are those of :meth:`flask.Flask.register_blueprint`.
         """
-        self._register(lambda app: blueprint.register(cast(Flask, _WebSocketRules(app, self)), dict(options)))
+
+        def register(app: Flask) -> None:
+            # Not blueprint.register(): Flask checks that it is not too late.
+            Flask.register_blueprint(cast(Flask, _WebSocketRules(app, self)), blueprint, **options)
+
+        self._register(register)
 
     def _add(self, kind: Kind, function: F) -> F:
         self._register(lambda app: state_of(app).add(kind, None, function))
         return function
+
+    def broadcast(self, message: str | ReadableBuffer, connections: Iterable[Lifecycle]) -> list[Lifecycle]:
+        """Send a message to many connections, encoded once, without waiting for any of them.
+
+        Those that have closed are left out. It is no coroutine in the asyncio mode either.
+
+        :param message: ``str`` is sent as text, bytes as binary.
+        :returns: the connections that did not get it, as more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for
+            them. Those that read nothing for ``WEBSOCKET_SEND_TIMEOUT`` are dropped, as always.
+        :raises TypeError: when the message is neither.
+        """
+        message = message if isinstance(message, str) else bytes(memoryview(message))
+        whole = data_frame(message)
+        slow = []
+        for connection in list(connections):
+            with suppress(ConnectionClosed):
+                if not connection.offer(message, whole):
+                    slow.append(connection)
+        return slow
 
     def run(
         self,

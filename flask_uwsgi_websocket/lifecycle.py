@@ -20,7 +20,9 @@ from flask.globals import app_ctx, request_ctx
 from flask.sessions import SessionMixin
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
 
+from .channel import RUN_LENGTH
 from .connection import Connection
 from .deflate import Compression, Deflate
 from .exceptions import ConnectionClosed
@@ -245,9 +247,30 @@ class Lifecycle(Connection):
         """
         if not self._accepted:
             await self._ensure_accepted()
-        await self._send_message(message, binary, timeout)
+        if not self._put(message, binary):
+            await self._send_when_possible(message, binary, timeout)
+        await self._after_send(message)
+
+    async def _after_send(self, message: str | ReadableBuffer) -> None:
+        if self._run >= RUN_LENGTH:
+            self._run = 0
+            await self._loop.sleep(0)
         if websocket_sent.receivers:
             await self._tell(websocket_sent, (), message=message)
+
+    def offer(self, message: str | bytes, whole: bytes) -> bool:
+        """Send a message of a broadcast without waiting; return False, having sent nothing, when the output is full.
+
+        :param whole: its frame, for connections without compression.
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        if not self._accepted:
+            self._run_aside(self._send(message))
+            return True
+        was_sent = self._put_frame(whole) if self._is_plain else self._put(message)
+        if was_sent and websocket_sent.receivers:
+            self._run_aside(self._tell(websocket_sent, (), message=message))
+        return was_sent
 
     async def _ping(self) -> None:
         """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
@@ -290,8 +313,8 @@ class Lifecycle(Connection):
                     value = await handler()
             except BaseException as error:
                 if self._refuse():
-                    failure = error
-                    raise (self._handshake_error or error) from None
+                    failure = self._handshake_error or error
+                    raise failure from None
                 if not isinstance(error, (ConnectionClosed, HTTPException)):
                     failure = error
                 await self._fail(error)
@@ -414,13 +437,18 @@ def _current_session() -> SessionMixin:
 
 
 def forget_session(app: Flask) -> None:
-    """Keep Flask from saving the session at the end.
+    """Keep Flask from saving the session at the end. It stays as it is for ``after_request`` and teardown functions.
 
     It was saved with the handshake. By now it is old, and a session that is kept on the server may have changed
     since, or been ended by a logout, which must not be undone.
     """
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]
-    setattr(context, _session_attribute(context), app.session_interface.make_null_session(app))
+    current = _current_session()
+    # Flask does not save what has the class of a null session. A real one could not be written to, which Flask-Login
+    # does after each request with REMEMBER_COOKIE_REFRESH_EACH_REQUEST.
+    null_class = type(app.session_interface.make_null_session(app))
+    proxy_class = type("ForgottenSession", (LocalProxy,), {"__class__": null_class})
+    setattr(context, _session_attribute(context), proxy_class(lambda: current))
 
 
 def _session_attribute(context: object) -> str:

@@ -59,6 +59,13 @@ class Loop(Protocol):
         """Call *tick* every *interval* seconds until it returns False."""
 
 
+class BlockingLoop(Loop, Protocol):
+    """What the modes that block can do, besides."""
+
+    def block_until_readable(self, fd: int) -> None:
+        """Wait until *fd* can be read or has ended."""
+
+
 class ThreadLoop:
     """Waits with poll(2) in the caller's thread; one background thread does the rest while there is any."""
 
@@ -69,6 +76,9 @@ class ThreadLoop:
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
         return _poll(fd, select.POLLIN, timeout)
+
+    def block_until_readable(self, fd: int) -> None:
+        _poll(fd, select.POLLIN, None)
 
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
         return _poll(fd, select.POLLOUT, timeout)
@@ -136,13 +146,38 @@ class GeventLoop:
     """Waits in gevent's hub. A native thread may wait too: it has a hub of its own."""
 
     def __init__(self, hub: Hub) -> None:
+        from gevent import get_hub, getcurrent
+
         self._hub = hub
-        self._writers: dict[int, Any] = {}  # the io watchers, touched in the hub's thread only
+        self._get_hub = get_hub
+        self._getcurrent = getcurrent
+        # The io watchers, touched in the hub's thread only.
+        self._readers: dict[int, Any] = {}
+        self._writers: dict[int, Any] = {}
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
         from gevent.socket import wait_read
 
         return self._wait(wait_read, fd, timeout)
+
+    def block_until_readable(self, fd: int) -> None:
+        """Wait with a watcher that is kept for the next time: a new one costs more than all the rest."""
+        if self._get_hub() is not self._hub:
+            run(self.wait_readable(fd, None))
+            return
+        watcher = self._readers.get(fd)
+        if watcher is None:
+            watcher = self._readers[fd] = self._hub.loop.io(fd, 1)
+        elif watcher.active:  # somebody else waits for it, too
+            run(self.wait_readable(fd, None))
+            return
+        watcher.start(self._getcurrent().switch)
+        try:
+            self._hub.switch()
+        finally:
+            watcher.stop()
+            if self._readers.get(fd) is not watcher:  # it was forgotten meanwhile
+                watcher.close()
 
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
         from gevent.socket import wait_write
@@ -174,15 +209,21 @@ class GeventLoop:
     def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
         def ready() -> None:
             if not callback():
-                self.forget(fd)
+                self._forget_writer(fd)
 
         if not callback():  # in the meantime it may have been closed, and the number be another's
             return
-        self.forget(fd)
+        self._forget_writer(fd)
         self._writers[fd] = watcher = self._hub.loop.io(fd, 2)
         watcher.start(ready)
 
     def forget(self, fd: int) -> None:
+        self._forget_writer(fd)
+        watcher = self._readers.pop(fd, None)
+        if watcher is not None and not watcher.active:  # who waits with it, closes it
+            watcher.close()
+
+    def _forget_writer(self, fd: int) -> None:
         watcher = self._writers.pop(fd, None)
         if watcher is not None:
             watcher.stop()
@@ -206,13 +247,16 @@ class AsyncioLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # asyncio keeps one reader and one writer for a descriptor; here any number may wait.
+        # asyncio keeps one reader and one writer for a descriptor; here any number may wait. A reader stays with its
+        # descriptor until it is called and nobody waits, as most often somebody soon waits again.
         self._readers: dict[int, list[asyncio.Future[bool]]] = {}
         self._writers: dict[int, list[asyncio.Future[bool]]] = {}
         self._callbacks: dict[int, Callable[[], bool]] = {}
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
-        self._loop.add_reader(fd, self._readable, fd)
+        if fd not in self._readers:
+            self._loop.add_reader(fd, self._readable, fd)
+            self._readers[fd] = []
         return await self._wait(self._readers, fd, timeout)
 
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
@@ -233,9 +277,18 @@ class AsyncioLoop:
                 waiting[fd].remove(future)
 
     def _readable(self, fd: int) -> None:
-        self._loop.remove_reader(fd)
-        for future in self._readers.pop(fd, ()):
+        waiting = self._readers[fd]
+        if not waiting:
+            self._forget_reader(fd)
+        for future in waiting:
             _set_result(future, True)
+        waiting.clear()
+
+    def _forget_reader(self, fd: int) -> None:
+        if fd in self._readers:
+            self._loop.remove_reader(fd)
+            for future in self._readers.pop(fd):
+                _set_result(future, True)
 
     def _writable(self, fd: int) -> None:
         for future in self._writers.pop(fd, ()):
@@ -260,7 +313,7 @@ class AsyncioLoop:
     def forget(self, fd: int) -> None:
         self._callbacks.pop(fd, None)
         self._loop.remove_writer(fd)
-        self._readable(fd)
+        self._forget_reader(fd)
         for future in self._writers.pop(fd, ()):
             _set_result(future, True)
 
@@ -293,7 +346,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a coroutine that should block has suspended")  # pragma: no cover
 
 
-def current_blocking_loop() -> Loop:
+def current_blocking_loop() -> BlockingLoop:
     """Return the loop for the caller: gevent's inside one of its greenlets, else the one for threads."""
     gevent = sys.modules.get("gevent")
     if gevent is None or not isinstance(gevent.getcurrent(), gevent.Greenlet):

@@ -19,18 +19,9 @@ import zlib
 from typing import NamedTuple
 
 from .deflate import Deflate, MessageTooBig
+from .engine import apply_mask, frame, take_messages
 from .exceptions import ConnectionClosed
 from .frames import BINARY, TEXT
-
-try:
-    if os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") == "1":
-        raise ImportError("the pure-Python engine is asked for")
-    from ._speedups import apply_mask, frame, take_messages
-except ImportError:
-    from .frames import apply_mask, frame, take_messages
-
-#: Whether the compiled engine serves, and not the pure-Python one.
-COMPILED = frame.__module__.endswith("._speedups")
 
 # Opcodes, section 5.2; those of messages are in frames.py.
 CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
@@ -144,6 +135,11 @@ class Protocol:
         self._compressed = False
         self._message = bytearray()
         self._decoder: codecs.IncrementalDecoder | None = None
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether the next byte of the input starts a new message or a control frame."""
+        return not (self._opcode or self._buffer or self.input_ended)
 
     # Receiving
 
@@ -346,6 +342,14 @@ class Protocol:
         """
         return self._data_frame(BINARY, message)
 
+    def send_frame(self, whole: bytes) -> bytes:
+        """Return a data frame that was built elsewhere, for many peers: it is neither masked nor compressed.
+
+        :raises ConnectionClosed: when :attr:`closed` is set.
+        """
+        self._check_open()
+        return whole
+
     def send_ping(self, payload: bytes = b"") -> bytes:
         """Return a Ping frame (section 5.5.2) with at most 125 bytes of payload."""
         if len(payload) > 125:
@@ -390,6 +394,11 @@ class Protocol:
     def _frame(self, first: int, payload: str | bytes) -> bytes:
         """Build a frame (section 5.2), masked with new random bytes if we are the client (section 5.3)."""
         return frame(first, payload, os.urandom(4) if self._is_client else b"")
+
+
+def data_frame(message: str | bytes) -> bytes:
+    """Return the frame of a message as a server sends it, uncompressed."""
+    return frame(_FIN | (TEXT if isinstance(message, str) else BINARY), message)
 
 
 def check_close(code: int, reason: str) -> None:

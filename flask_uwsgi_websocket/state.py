@@ -160,8 +160,10 @@ def check_handler(handler: Function, coroutines: bool) -> None:
 
     :raises TypeError: when it is a coroutine function where none belongs, or none where one does.
     """
-    is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(handler))
+    function = inspect.unwrap(handler)
+    name = getattr(handler, "__name__", None) or repr(handler)  # a partial or an object has no name
+    is_coroutine = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
     if is_coroutine and not coroutines:
-        raise TypeError(f"{handler.__name__}() is a coroutine function: use AsyncioWebSocket, or a plain function")
+        raise TypeError(f"{name}() is a coroutine function: use AsyncioWebSocket, or a plain function")
     if not is_coroutine and coroutines:
-        raise TypeError(f"{handler.__name__}() is no coroutine function: write async def, or use WebSocket")
+        raise TypeError(f"{name}() is no coroutine function: write async def, or use WebSocket")

@@ -1525,3 +1525,86 @@ class Flood:
         self._client.sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(DEADLINE)
+
+
+# Broadcasts
+
+
+def test_a_broadcast_reaches_all_also_those_whose_handshake_it_makes(site: Site) -> None:
+    members: list[Any] = []
+    gate = site.mode.gate()
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        members.append(getattr(ws, "blocking", ws))
+        site.note("in")
+        await gate.passed()
+        async for message in ws:
+            assert site.websocket.broadcast(message, members) == []
+
+    def join(client: Any) -> Any:
+        client.request()
+        return client
+
+    clients = [join(site.raw()) for _ in range(5)]
+    for _ in clients:
+        site.noted()
+    gate.open()
+    assert clients[0].response().status == 101
+    for message, opcode in [(b"text", TEXT), (b"\xff", BINARY)]:
+        clients[0].frame(opcode, message)
+        for client in clients:
+            if client is not clients[0] and opcode == TEXT:
+                assert client.response().status == 101
+            assert client.read_frame() == (opcode, message)
+
+
+def test_a_broadcast_leaves_out_who_is_closed_and_tells_who_is_too_slow(site: Site) -> None:
+    members: list[Any] = []
+
+    @site.route("/member")
+    async def member(ws: Any) -> None:
+        members.append(getattr(ws, "blocking", ws))
+        async for _ in ws:
+            pass
+        site.note("left")
+
+    @site.route("/publish", send_buffer=1000)
+    async def publish(ws: Any) -> None:
+        members.append(getattr(ws, "blocking", ws))
+        site.note("ready")
+        await ws.receive()
+        slow: list[Any] = []
+        while not slow:
+            slow = site.websocket.broadcast(b"x" * 100_000, members)
+        site.note([each is members[-1] for each in slow])
+
+    gone = site.upgrade("/member")
+    gone.reset()
+    assert site.noted() == "left"
+    publisher = site.upgrade("/publish")
+    assert site.noted() == "ready"
+    publisher.frame(TEXT, b"go")
+    assert site.noted() == [True]
+    publisher.reset()
+
+
+def test_a_broadcast_is_compressed_where_that_was_agreed(site: Site) -> None:
+    members: list[Any] = []
+
+    @site.route(compression=True)
+    async def handler(ws: Any) -> None:
+        members.append(getattr(ws, "blocking", ws))
+        async for message in ws:
+            site.websocket.broadcast(message, members)
+
+    with site.connect(compression="deflate") as one, site.connect() as other:
+        for client in (one, other):
+            client.send("x" * 1000)
+        for client in (one, other):
+            assert client.recv(DEADLINE) == "x" * 1000
+
+
+def test_a_broadcast_of_neither_text_nor_bytes_is_a_type_error(site: Site) -> None:
+    with pytest.raises(TypeError):
+        site.websocket.broadcast(1, [])

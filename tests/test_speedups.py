@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, frame, header, key_to, xor
 
 from flask_uwsgi_websocket import frames, protocol
+from flask_uwsgi_websocket.engine import COMPILED
 from flask_uwsgi_websocket.protocol import Protocol
 
 _speedups = pytest.importorskip("flask_uwsgi_websocket._speedups")
@@ -48,8 +49,8 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> object:
 
 
 def test_the_engine_is_the_compiled_one_unless_the_environment_asks_for_the_other() -> None:
-    assert protocol.COMPILED is (os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") != "1")
-    twin = _speedups if protocol.COMPILED else frames
+    assert COMPILED is (os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") != "1")
+    twin = _speedups if COMPILED else frames
     assert [getattr(protocol, name) for name in NAMES] == [getattr(twin, name) for name in NAMES]
 
 
@@ -66,7 +67,7 @@ def compiled_in_another_process(pure: str | None, code: str = "") -> bool:
     environ = {key: value for key, value in os.environ.items() if key != "FLASK_UWSGI_WEBSOCKET_PURE"}
     if pure is not None:
         environ["FLASK_UWSGI_WEBSOCKET_PURE"] = pure
-    code = f"import sys; {code}\nfrom flask_uwsgi_websocket import protocol; print(protocol.COMPILED)"
+    code = f"import sys; {code}\nfrom flask_uwsgi_websocket import engine; print(engine.COMPILED)"
     command = [sys.executable, "-W", "error", "-c", code]
     site = Path(protocol.__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=site, check=True, timeout=60)
