@@ -1,6 +1,7 @@
 # make run    serve an example at http://localhost:5000 (make run EXAMPLE=...: another directory of examples/)
 # make test   lint, then the tests on every supported CPython that this machine has
 # make lint   ruff and mypy
+# make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
 # make wheel  build a wheel of this package, with its compiled extension, for this machine's Linux
 # make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean  remove the virtual environments and whatever was built
@@ -14,7 +15,7 @@ EXAMPLE   ?= echo-gevent
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.PHONY: run test tests lint wheel sanitize clean toolchain test-default test-lowest
+.PHONY: run test tests lint bench wheel sanitize clean toolchain test-default test-lowest
 .SECONDARY:
 
 run: .venv/ready
@@ -24,6 +25,9 @@ lint: .venv/ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+bench: .venvs/bench/ready
+	.venvs/bench/bin/python -m benchmarks $(BENCH)
 
 # Afresh, as setuptools would also pack what an earlier build has left; and not without the extension.
 wheel: .venv/ready
@@ -98,6 +102,7 @@ test-%: .venvs/%/ready
 .venv/bin/uwsgi:         python = $(PYTHON)
 .venvs/%/bin/uwsgi:      python = $(call find-python,$(notdir $*))
 .venvs/lowest/bin/uwsgi: python = $(call find-python,$(LOWEST))
+.venvs/bench/bin/uwsgi:  python = $(PYTHON)
 .venvs/lowest/%:         export PIP_CONSTRAINT = tests/lowest.txt
 .venvs/lowest/ready:     tests/lowest.txt
 
@@ -111,6 +116,14 @@ test-%: .venvs/%/ready
 
 %/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml flask_uwsgi_websocket/_speedups.pyx
 	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[dev]"  # which writes into build, too
+	@touch $@
+
+# The peers, and 0.6.1 in a directory of its own.
+.venvs/bench/ready: .venvs/bench/bin/uwsgi setup.cfg setup.py pyproject.toml \
+    flask_uwsgi_websocket/_speedups.pyx benchmarks/requirements.txt
+	@mkdir -p build && flock build/lock \
+	    $(@D)/bin/pip install -qq --editable ".[asyncio,gevent]" --requirement benchmarks/requirements.txt
+	@$(@D)/bin/pip install -qq --upgrade --no-deps --target $(@D)/legacy Flask-uWSGI-WebSocket==0.6.1
 	@touch $@
 
 # venv, Python.h and a C compiler for the default interpreter.

@@ -1,0 +1,11 @@
+"""`make bench`: this package and its peers, on the same machine in the same run.
+
+    python -m benchmarks [--quick] [--servers NAME ...] [--measures NAME ...]
+
+- ``servers.py``: how each server is started, and what its processes use.
+- ``apps/``: the application that each of them serves.
+- ``load.c``: the load generator.
+- ``measures.py``: what is measured, and the run.
+- ``report.py``: the table, the targets, the plot, the page of the docs.
+- ``idle.py``: a script of its own that holds idle connections behind uWSGI's router for longer than its time limit.
+"""

@@ -1,0 +1,68 @@
+"""This package, through the whole Flask stack; the environment variable MODE names the concurrency.
+
+What a handler looks like is the same in every mode, so each is written twice: as a function and as a coroutine.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask
+
+import flask_uwsgi_websocket
+
+MODE = os.environ["MODE"]
+
+websocket: Any = {
+    "gevent": flask_uwsgi_websocket.GeventWebSocket,
+    "threads": flask_uwsgi_websocket.WebSocket,
+    "asyncio": flask_uwsgi_websocket.AsyncioWebSocket,
+}[MODE]()
+blueprint = flask_uwsgi_websocket.WebSocketBlueprint("benchmark", __name__)
+route = blueprint.websocket
+
+receivers: set[Any] = set()
+
+if MODE == "asyncio":
+
+    @route("/echo")
+    async def echo(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    @route("/receive")
+    async def receive(ws: Any) -> None:
+        receivers.add(ws)
+        async for _ in ws:
+            pass
+        receivers.discard(ws)
+
+    @route("/publish")
+    async def publish(ws: Any) -> None:
+        async for message in ws:
+            websocket.broadcast(message, receivers)
+
+else:
+
+    @route("/echo")
+    def echo(ws: Any) -> None:
+        for message in ws:
+            ws.send(message)
+
+    @route("/receive")
+    def receive(ws: Any) -> None:
+        receivers.add(ws)
+        for _ in ws:
+            pass
+        receivers.discard(ws)
+
+    @route("/publish")
+    def publish(ws: Any) -> None:
+        for message in ws:
+            websocket.broadcast(message, receivers)
+
+
+app = Flask(__name__)
+websocket.init_app(app)
+app.register_blueprint(blueprint)

@@ -1,0 +1,20 @@
+"""uWSGI's C API in a bare WSGI function under gevent: no framework, and not one line of Python around a message.
+
+It has no way to tell text from binary, so it sends everything as text. `websocket_recv` waits in gevent's hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import uwsgi
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    uwsgi.websocket_handshake(environ["HTTP_SEC_WEBSOCKET_KEY"])
+    try:
+        while True:
+            uwsgi.websocket_send(uwsgi.websocket_recv())
+    except OSError:  # it has closed
+        return []
