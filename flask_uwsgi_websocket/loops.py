@@ -201,7 +201,8 @@ class GeventLoop:
     async def sleep(self, seconds: float) -> None:
         from gevent import sleep
 
-        sleep(seconds)
+        # For 0 seconds gevent lets other greenlets run that are ready, but looks for input only every 5 ms.
+        sleep(max(seconds, 1e-9))
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
         self._hub.loop.run_callback_threadsafe(self._watch, fd, callback)
