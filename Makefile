@@ -11,7 +11,7 @@
 # engines gevent, asyncio and greenlet.
 
 PYTHON    ?= python3
-EXAMPLE   ?= echo-gevent
+EXAMPLE   ?= blueprints
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 

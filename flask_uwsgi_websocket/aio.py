@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +98,14 @@ class AsyncioWebSocketClient(Lifecycle):
         """Run one of the connection's coroutines in a task, from the greenlet of the request."""
         from greenlet import getcurrent
 
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # a refusal elsewhere than in uWSGI's engine, such as in Flask's test client
+            return asyncio.run(coroutine)
         greenlet = getcurrent()
         parent = greenlet.parent
         assert parent is not None  # it runs the loop, as _make_loop() has checked
-        task = asyncio.get_running_loop().create_task(coroutine, name=f"WebSocket {self.id}")
+        task = loop.create_task(coroutine, name=f"WebSocket {self.id}")
         if not task.done():  # an eager task may be
             task.add_done_callback(lambda task: greenlet.switch())
             while not task.done():
@@ -118,9 +122,37 @@ class AsyncioWebSocketClient(Lifecycle):
         return await value if inspect.isawaitable(value) else value
 
     def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration:
+            return
+        task = asyncio.get_running_loop().create_task(_go_on(coroutine, awaited))
         _aside.add(task)
         task.add_done_callback(_forget)
+
+
+async def _go_on(coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:
+    await _Rest(coroutine, awaited)
+
+
+class _Rest:
+    """What is left of a coroutine that has come to wait for *awaited* outside of its task."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        try:
+            while True:
+                try:
+                    value = yield self._awaited
+                except BaseException as error:
+                    self._awaited = self._coroutine.throw(error)
+                else:
+                    self._awaited = self._coroutine.send(value)
+        except StopIteration:
+            return
 
 
 # The event loop itself refers to tasks weakly only.

@@ -141,16 +141,17 @@ class WebSocketClient(Lifecycle):
         """
         run(self._ping())
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
+    def close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
         """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
 
         Harmless when it is closed already.
 
         :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
         :param reason: at most 123 bytes of UTF-8.
+        :param wait: False comes back at once, for whoever closes many.
         :raises ValueError: when they are not that.
         """
-        run(self._close(code, reason))
+        run(self._close(code, reason, wait=wait))
 
     def serve(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run *handler* to the end of the connection. Called by the extension."""

@@ -214,7 +214,10 @@ class Lifecycle(Connection):
         if message is None:
             assert self._protocol.closed is not None
             raise ConnectionClosed(*self._protocol.closed)
-        return self._app.json.loads(message)
+        try:
+            return self._app.json.loads(message)
+        except RecursionError:
+            raise ValueError("the message is not JSON: it is nested too deeply") from None
 
     def recv_nb(self) -> str | bytes | None:
         """Return a message that is here already, or None; never waits.
@@ -281,13 +284,14 @@ class Lifecycle(Connection):
             await self._ensure_accepted()
         self._ping_now()
 
-    async def _close(self, code: int = 1000, reason: str = "") -> None:
+    async def _close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
         """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
 
         Harmless when it is closed already.
 
         :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
         :param reason: at most 123 bytes of UTF-8.
+        :param wait: False comes back at once, for whoever closes many.
         :raises ValueError: when they are not that.
         """
         check_close(code, reason)
@@ -295,7 +299,8 @@ class Lifecycle(Connection):
             if not self._accepted:
                 await self._ensure_accepted()
             self._begin_close(code, reason)
-            await self._finish_close()
+            if wait:
+                await self._finish_close()
 
     # The whole
 

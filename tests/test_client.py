@@ -1608,3 +1608,31 @@ def test_a_broadcast_is_compressed_where_that_was_agreed(site: Site) -> None:
 def test_a_broadcast_of_neither_text_nor_bytes_is_a_type_error(site: Site) -> None:
     with pytest.raises(TypeError):
         site.websocket.broadcast(1, [])
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        with pytest.raises(ValueError, match="nested too deeply"):
+            await ws.receive_json()
+        await ws.send("still here")
+
+    client = site.upgrade()
+    client.frame(TEXT, b"[" * 500_000)
+    assert client.read_frame() == (TEXT, b"still here")
+
+
+def test_a_close_need_not_wait_for_the_answer(site: Site) -> None:
+    gate = site.mode.gate()
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.close(4000, "bye", wait=False)
+        site.note("back")
+        await gate.passed()
+
+    client = site.upgrade()
+    assert site.noted() == "back"
+    assert client.read_frame() == (CLOSE, close_body(4000, b"bye"))
+    client.frame(CLOSE, close_body(4000, b"bye"))
+    gate.open()

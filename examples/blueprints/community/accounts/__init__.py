@@ -1,0 +1,5 @@
+"""Who is who: sign up, log in, log out."""
+
+from .views import accounts
+
+__all__ = ["accounts"]

@@ -1,0 +1,105 @@
+"""The pages of accounts, and what a login means to WebSockets. A plain blueprint: it has none of its own."""
+
+import re
+
+import gevent
+from flask import Blueprint, Flask, abort, flash, redirect, render_template, request, session, url_for
+from flask_login import current_user, login_required, login_user, logout_user
+from sqlalchemy.exc import IntegrityError
+from werkzeug.wrappers import Response
+
+from flask_uwsgi_websocket import WebSocketClient
+
+from ..extensions import db, login_manager, websocket
+from ..groups import Groups
+from .models import User
+
+accounts = Blueprint("accounts", __name__, template_folder="templates")
+
+#: The open WebSockets of each user, by the user's id.
+sockets = Groups()
+
+
+@accounts.get("/login")
+def login() -> str:
+    return render_template("accounts/login.html")
+
+
+@accounts.post("/login")
+def log_in() -> Response | tuple[str, int]:
+    user = db.session.scalar(db.select(User).filter_by(name=request.form["name"].strip()))
+    if user is None or not user.has_password(request.form["password"]):
+        flash("There is no such name with this password.")
+        return render_template("accounts/login.html"), 403
+    return begin_session(user)
+
+
+@accounts.get("/signup")
+def signup() -> str:
+    return render_template("accounts/signup.html")
+
+
+@accounts.post("/signup")
+def sign_up() -> Response | tuple[str, int]:
+    user = User(name=request.form["name"].strip())
+    user.set_password(request.form["password"])
+    if not re.fullmatch(r"[\w.-]{1,32}", user.name):
+        flash("A name has up to 32 letters, digits, dots, - and _.")
+    elif len(request.form["password"]) < 8:
+        flash("A password has at least 8 characters.")
+    else:
+        db.session.add(user)
+        try:
+            db.session.commit()
+        except IntegrityError:
+            db.session.rollback()
+            flash("This name is taken.")
+        else:
+            return begin_session(user)
+    return render_template("accounts/signup.html"), 400
+
+
+def begin_session(user: User) -> Response:
+    session.clear()  # whatever somebody may have known of the one before
+    login_user(user)
+    return redirect(url_for("chat.rooms"))
+
+
+@accounts.post("/logout")
+@login_required
+def log_out() -> Response:
+    """End all sessions of the user, and with them the WebSockets: an open one would not notice by itself."""
+    user_id = current_user.id
+    current_user.log_out_everywhere()
+    db.session.commit()
+    logout_user()
+    session.clear()
+    for ws in sockets.members(user_id):
+        gevent.spawn(ws.close, 4401, "logged out")  # each waits for its client to agree, and nobody waits for that
+    return redirect(url_for("accounts.login"))
+
+
+@login_manager.unauthorized_handler
+def unauthorized() -> Response:
+    """Answer for ``@login_required``: a page leads to the login, while a WebSocket cannot be led anywhere."""
+    if request.url_rule is not None and request.url_rule.websocket:
+        abort(401)
+    return redirect(url_for("accounts.login"))
+
+
+@websocket.on_connect
+def remember(app: Flask, ws: WebSocketClient, **extra: object) -> None:
+    """Note every WebSocket of the app with its user, to close it when the user logs out."""
+    if not current_user.is_authenticated:
+        return
+    sockets.add(current_user.id, ws)
+    with ws.message_context():  # where current_user is looked up again
+        is_still_logged_in = current_user.is_authenticated
+    if not is_still_logged_in:
+        ws.close(4401, "logged out")
+
+
+@websocket.on_close
+def forget(app: Flask, ws: WebSocketClient, **extra: object) -> None:
+    if current_user.is_authenticated:
+        sockets.discard(current_user.id, ws)

@@ -1,0 +1,5 @@
+"""Rooms to chat in."""
+
+from .views import chat
+
+__all__ = ["chat"]

@@ -1,0 +1,5 @@
+"""Who is in a room: a blueprint nested in that of the rooms."""
+
+from .views import people_in, presence
+
+__all__ = ["people_in", "presence"]

@@ -1,0 +1,107 @@
+// A window in a room: one WebSocket for the conversation, one for who is there. Both addresses come from url_for().
+const { me, talk, presence } = document.currentScript.dataset;
+const [state, log, here, earlier, say, text, send, error] =
+  ["state", "log", "here", "earlier", "say", "text", "send", "error"].map((id) => document.getElementById(id));
+let conversation;
+
+keepConnected(presence, showPeople, () => {});
+keepConnected(
+  talk,
+  (message) => (message.type === "error" ? showError(message.text) : message.messages.forEach(showMessage)),
+  (what, socket) => {
+    conversation = socket;
+    send.disabled = !socket;
+    state.textContent = what;
+    state.className = socket ? "open" : "";
+  },
+);
+
+function keepConnected(url, take, show) {
+  let failures = 0, socket;
+
+  function connect() {
+    show("connecting");
+    socket = new WebSocket(url);
+    socket.onopen = () => { failures = 0; show("connected", socket); };
+    socket.onmessage = ({ data }) => take(JSON.parse(data));
+    socket.onclose = ({ code }) => {
+      if (code === 4401) return location.reload(); // logged out, in another window: the page leads to the login
+      const seconds = Math.min(30, 2 ** failures++) * (0.5 + Math.random() / 2); // so that not all come back at once
+      show(`disconnected, next try in ${Math.ceil(seconds)} s`);
+      setTimeout(retry, seconds * 1000);
+    };
+  }
+
+  async function retry() {
+    // A script is not told why a handshake was refused. The page is: it redirects whoever is not logged in.
+    const page = await fetch(location.href, { method: "HEAD", redirect: "manual" }).catch(() => null);
+    if (page?.type === "opaqueredirect") location.reload();
+    else connect();
+  }
+
+  // Browsers keep a page that was left, for the back button, and its WebSockets open. When it is shown again, onclose
+  // comes, and with it a new connection.
+  addEventListener("pagehide", () => socket.close());
+  connect();
+}
+
+function showMessage({ id, author, text, sent_at }) {
+  if (document.getElementById(`message-${id}`)) return; // after a new connection, the last ones come again
+  const wasAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  const item = element("li", "", avatar(author), element("b", author), time(sent_at), element("p", text));
+  item.id = `message-${id}`;
+  item.className = author === me ? "mine" : "";
+  item.dataset.number = id;
+  log.insertBefore(item, [...log.children].find((other) => other.dataset.number > id) ?? null);
+  if (wasAtEnd || author === me) log.scrollTop = log.scrollHeight;
+}
+
+function showPeople(people) {
+  here.replaceChildren(...people.here.map((name) => element("li", "", avatar(name), element("span", name))));
+  earlier.replaceChildren(
+    ...people.earlier.map(({ name, at }) => element("li", "", avatar(name), element("span", name), time(at))),
+  );
+}
+
+function showError(what) {
+  error.textContent = what;
+  error.hidden = !what;
+}
+
+function time(seconds) {
+  const date = new Date(seconds * 1000);
+  const isToday = date.toDateString() === new Date().toDateString();
+  const made = element("time", date.toLocaleString([], isToday ? { timeStyle: "short" } : { dateStyle: "medium" }));
+  made.dateTime = date.toISOString();
+  made.title = date.toLocaleString();
+  return made;
+}
+
+function avatar(name) {
+  const circle = element("i", [...name][0]);
+  circle.ariaHidden = "true";
+  circle.style.setProperty("--hue", [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7));
+  return circle;
+}
+
+function element(tag, text, ...children) {
+  const made = document.createElement(tag);
+  made.textContent = text; // never as HTML: names and messages are what others want them to be
+  made.append(...children);
+  return made;
+}
+
+say.onsubmit = (event) => {
+  event.preventDefault();
+  if (!conversation) return;
+  showError("");
+  if (text.value.trim()) conversation.send(JSON.stringify({ text: text.value }));
+  text.value = "";
+  text.focus();
+};
+
+text.onkeydown = (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // with Shift, a new line
+  event.preventDefault();
+  say.requestSubmit();
+};

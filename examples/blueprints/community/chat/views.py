@@ -1,0 +1,93 @@
+"""The pages of the rooms, and the WebSocket behind each: views of one blueprint."""
+
+import json
+import re
+
+from flask import abort, flash, redirect, render_template, request, url_for
+from flask_login import current_user, login_required
+from sqlalchemy.exc import IntegrityError
+from werkzeug.wrappers import Response
+
+from flask_uwsgi_websocket import WebSocketBlueprint, WebSocketClient
+
+from ..extensions import db
+from ..groups import Groups
+from .models import Room, last_messages, store_message
+from .presence import people_in, presence
+
+chat = WebSocketBlueprint("chat", __name__, url_prefix="/rooms", template_folder="templates", static_folder="static")
+chat.register_blueprint(presence)
+
+MAX_LENGTH = 2000  # characters of a message
+
+#: The WebSockets in each room, by its name.
+sockets = Groups()
+
+
+@chat.get("/")
+@login_required
+def rooms() -> str:
+    names = db.session.scalars(db.select(Room.name).order_by(Room.name))
+    return render_template("chat/rooms.html", rooms={name: people_in(name) for name in names})
+
+
+@chat.post("/")
+@login_required
+def open_room() -> Response:
+    name = request.form["name"].strip()
+    if not re.fullmatch(r"[\w -]{1,32}", name):
+        flash("The name of a room has up to 32 letters, digits, spaces, - and _.")
+        return redirect(url_for(".rooms"))
+    db.session.add(Room(name=name))
+    try:
+        db.session.commit()
+    except IntegrityError:  # there is one already, which will do
+        db.session.rollback()
+    return redirect(url_for(".room", room=name))
+
+
+@chat.get("/<room>")
+@login_required
+def room(room: str) -> str:
+    db.get_or_404(Room, room)
+    return render_template("chat/room.html", room=room, max_length=MAX_LENGTH)
+
+
+@chat.websocket("/<room>", max_message_size=2**14)  # the URL of its page: one is ws:, the other http:
+@login_required
+def talk(ws: WebSocketClient, room: str) -> None:
+    """Take part in the conversation of a room."""
+    db.get_or_404(Room, room)  # before the handshake, the answer to an error is plain HTTP
+    ws.accept()
+    sockets.add(room, ws)  # before the last messages are read: the client may get one twice, and misses none
+    try:
+        with ws.message_context():
+            messages = last_messages(room)
+        ws.send_json({"type": "messages", "messages": messages})
+        for message in ws.messages():  # in between, no connection to the database is held
+            if not current_user.is_authenticated:  # looked up for each message: by now, somebody may have logged out
+                abort(401)  # after the handshake, this closes with 4401
+            try:
+                text = text_of(message)
+            except ValueError as error:
+                ws.send_json({"type": "error", "text": str(error)})
+            else:
+                sockets.send(room, type="messages", messages=[store_message(room, current_user.id, text)])
+    finally:
+        sockets.discard(room, ws)
+
+
+def text_of(message: str | bytes) -> str:
+    """Return the text of what a client has sent, which may be anything.
+
+    :raises ValueError: when it is not what our page sends.
+    """
+    try:
+        value = json.loads(message)
+        text = value["text"].strip()
+        text.encode()  # "\ud800" is valid JSON, and no text
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise ValueError('A message is JSON such as {"text": "hello"}.') from None
+    if not 0 < len(text) <= MAX_LENGTH:
+        raise ValueError(f"A message has 1 to {MAX_LENGTH} characters.")
+    return text
