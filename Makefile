@@ -44,7 +44,8 @@ sanitize: .venv/ready
 	    .venv/bin/pip install -qq --no-deps --target build/sanitized/site build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/sanitized/site CI=true \
-	    .venv/bin/pytest -q --capture=sys --timeout 600 tests/test_speedups.py tests/test_protocol*.py tests/test_deflate.py
+	    .venv/bin/pytest -q --capture=sys --timeout 600 \
+	    tests/test_speedups.py tests/test_protocol*.py tests/test_deflate.py tests/test_client.py -k "not gevent and not asyncio"
 
 clean:
 	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/_speedups.c flask_uwsgi_websocket/*.so

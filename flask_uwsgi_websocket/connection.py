@@ -182,8 +182,11 @@ class Connection(Channel):
                     raise TimeoutError(f"no message within {timeout} s")
                 if self._is_on_a_run():
                     await self._loop.sleep(0)
-                else:
-                    await self._wait(self._loop.wait_readable, remaining)
+                elif (fd := self._enter_wait()) >= 0:
+                    try:
+                        await self._loop.wait_readable(fd, remaining)
+                    finally:
+                        self._leave_wait()
                 if deadline is not None:  # Pings alone could keep it readable for ever
                     remaining = deadline - time.monotonic()
             return message

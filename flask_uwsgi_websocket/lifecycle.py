@@ -252,7 +252,8 @@ class Lifecycle(Connection):
             await self._ensure_accepted()
         if not self._put(message, binary):
             await self._send_when_possible(message, binary, timeout)
-        await self._after_send(message)
+        if self._run >= RUN_LENGTH or websocket_sent.receivers:
+            await self._after_send(message)
 
     async def _after_send(self, message: str | ReadableBuffer) -> None:
         if self._run >= RUN_LENGTH:
@@ -320,8 +321,7 @@ class Lifecycle(Connection):
                 if self._refuse():
                     failure = self._handshake_error or error
                     raise failure from None
-                if not isinstance(error, (ConnectionClosed, HTTPException)):
-                    failure = error
+                failure = error
                 await self._fail(error)
                 if not isinstance(error, Exception):
                     raise
@@ -339,6 +339,8 @@ class Lifecycle(Connection):
             if self._accepted:
                 await self._tell_closed()
                 self._check_session()
+            if isinstance(failure, (ConnectionClosed, HTTPException)):
+                failure = None  # these are answers, not failures
             for hook in self._route.teardown:
                 try:
                     await self._call(None, hook, failure)

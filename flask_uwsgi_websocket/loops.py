@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -36,14 +36,14 @@ Tick = Callable[[], bool]
 class Loop(Protocol):
     """What every mode can do.
 
-    The coroutines wait. Those of asyncio suspend their task; those of threads and greenlets never suspend but block
-    their caller, so that :func:`run` can run them to their end. All else may be called from any thread.
+    What is awaited, waits. In asyncio it suspends its task; in threads and greenlets it never suspends but blocks
+    its caller, so that :func:`run` can run them to their end. All else may be called from any thread.
     """
 
-    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+    def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         """Wait until *fd* can be read or has ended; return False when *timeout* seconds have passed."""
 
-    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+    def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         """Wait until *fd* takes more or has ended; return False when *timeout* seconds have passed."""
 
     async def sleep(self, seconds: float) -> None:
@@ -254,28 +254,30 @@ class AsyncioLoop:
         self._writers: dict[int, list[asyncio.Future[bool]]] = {}
         self._callbacks: dict[int, Callable[[], bool]] = {}
 
-    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+    def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         if fd not in self._readers:
             self._loop.add_reader(fd, self._readable, fd)
             self._readers[fd] = []
-        return await self._wait(self._readers, fd, timeout)
+        return self._wait(self._readers[fd], timeout)
 
-    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+    def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         self._loop.add_writer(fd, self._writable, fd)
-        return await self._wait(self._writers, fd, timeout)
+        return self._wait(self._writers.setdefault(fd, []), timeout)
 
-    async def _wait(self, waiting: dict[int, list[asyncio.Future[bool]]], fd: int, timeout: float | None) -> bool:
+    def _wait(self, waiting: list[asyncio.Future[bool]], timeout: float | None) -> Awaitable[bool]:
+        """Return what ends a wait. A bare future, where it can be: a coroutine around it would cost as much again."""
+        if waiting:  # by others, or once by tasks that were cancelled
+            waiting[:] = [future for future in waiting if not future.done()]
         future = self._loop.create_future()
-        waiting.setdefault(fd, []).append(future)
-        timer = None if timeout is None else self._loop.call_later(timeout, _set_result, future, False)
+        waiting.append(future)
+        return future if timeout is None else self._wait_at_most(future, timeout)
+
+    async def _wait_at_most(self, future: asyncio.Future[bool], timeout: float) -> bool:
+        timer = self._loop.call_later(timeout, _set_result, future, False)
         try:
-            result: bool = await future
-            return result
+            return await future
         finally:
-            if timer is not None:
-                timer.cancel()
-            if fd in waiting and future in waiting[fd]:  # it was not the descriptor that woke it
-                waiting[fd].remove(future)
+            timer.cancel()
 
     def _readable(self, fd: int) -> None:
         waiting = self._readers[fd]
