@@ -85,6 +85,7 @@ class Server:
     :param options: more options for uWSGI.
     :param hosts: more addresses to listen on.
     :param master: whether uWSGI has its master process.
+    :param module: the module of the application.
     :param expected: the exceptions whose tracebacks may be in the log, as a regular expression.
     """
 
@@ -99,6 +100,7 @@ class Server:
         options: Sequence[str] = (),
         hosts: Sequence[str] = (),
         master: bool = True,
+        module: str = "live_app",
         expected: str = "live_app.Deliberate",
     ) -> None:
         self.mode = mode
@@ -109,6 +111,11 @@ class Server:
         self._log = directory / "log"
         self._journal = directory / "journal"
         self._journal.touch()
+        self.reloads = 0
+        self._is_stopping = False
+        self._reading = threading.Lock()
+        self._read = 0  # of its bytes
+        self._entries: list[dict[str, Any]] = []
         *flags, listen = FRONTS[front]
         addresses = [f"{host}:{self.port}" for host in (self.host, *hosts)]
         arguments = [
@@ -117,7 +124,7 @@ class Server:
             *("--need-app", "--enable-threads", "--sharedarea", "1"),
             *("--virtualenv", sys.prefix) * (sys.prefix != sys.base_prefix),
             *("--pythonpath", str(TESTS), "--pythonpath", str(Path(flask_uwsgi_websocket.__file__).parents[1])),
-            *("--module", "live_app:app"),
+            *("--module", f"{module}:app"),
             *flags,
             *(item for address in addresses for item in (listen, address)),
             *mode.options,
@@ -145,9 +152,18 @@ class Server:
         wait_until(answers, lambda: f"uWSGI does not answer:\n{self.log}")
         wait_until(lambda: len(self.workers) == self.mode.processes, lambda: f"workers are missing:\n{self.log}")
 
+    def signal(self, signum: signal.Signals) -> None:
+        """Tell it to stop or to reload, as an administrator does."""
+        self._save_coverage()
+        os.kill(self._process.pid, signum)
+        if signum == signal.SIGHUP:
+            self.reloads += 1
+        else:
+            self._is_stopping = True
+
     def stop(self) -> None:
         """Stop it, and check what it leaves behind."""
-        if self._process.poll() is None:
+        if self._process.poll() is None and not self._is_stopping:
             self._save_coverage()
             os.killpg(self._process.pid, signal.SIGINT)
         try:
@@ -166,13 +182,15 @@ class Server:
             assert re.search(rf"^({self.expected})\b", traceback, re.MULTILINE), traceback
         failed = [line for line in log.splitlines() if "(HTTP/1.1 500)" in line and " GET /raise-before?" not in line]
         assert not failed or "Deliberate" not in self.expected, failed
-        assert len(self.workers) == self.mode.processes, log
+        assert len(self.workers) == self.mode.processes * (1 + self.reloads), log
 
     def _save_coverage(self) -> None:
         if coverage_config():
             saved: set[int] = set()
             wait_until(
-                lambda: saved.add(self.json("/save-coverage", method="POST")["pid"]) or saved >= self.workers,
+                lambda: (
+                    saved.add(self.json("/save-coverage", method="POST")["pid"]) or saved >= self._running_workers()
+                ),
                 lambda: f"a worker has not saved its coverage:\n{self.log}",
             )
 
@@ -187,10 +205,17 @@ class Server:
         """The process ids of all workers that have ever started."""
         return {entry["pid"] for entry in self.journal() if entry["event"] == "worker"}
 
+    def _running_workers(self) -> set[int]:
+        return {pid for pid in self.workers if Path(f"/proc/{pid}").exists()}
+
     def journal(self) -> list[dict[str, Any]]:
         """Return what the workers have noted."""
-        lines = self._journal.read_bytes().split(b"\n")
-        return [json.loads(line) for line in lines[:-1]]
+        with self._reading, self._journal.open("rb") as journal:
+            journal.seek(self._read)
+            lines, newline, _ = journal.read().rpartition(b"\n")
+            self._read += len(lines + newline)
+            self._entries += map(json.loads, lines.splitlines())
+            return self._entries[:]
 
     def wait_for(self, event: str, client: Any) -> dict[str, Any]:
         """Wait for an *event* of the handler that serves *client*."""

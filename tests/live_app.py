@@ -17,7 +17,7 @@ from functools import wraps
 from flask import Blueprint, Flask, abort, g, request, session
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import ConnectionClosed, keepalive, uwsgi
+from flask_uwsgi_websocket import ConnectionClosed, WebSocketClient, keepalive, uwsgi
 
 keepalive.INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
 
@@ -84,6 +84,10 @@ class Awaitable:
         for message in self._ws:
             yield message
 
+    async def messages(self):
+        for message in self._ws.messages():
+            yield message
+
 
 def run(coroutine):
     """Run a coroutine that never suspends."""
@@ -94,6 +98,22 @@ def run(coroutine):
     raise AssertionError("it has suspended")
 
 
+def for_mode(function):
+    """Return a coroutine function as one for this mode: a handler, a hook, or a receiver of a signal."""
+    if IS_ASYNCIO:
+        return function
+
+    def awaitable(value):
+        return Awaitable(value) if isinstance(value, WebSocketClient) else value
+
+    @wraps(function)
+    def blocking(*args, **kwargs):
+        return run(function(*map(awaitable, args), **{key: awaitable(value) for key, value in kwargs.items()}))
+
+    del blocking.__wrapped__  # it is no coroutine function
+    return blocking
+
+
 async def sleep(seconds):
     if IS_ASYNCIO:
         await MODULE.sleep(seconds)
@@ -101,29 +121,30 @@ async def sleep(seconds):
         MODULE.sleep(seconds)
 
 
+def followed(coroutine):
+    """Return a handler for this mode that is followed in the journal."""
+
+    @wraps(coroutine)
+    async def follow(ws, **kwargs):
+        token = request.args.get("token")
+        journal("start", token=token)
+        outcome = None
+        try:
+            return await coroutine(ws, **kwargs)
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            journal("end", token=token, outcome=outcome, code=ws.close_code, reason=ws.close_reason)
+
+    return for_mode(follow)
+
+
 def handler(rule, **options):
     """Declare the handler of a URL, in whichever mode. It is followed in the journal."""
 
     def decorator(coroutine):
-        @wraps(coroutine)
-        async def followed(ws, **kwargs):
-            token = request.args.get("token")
-            journal("start", token=token)
-            outcome = None
-            try:
-                return await coroutine(ws, **kwargs)
-            except BaseException as error:
-                outcome = type(error).__name__
-                raise
-            finally:
-                journal("end", token=token, outcome=outcome, code=ws.close_code, reason=ws.close_reason)
-
-        @wraps(coroutine)
-        def blocking(ws, **kwargs):
-            return run(followed(Awaitable(ws), **kwargs))
-
-        del blocking.__wrapped__  # it is no coroutine function
-        websocket.add_url_rule(rule, rule, followed if IS_ASYNCIO else blocking, **options)
+        websocket.add_url_rule(rule, rule, followed(coroutine), **options)
         return coroutine
 
     return decorator
@@ -363,7 +384,6 @@ async def sharedarea(ws):
 # HTTP
 
 
-@app.route("/")
 def index():
     return "hello"
 
@@ -378,7 +398,6 @@ def peak():
     return {"pid": os.getpid(), "kilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
-@app.route("/save-coverage", methods=["POST"])
 def save_coverage():
     if measurement is not None:
         measurement.stop()
@@ -386,14 +405,19 @@ def save_coverage():
     return {"pid": os.getpid()}
 
 
-_wsgi_app = app.wsgi_app
+def make_live(app):
+    """Add to an app what the live tests need of each."""
+    app.add_url_rule("/", view_func=index)
+    app.add_url_rule("/save-coverage", view_func=save_coverage, methods=["POST"])
+    wsgi_app = app.wsgi_app
+
+    def traced(environ, start_response):
+        """Trace uWSGI's own threads and greenlets, too: the interpreter has not seen them start."""
+        if measurement is not None and sys.gettrace() is None and threading.gettrace() is not None:
+            sys.settrace(threading.gettrace())
+        return wsgi_app(environ, start_response)
+
+    app.wsgi_app = traced
 
 
-def traced(environ, start_response):
-    """Trace uWSGI's own threads and greenlets, too: the interpreter has not seen them start."""
-    if measurement is not None and sys.gettrace() is None and threading.gettrace() is not None:
-        sys.settrace(threading.gettrace())
-    return _wsgi_app(environ, start_response)
-
-
-app.wsgi_app = traced
+make_live(app)

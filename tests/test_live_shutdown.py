@@ -1,0 +1,120 @@
+"""The end of the server itself: clients are told, and every connection that was told of is told to have closed."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from live import MODES, Raw, Server, serving, token_of, wait_until
+from wire import CLOSE, TEXT
+
+pytest_plugins = ["live"]
+pytestmark = pytest.mark.live
+
+#: Handlers that receive, that echo, that only send, and that only look whether the client is there.
+HABITS = ["/ends/receive", "/ends/echo", "/ends/push", "/ends/watch"]
+COUNT = 3
+
+STOPPED = (1001, "the server stops")
+RELOADED = (1012, "the server restarts")
+
+
+def connect(server: Server, stack: ExitStack) -> list[Raw]:
+    """Open a few connections to each kind of handler, each of them told of."""
+    clients = [stack.enter_context(server.raw(habit)) for habit in HABITS for _ in range(COUNT)]
+    for client in clients:
+        server.wait_for("connected", client)
+    return clients
+
+
+def expect_the_end(client: Raw) -> tuple[int, str]:
+    """Return the code and reason with which a client is closed, answer them, and expect the end of TCP."""
+    while (message := client.receive())[0] == TEXT:
+        pass
+    opcode, payload = message
+    assert opcode == CLOSE
+    client.send_frame(CLOSE, payload)
+    assert client.file.read() == b""
+    return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+
+def check_signals(server: Server, clients: list[Raw], *endings: tuple[str, int]) -> None:
+    tokens = {token_of(client) for client in clients}
+    for client in clients:
+        server.wait_for("torn down", client)
+    entries = [entry for entry in server.journal() if entry.get("token") in tokens]
+    connected = {entry["id"]: entry["token"] for entry in entries if entry["event"] == "connected"}
+    closed = [entry for entry in entries if entry["event"] == "closed"]
+    assert set(connected.values()) == tokens
+    assert sorted(entry["id"] for entry in closed) == sorted(connected)
+    assert {(entry["initiator"], entry["code"]) for entry in closed} <= set(endings)
+    ended = sorted(entry["token"] for entry in entries if entry["event"] == "torn down")
+    assert ended == sorted(tokens)  # each handler has ended, and once
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_stops_tells_its_clients_and_the_receivers_of_the_closed_signal(
+    tmp_path: Path, mode: str
+) -> None:
+    with (
+        serving(tmp_path, MODES[mode], "http-socket", module="live_blueprints_app") as server,
+        ExitStack() as stack,
+    ):
+        clients = connect(server, stack)
+        stubborn = [stack.enter_context(server.raw("/ends/stubborn")) for _ in range(COUNT)]
+        for client in stubborn:
+            server.wait_for("connected", client)
+        server.signal(signal.SIGTERM)  # with --die-on-term, as service managers have it
+        assert {expect_the_end(client) for client in clients + stubborn} == {STOPPED}
+        check_signals(server, clients, ("shutdown", 1001))
+        for client in stubborn:
+            server.wait_for("closed", client)
+        server.stop()
+        for client in stubborn:  # their handlers have not ended, but they are told of all the same, and once
+            entries = [entry for entry in server.journal() if entry.get("token") == token_of(client)]
+            assert [entry["event"] for entry in entries if entry["event"] != "start"] == ["connected", "closed"]
+            assert (entries[-1]["initiator"], entries[-1]["code"]) == ("shutdown", 1001)
+
+
+@pytest.mark.parametrize("mode", [name for name, mode in MODES.items() if mode.processes == 1])
+def test_a_server_without_a_master_that_stops_tells_them_too(tmp_path: Path, mode: str) -> None:
+    with (
+        serving(tmp_path, MODES[mode], "http-socket", master=False, module="live_blueprints_app") as server,
+        ExitStack() as stack,
+    ):
+        clients = connect(server, stack)
+        server.signal(signal.SIGINT)
+        assert {expect_the_end(client) for client in clients} == {STOPPED}
+        check_signals(server, clients, ("shutdown", 1001))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_workers_that_reload_tell_their_clients_and_the_receivers_of_the_closed_signal(
+    tmp_path: Path, mode: str
+) -> None:
+    with (
+        serving(tmp_path, MODES[mode], "http-socket", module="live_blueprints_app") as server,
+        ExitStack() as stack,
+    ):
+        clients = connect(server, stack)
+        server.signal(signal.SIGHUP)
+        assert {expect_the_end(client) for client in clients} == {RELOADED}
+        check_signals(server, clients, ("shutdown", 1012))
+        wait_until(
+            lambda: len(server.workers) == server.mode.processes * (1 + server.reloads), lambda: server.log[-5000:]
+        )
+        with server.connect("/ends/echo") as client:  # and then it serves again
+            client.send("hello")
+            assert client.recv() == "hello"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_behind_the_router_the_closed_signal_of_a_server_that_stops_is_sent_too(tmp_path: Path, mode: str) -> None:
+    # The router stops at the same time as the workers, so that clients may see nothing of it, and a worker may first
+    # see that they have gone.
+    with serving(tmp_path, MODES[mode], "http", module="live_blueprints_app") as server, ExitStack() as stack:
+        clients = connect(server, stack)
+        server.signal(signal.SIGINT)
+        check_signals(server, clients, ("shutdown", 1001), ("client", 1006))
