@@ -52,7 +52,10 @@ clean:
 
 
 # Tests: what needs no server on every interpreter, on the default one with its coverage; what is live on the oldest
-# and the newest that are here. One of these two runs everything on the pure-Python engine.
+# and the newest that are here. One of these two runs everything on the pure-Python engine; the examples, with their
+# browser, run on the newest alone.
+
+EXAMPLES = $(patsubst %,--ignore=tests/%.py,test_examples test_example_blueprints)
 
 find-python = $(shell .ci/find-python $(1))
 
@@ -62,6 +65,7 @@ OTHERS  := $(foreach v,$(filter-out $(DEFAULT),$(SUPPORTED)),$(if $(call find-py
 MISSING := $(filter-out $(DEFAULT) $(OTHERS),$(SUPPORTED))
 PRESENT := $(sort $(DEFAULT) $(OTHERS))
 ENDS    := $(firstword $(PRESENT)) $(lastword $(PRESENT))
+NEWEST  := $(lastword $(PRESENT))
 PURE    := $(firstword $(filter-out $(DEFAULT),$(ENDS)))
 
 ifneq (,$(MISSING))
@@ -94,7 +98,7 @@ endif
 test-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 test-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q $(if $(filter $*,$(ENDS)),,-m "not live")
+	.venvs/$*/bin/python -m pytest -q $(if $(filter $*,$(ENDS)),$(if $(filter $*,$(NEWEST)),,$(EXAMPLES)),-m "not live")
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
@@ -113,7 +117,8 @@ test-%: .venvs/%/ready
 	@$*/bin/pip install -qq --upgrade pip
 	@$*/bin/pip install -qq greenlet
 	@UWSGI_EMBED_PLUGINS=asyncio,greenlet CFLAGS="-I$$(echo $(CURDIR)/$*/include/site/python3.*)" \
-	    $*/bin/pip install -qq --no-binary uwsgi --no-cache-dir "$$(grep -i '^ *uwsgi>' setup.cfg)"
+	    PIP_CACHE_DIR=$(CURDIR)/.venvs/cache \
+	    $*/bin/pip install -qq --no-binary uwsgi "$$(grep -i '^ *uwsgi>' setup.cfg)"  # cached apart, with its plugins
 
 %/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml flask_uwsgi_websocket/_speedups.pyx
 	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[dev]"  # which writes into build, too

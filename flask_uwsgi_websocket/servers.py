@@ -65,12 +65,13 @@ class UwsgiServer:
 
     def open(self) -> RawSocket:
         """Duplicate ``uwsgi.connection_fd()``."""
-        if self._has_early_data():
-            # uWSGI may have read it into its own buffer together with the request, and does not give it back.
-            raise BadRequest(_EARLY_DATA)
         _null_device()
         sock = RawSocket(fileno=os.dup(self._fd))
         sock.settimeout(0)  # whatever socket.setdefaulttimeout() says
+        if not _is_reset(sock) and self._has_early_data():
+            # uWSGI may have read it into its own buffer together with the request, and does not give it back.
+            sock.close()
+            raise BadRequest(_EARLY_DATA)
         return sock
 
     def _has_early_data(self) -> bool:
@@ -93,6 +94,17 @@ class UwsgiServer:
         Its own copy of the descriptor is the last one: replacing it closes the connection.
         """
         os.dup2(_null_device(), self._fd, inheritable=False)
+
+
+def _is_reset(sock: RawSocket) -> bool:
+    """Tell whether the client has gone with a reset, which uWSGI would take for data and complain about."""
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @cache

@@ -343,7 +343,17 @@ class Raw:
         self.file = self.sock.makefile("rb")
 
     def handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> Response:
-        """Send the handshake and return the response.
+        """Send the handshake and return the response; see :meth:`send_handshake`."""
+        self.send_handshake(headers, method=method, rest=rest)
+        status = int(self.file.readline().split()[1])
+        answered = {}
+        while line := self.file.readline().strip().decode():
+            name, _, value = line.partition(": ")
+            answered[name] = value
+        return Response(status, answered, b"" if status == 101 else self.file.read())
+
+    def send_handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> None:
+        """Send the handshake.
 
         :param headers: replaces and adds headers; None leaves one out.
         :param rest: sent in the same segment.
@@ -358,12 +368,6 @@ class Raw:
         }
         lines = [f"{method} {self.path} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items() if v is not None)]
         self.send("\r\n".join([*lines, "", ""]).encode() + rest)
-        status = int(self.file.readline().split()[1])
-        answered = {}
-        while line := self.file.readline().strip().decode():
-            name, _, value = line.partition(": ")
-            answered[name] = value
-        return Response(status, answered, b"" if status == 101 else self.file.read())
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)

@@ -106,6 +106,7 @@ async def exchange(ws, **view_args):
     present.append(ws)
     try:
         await see("handler", ws)
+        await sleep(random.choice([0, 0.1]))
         async for message in ws:
             with suppress(ConnectionClosed):
                 await random.choice(present).send("hello")

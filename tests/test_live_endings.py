@@ -38,6 +38,16 @@ def test_the_close_code_of_the_handler_reaches_the_client(server: Server) -> Non
     assert server.wait_for("end", client)["code"] == 4002
 
 
+def test_a_client_that_resets_right_behind_its_request_is_no_error(server: Server) -> None:
+    for _ in range(20):
+        client = Raw(server, server.path("/receive"))
+        client.send_handshake({})
+        client.reset()
+        if server.front == "http-socket":  # the router need not pass it on
+            server.wait_for_access_log(client)
+    assert "chunked_input" not in server.log
+
+
 def test_a_close_frame_without_a_code_is_answered_and_known_as_1005(server: Server) -> None:
     with server.raw("/receive") as client:
         client.send_frame(CLOSE)
