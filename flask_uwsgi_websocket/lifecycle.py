@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal
@@ -451,11 +452,18 @@ def forget_session(app: Flask) -> None:
     """
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]
     current = _current_session()
-    # Flask does not save what has the class of a null session. A real one could not be written to, which Flask-Login
-    # does after each request with REMEMBER_COOKIE_REFRESH_EACH_REQUEST.
-    null_class = type(app.session_interface.make_null_session(app))
-    proxy_class = type("ForgottenSession", (LocalProxy,), {"__class__": null_class})
+    proxy_class = _proxy_class(type(app.session_interface.make_null_session(app)))
     setattr(context, _session_attribute(context), proxy_class(lambda: current))
+
+
+@cache
+def _proxy_class(null_class: type) -> type[LocalProxy[SessionMixin]]:
+    """Return a class of proxies that Flask takes for null sessions, which it does not save.
+
+    A real null session could not be written to, which Flask-Login does after each request with
+    ``REMEMBER_COOKIE_REFRESH_EACH_REQUEST``.
+    """
+    return type("ForgottenSession", (LocalProxy,), {"__class__": null_class})
 
 
 def _session_attribute(context: object) -> str:
