@@ -7,13 +7,14 @@ subtraction, so that no sum can overflow.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_AsUTF8String, PyUnicode_DecodeUTF8, PyUnicode_New
 from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from .channel import READ_SIZE, RUN_LENGTH, WAIT
+from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT
 
 cdef extern from "Python.h":
     # Of a str or what is derived from it, unchecked.
@@ -196,16 +197,18 @@ cdef bint is_in_use = False
 assert READ_SIZE == sizeof(shared_buffer)
 
 cdef int run_length = RUN_LENGTH
+cdef Py_ssize_t cork_size = CORK_SIZE
 cdef object wait = WAIT
 
 
 cdef class Channel:
     # Whoever runs here holds the interpreter's lock, and the system calls do not wait.
     cdef public object _read_lock, _write_lock, _inbox
+    cdef public bytearray _outbox
     cdef public int _fd, _run
     cdef public long long _received, _sent
     cdef public Py_ssize_t _read_size, _max_message_size
-    cdef public bint _drained, _heard, _plain_input, _plain_output, _is_over
+    cdef public bint _drained, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over
 
     def __cinit__(self):
         self._fd = -1
@@ -226,6 +229,8 @@ cdef class Channel:
         cdef Py_ssize_t got, position
         cdef list messages
         if not self._inbox:
+            if self._is_corked:
+                self._flush()
             if self._drained:
                 return wait
             if is_in_use or not 0 < self._read_size <= <Py_ssize_t> sizeof(shared_buffer):
@@ -252,7 +257,7 @@ cdef class Channel:
         return self._inbox.popleft()
 
     def _put(self, message, binary=None):
-        if self._plain_output and binary is None:
+        if binary is None and (self._plain_output or self._is_corked):
             if type(message) is str and self.put_plain(make_frame(TEXT, message, b"")):
                 return True
             if type(message) is bytes and self.put_plain(make_frame(BINARY, message, b"")):
@@ -264,10 +269,21 @@ cdef class Channel:
 
     cdef bint put_plain(self, bytes whole) except -1:
         """Send a frame and return True, or do nothing."""
-        if not self._plain_output or self._is_over or not self._write_lock.acquire(False):
+        if self._is_over or not (self._plain_output or self._is_corked) or not self._write_lock.acquire(False):
             return False
         try:
-            return self.send_plain(whole)
+            if not self._is_corked:
+                if not (self._may_cork and self._inbox):
+                    return self.send_plain(whole)
+                self._is_corked = True
+                self._plain_output = False
+                self._cork()
+            self._outbox.extend(whole)
+            self._run += 1
+            self._sent += 1
+            if not self._inbox or PyByteArray_GET_SIZE(self._outbox) > cork_size:
+                self._flush_now()
+            return True
         finally:
             self._write_lock.release()
 

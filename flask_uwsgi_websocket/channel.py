@@ -22,6 +22,10 @@ READ_SIZE = 65536
 RUN_LENGTH = 64
 
 
+#: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
+CORK_SIZE = 16384
+
+
 class Wait(Enum):
     """Neither a message nor the end."""
 
@@ -43,6 +47,8 @@ class Channel:
     _max_message_size: int
     #: Messages that nobody has received yet.
     _inbox: deque[str | bytes]
+    #: What the socket has not taken, or what is held back to go out together.
+    _outbox: bytearray
     #: The last read took all there was, and nobody has waited since.
     _drained: bool
     #: Something was read since the last look.
@@ -56,6 +62,9 @@ class Channel:
     _plain_input: bool
     _plain_output: bool
     _is_over: bool
+    # Whether output may be held back while there are messages in the inbox, and whether it is, with the write lock.
+    _may_cork: bool
+    _is_corked: bool
 
     def _take(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""

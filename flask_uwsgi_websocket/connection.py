@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from .channel import READ_SIZE, RUN_LENGTH, WAIT, Wait
+from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .deflate import Deflate
 from .engine import Channel
 from .exceptions import ConcurrencyError, ConnectionClosed
@@ -99,7 +99,8 @@ class Connection(Channel):
         self._read_size = READ_SIZE if deflate is None else DEFLATE_READ_SIZE
         self._max_message_size = settings.max_message_size
         self._is_plain = deflate is None and not settings.text_as_bytes
-        self._plain_input = self._plain_output = self._is_over = False
+        self._plain_input = self._plain_output = self._is_corked = self._is_over = False
+        self._may_cork = loop.gives_way and settings.send_buffer >= 2 * CORK_SIZE
         self._sock = server.open()
         self._fd = self._sock.fileno()
         self._waiting = 0  # how many wait for the socket; it is closed when the last one has left
@@ -362,6 +363,10 @@ class Connection(Channel):
         sock = self._sock
         if sock is None or self._lost:
             return
+        if self._is_corked:
+            self._is_corked = False
+            data = bytes(self._outbox + data)
+            self._outbox.clear()
         sent = 0
         if not self._outbox:
             try:
@@ -384,25 +389,35 @@ class Connection(Channel):
             self._loop.call_when_writable(self._sock.fileno(), self._flush)
         self._outbox += rest
 
+    def _cork(self) -> None:
+        """Have what is held back sent soon: at the latest when the handler gives way to the loop."""
+        self._stuck_since = time.monotonic()
+        self._loop.call_when_writable(self._fd, self._flush)
+
     def _flush(self) -> bool:
         """Send what is kept; return whether there is more. Called by the loop when the socket takes some."""
         with self._write_lock:
-            sock = self._sock
-            if sock is None:
-                return False
-            try:
-                while self._outbox:
-                    with memoryview(self._outbox) as view:
-                        sent = sock.send(view[:READ_SIZE], _SEND_FLAGS)
-                    del self._outbox[:sent]
-                    self._stuck_since = time.monotonic()
-            except BlockingIOError:
-                return True
-            except OSError:
-                self._lose()
-            self._plain_output = self._is_plain
-            self._shut_down_if_done()
+            return self._flush_now()
+
+    def _flush_now(self) -> bool:
+        """Do the work of :meth:`_flush`, with the write lock."""
+        self._is_corked = False
+        sock = self._sock
+        if sock is None:
             return False
+        try:
+            while self._outbox:
+                with memoryview(self._outbox) as view:
+                    sent = sock.send(view[:READ_SIZE], _SEND_FLAGS)
+                del self._outbox[:sent]
+                self._stuck_since = time.monotonic()
+        except BlockingIOError:
+            return True
+        except OSError:
+            self._lose()
+        self._plain_output = self._is_plain
+        self._shut_down_if_done()
+        return False
 
     def _lose(self) -> None:
         """Note that the peer is gone, and wake whoever waits for it. Called with the write lock."""

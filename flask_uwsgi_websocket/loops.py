@@ -40,6 +40,9 @@ class Loop(Protocol):
     its caller, so that :func:`run` can run them to their end. All else may be called from any thread.
     """
 
+    #: Whether callbacks run whenever a handler waits, for whatever it is.
+    gives_way: bool
+
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         """Wait until *fd* can be read or has ended; return False when *timeout* seconds have passed."""
 
@@ -68,6 +71,8 @@ class BlockingLoop(Loop, Protocol):
 
 class ThreadLoop:
     """Waits with poll(2) in the caller's thread; one background thread does the rest while there is any."""
+
+    gives_way = False
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held around what follows
@@ -145,6 +150,8 @@ def _poll(fd: int, event: int, timeout: float | None) -> bool:
 class GeventLoop:
     """Waits in gevent's hub. A native thread may wait too: it has a hub of its own."""
 
+    gives_way = True
+
     def __init__(self, hub: Hub) -> None:
         from gevent import get_hub, getcurrent
 
@@ -205,7 +212,9 @@ class GeventLoop:
         sleep(max(seconds, 1e-9))
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
-        self._hub.loop.run_callback_threadsafe(self._watch, fd, callback)
+        loop = self._hub.loop
+        call_soon = loop.run_callback if self._get_hub() is self._hub else loop.run_callback_threadsafe
+        call_soon(self._watch, fd, callback)
 
     def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
         def ready() -> None:
@@ -245,6 +254,8 @@ class GeventLoop:
 
 class AsyncioLoop:
     """Waits in an asyncio event loop. Everything but :meth:`call_when_writable` belongs to the loop's thread."""
+
+    gives_way = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1636,3 +1636,38 @@ def test_a_close_need_not_wait_for_the_answer(site: Site) -> None:
     assert client.read_frame() == (CLOSE, close_body(4000, b"bye"))
     client.frame(CLOSE, close_body(4000, b"bye"))
     gate.open()
+
+
+def test_what_is_sent_while_more_messages_are_at_hand_goes_out_when_the_handler_waits(site: Site) -> None:
+    gate = site.mode.gate()
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+            if message == "2":
+                await gate.passed()
+
+    client = site.upgrade()
+    client.send(b"".join(frame(TEXT, b"%d" % number, key=KEY) for number in range(5)))
+    assert [client.read_frame() for _ in range(3)] == [(TEXT, b"%d" % number) for number in range(3)]
+    gate.open()
+    assert [client.read_frame() for _ in range(2)] == [(TEXT, b"3"), (TEXT, b"4")]
+
+
+def test_much_that_is_sent_while_more_messages_are_at_hand_stays_in_order(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        async for message in ws:
+            for size in (10, 5000, 70_000):
+                await ws.send(message * size)
+            await ws.send(message.encode())
+
+    client = site.upgrade()
+    client.send(b"".join(frame(TEXT, b"%d" % (number % 10), key=KEY) for number in range(100)))
+    for number in range(100):
+        digit = b"%d" % (number % 10)
+        assert [client.read_frame() for _ in range(4)] == [
+            *((TEXT, digit * size) for size in (10, 5000, 70_000)),
+            (BINARY, digit),
+        ]

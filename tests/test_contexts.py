@@ -169,14 +169,13 @@ def test_receivers_that_anothers_broadcast_triggers_see_the_contexts_of_their_co
         assert waiting.read_frame() == (CLOSE, close_body(1000))
         waiting.close()
         wait_for_housekeepers()
-    assert [(name, path) for name, path, *_ in told] == [
+    assert [(name, path) for name, path, *_ in told[:4]] == [
         ("connected", "/broadcasts"),
         ("connected", "/waits"),
         ("sent", "/waits"),
         ("sent", "/broadcasts"),
-        ("closed", "/broadcasts"),
-        ("closed", "/waits"),
     ]
+    assert sorted((name, path) for name, path, *_ in told[4:]) == [("closed", "/broadcasts"), ("closed", "/waits")]
     assert all(set(names) == {path} for _, path, *names in told)
 
 
