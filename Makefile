@@ -57,6 +57,9 @@ clean:
 
 EXAMPLES = $(patsubst %,--ignore=tests/%.py,test_examples test_example_blueprints)
 
+# Many examples through few lines: not to be traced.
+HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
+
 find-python = $(shell .ci/find-python $(1))
 
 ifneq (,$(filter test tests,$(MAKECMDGOALS)))
@@ -85,9 +88,10 @@ tests: $(NAMES:%=test-%)
 
 test-default: .venv/ready
 	.venv/bin/coverage erase
-	.venv/bin/coverage run -m pytest -q -m "not live"
+	.venv/bin/coverage run -m pytest -q -m "not live" $(HEAVY:%=--ignore=%)
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
+	.venv/bin/python -m pytest -q $(HEAVY)
 	$(if $(filter $(DEFAULT),$(ENDS)),.venv/bin/python -m pytest -q -m live)
 
 # They share one interpreter's extension, which must not change under the tests.
