@@ -15,7 +15,7 @@ EXAMPLE   ?= blueprints
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.PHONY: run test tests lint bench wheel sanitize clean toolchain test-default test-lowest
+.PHONY: run test tests lint bench wheel sanitize clean toolchain test-default
 .SECONDARY:
 
 run: .venv/ready
@@ -60,6 +60,9 @@ EXAMPLES = $(patsubst %,--ignore=tests/%.py,test_examples test_example_blueprint
 # Many examples through few lines: not to be traced.
 HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
 
+# Live tests wait most of their time: two halves of them run beside each other.
+SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints)
+
 find-python = $(shell .ci/find-python $(1))
 
 ifneq (,$(filter test tests,$(MAKECMDGOALS)))
@@ -82,9 +85,10 @@ NAMES := default $(OTHERS) $(LOWEST_IF_PRESENT)
 
 # Tests wait more than they compute, so there are some at a time.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target tests
+	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target tests
 
-tests: $(NAMES:%=test-%)
+LIVE  := $(filter-out $(DEFAULT),$(ENDS))
+tests: $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(NAMES:%=test-%)
 
 test-default: .venv/ready
 	.venv/bin/coverage erase
@@ -99,10 +103,16 @@ ifneq (,$(LOWEST_IF_PRESENT))
 test-$(LOWEST) test-lowest: .venvs/$(LOWEST)/ready .venvs/lowest/ready
 endif
 
-test-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
+test-$(PURE) live-some-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 test-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q $(if $(filter $*,$(ENDS)),$(if $(filter $*,$(NEWEST)),,$(EXAMPLES)),-m "not live")
+	.venvs/$*/bin/python -m pytest -q -m "not live"
+
+live-some-%: .venvs/%/ready
+	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE)
+
+live-others-%: .venvs/%/ready
+	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE:%=--ignore=%) $(if $(filter $*,$(NEWEST)),,$(EXAMPLES))
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
