@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -126,33 +127,28 @@ class AsyncioWebSocketClient(Lifecycle):
             awaited = coroutine.send(None)
         except StopIteration:
             return
-        task = asyncio.get_running_loop().create_task(_go_on(coroutine, awaited))
+        task = asyncio.get_running_loop().create_task(_finish(coroutine, awaited))
         _aside.add(task)
         task.add_done_callback(_forget)
 
 
-async def _go_on(coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:
-    await _Rest(coroutine, awaited)
+async def _finish(coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:
+    await _rest(coroutine, awaited)
 
 
-class _Rest:
-    """What is left of a coroutine that has come to wait for *awaited* outside of its task."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:
-        self._coroutine = coroutine
-        self._awaited = awaited
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        try:
-            while True:
-                try:
-                    value = yield self._awaited
-                except BaseException as error:
-                    self._awaited = self._coroutine.throw(error)
-                else:
-                    self._awaited = self._coroutine.send(value)
-        except StopIteration:
-            return
+@types.coroutine
+def _rest(coroutine: Coroutine[Any, Any, object], awaited: Any) -> Generator[Any, Any, None]:
+    """Run the rest of a coroutine that has come to wait for *awaited* outside of its task."""
+    try:
+        while True:
+            try:
+                value = yield awaited
+            except BaseException as error:
+                awaited = coroutine.throw(error)
+            else:
+                awaited = coroutine.send(value)
+    except StopIteration:
+        return
 
 
 # The event loop itself refers to tasks weakly only.

@@ -61,8 +61,9 @@ class Connection(Channel):
     #: The round trip of the last ping that was answered, in seconds, or None.
     latency: float | None
 
-    _sock: RawSocket | None
     # Before it is attached, a connection is as good as refused.
+    _sock: RawSocket | None = None
+    _settings = Settings()
     _protocol = Protocol()
     _accepted = False
     _refused = True
@@ -183,7 +184,7 @@ class Connection(Channel):
                     raise TimeoutError(f"no message within {timeout} s")
                 if self._is_on_a_run():
                     await self._loop.sleep(0)
-                elif (fd := self._enter_wait()) >= 0:
+                elif (fd := self._enter_wait()) >= 0:  # as _wait() does, whose coroutine costs time
                     try:
                         await self._loop.wait_readable(fd, remaining)
                     finally:

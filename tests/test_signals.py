@@ -686,3 +686,12 @@ def test_coroutine_receivers_of_recv_nb_run_a_little_later(cooperative: Site) ->
 
     talk(cooperative)
     assert cooperative.noted() == "x"
+
+
+def test_a_receiver_may_ask_a_rejected_client_whatever_it_likes(site: Site) -> None:
+    def rejected(app: Any, ws: Any, response: Any, **extra: Any) -> None:
+        site.note((response.status_code, ws.timeout, ws.shutdown_timeout, ws.connected, ws.close_code, ws.fd))
+
+    with websocket_rejected.connected_to(rejected):
+        assert site.refusal("/nowhere").status == 404
+        assert site.noted() == (404, 25.0, 5.0, False, None, -1)
