@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
+from _socket import socketpair
 from contextlib import suppress
 from functools import cache
 from io import BufferedReader
@@ -68,25 +69,29 @@ class UwsgiServer:
         _null_device()
         sock = RawSocket(fileno=os.dup(self._fd))
         sock.settimeout(0)  # whatever socket.setdefaulttimeout() says
-        if not _is_reset(sock) and self._has_early_data():
-            # uWSGI may have read it into its own buffer together with the request, and does not give it back.
+        if _has_data(sock) or self._has_read_data(sock):
             sock.close()
             raise BadRequest(_EARLY_DATA)
         return sock
 
-    def _has_early_data(self) -> bool:
-        """Tell whether the client has sent anything behind its request.
+    def _has_read_data(self, sock: RawSocket) -> bool:
+        """Tell whether uWSGI has read more than the request into its own buffer, which it does not give back.
 
-        ``chunked_read_nb()`` looks where that would be. It returns None when it then finds EAGAIN in errno,
-        which may be a stale one, so another error is put there first. What could be the beginning of a chunk's
+        ``chunked_read_nb()`` looks there, and then at the socket, whose place is taken by one that is silent: what
+        happens to the client's meanwhile is for the duplicate to find. It returns None when it then finds EAGAIN in
+        errno, which may be a stale one, so another error is put there first. What could be the beginning of a chunk's
         length is not told from nothing; of frames, only a lone first byte of a compressed fragment is.
         """
+        silent, _ = _silent_sockets()
+        os.dup2(silent.fileno(), self._fd, inheritable=False)
         with suppress(OSError):
             os.lseek(-1, 0, os.SEEK_CUR)
         try:
             return uwsgi.chunked_read_nb() is not None
         except OSError:
             return True
+        finally:
+            os.dup2(sock.fileno(), self._fd, inheritable=False)
 
     def release(self) -> None:
         """Let uWSGI write its response to the null device, which gives its access log the right status.
@@ -96,15 +101,20 @@ class UwsgiServer:
         os.dup2(_null_device(), self._fd, inheritable=False)
 
 
-def _is_reset(sock: RawSocket) -> bool:
-    """Tell whether the client has gone with a reset, which uWSGI would take for data and complain about."""
+def _has_data(sock: RawSocket) -> bool:
+    """Tell whether there is something to be read from *sock*, which does not block."""
     try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:  # nothing yet; or a reset, which whoever reads will find
         return False
-    except OSError:
-        return True
-    return False
+
+
+@cache
+def _silent_sockets() -> tuple[RawSocket, RawSocket]:
+    """Return a pair of sockets to which nobody ever writes, so that reading fails with EAGAIN."""
+    pair = socketpair()
+    pair[0].setblocking(False)
+    return pair
 
 
 @cache
