@@ -9,12 +9,23 @@ subtraction, so that no sum can overflow.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_AsUTF8String, PyUnicode_DecodeUTF8, PyUnicode_New
 from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT
+from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, TWO_RECEIVERS, WAIT
+from .exceptions import ConcurrencyError
+from .loops import run
 
 cdef extern from "Python.h":
     # Of a str or what is derived from it, unchecked.
@@ -201,20 +212,109 @@ cdef Py_ssize_t cork_size = CORK_SIZE
 cdef object wait = WAIT
 
 
+cdef class Lock:
+    """What ``allocate_lock()`` makes, as far as it is needed here, without its clock."""
+
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock is not NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef bint acquire(self) noexcept:
+        """Take it if it is free."""
+        return PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
+
+    cdef void release(self) noexcept:
+        PyThread_release_lock(self.lock)
+
+    def __enter__(self):
+        if not self.acquire():
+            with nogil:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+
+    def __exit__(self, *exception):
+        self.release()
+
+
 cdef class Channel:
     # Whoever runs here holds the interpreter's lock, and the system calls do not wait.
-    cdef public object _read_lock, _write_lock, _inbox
+    cdef readonly Lock _read_lock, _write_lock
+    cdef public object _inbox, _abandoned
     cdef public bytearray _outbox
-    cdef public int _fd, _run
+    cdef public int _fd, _run, _waiting
     cdef public long long _received, _sent
     cdef public Py_ssize_t _read_size, _max_message_size
-    cdef public bint _drained, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over
+    cdef public bint _drained, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over, _is_receiving
 
     def __cinit__(self):
         self._fd = -1
+        self._read_lock = Lock()
+        self._write_lock = Lock()
+
+    def _receive_blocking(self, loop):
+        self.begin_receive()
+        try:
+            while True:
+                message = self.take()
+                if message is not wait:
+                    return message
+                if self.is_on_a_run():
+                    run(loop.sleep(0))
+                elif self.enter_wait() >= 0:
+                    try:
+                        loop.block_until_readable(self._fd)
+                    finally:
+                        self.leave_wait()
+        finally:
+            self._is_receiving = False
+
+    def _begin_receive(self):
+        self.begin_receive()
+
+    cdef int begin_receive(self) except -1:
+        if self._is_receiving:
+            raise ConcurrencyError(TWO_RECEIVERS)
+        self._is_receiving = True
+        return 0
+
+    def _is_on_a_run(self):
+        return self.is_on_a_run()
+
+    cdef bint is_on_a_run(self) noexcept:
+        cdef bint is_long = self._run >= run_length
+        self._run = 0
+        return is_long
+
+    def _enter_wait(self):
+        return self.enter_wait()
+
+    cdef int enter_wait(self) noexcept:
+        if self._fd >= 0:
+            self._waiting += 1
+        return self._fd
+
+    def _leave_wait(self):
+        self.leave_wait()
+
+    cdef int leave_wait(self) except -1:
+        self._drained = False
+        self._waiting -= 1
+        if self._abandoned is not None and not self._waiting:
+            self._abandoned.close()
+        return 0
 
     def _take(self):
-        if self._plain_input and not self._is_over and self._run < run_length and self._read_lock.acquire(False):
+        return self.take()
+
+    cdef object take(self):
+        # With the lock even where there is nothing to read: another thread may be about to fill the inbox.
+        if self._plain_input and not self._is_over and self._run < run_length and self._read_lock.acquire():
             try:
                 message = self.take_plain()
             finally:
@@ -269,7 +369,7 @@ cdef class Channel:
 
     cdef bint put_plain(self, bytes whole) except -1:
         """Send a frame and return True, or do nothing."""
-        if self._is_over or not (self._plain_output or self._is_corked) or not self._write_lock.acquire(False):
+        if self._is_over or not (self._plain_output or self._is_corked) or not self._write_lock.acquire():
             return False
         try:
             if not self._is_corked:

@@ -1,8 +1,8 @@
-"""The hot path of a connection: the next message from its socket, the next message to it.
+"""The hot path of a connection: the next message from its socket, the wait for it, the next message to it.
 
-This is the pure-Python twin, which does nothing by itself. The compiled one, in ``_speedups.pyx``, does the common case
-(whole messages, nothing waiting, nothing compressed) with one system call and without the interpreter, and leaves
-all else to :class:`.connection.Connection`.
+This is the pure-Python twin, which leaves the messages to :class:`.connection.Connection`. The compiled one, in
+``_speedups.pyx``, does the common case (whole messages, nothing compressed) with one system call and without the
+interpreter, and leaves only the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from enum import Enum, auto
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
+from .exceptions import ConcurrencyError
+from .loops import BlockingLoop, allocate_lock, run
+
 if TYPE_CHECKING:
+    from _socket import socket as RawSocket
+
     from _typeshed import ReadableBuffer
 
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
@@ -35,11 +40,16 @@ class Wait(Enum):
 #: What :meth:`Channel._take` returns when its caller has to wait.
 WAIT: Literal[Wait.WAIT] = Wait.WAIT
 
+TWO_RECEIVERS = (
+    "receive() was called while another thread, greenlet or task waits in it: let one of them receive and pass the "
+    "messages on"
+)
+
 
 class Channel:
     """What the hot path of a connection needs to know, and its calls."""
 
-    # Held around the input and the output; taken by the one that receives.
+    # Held around the input and the output.
     _read_lock: Lock
     _write_lock: Lock
     _fd: int
@@ -65,6 +75,57 @@ class Channel:
     # Whether output may be held back while there are messages in the inbox, and whether it is, with the write lock.
     _may_cork: bool
     _is_corked: bool
+    #: Somebody is in receive().
+    _is_receiving: bool
+    # How many wait for the socket, and the socket when it is to be closed as soon as the last one has left.
+    _waiting: int
+    _abandoned: RawSocket | None
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._read_lock = allocate_lock()
+        self._write_lock = allocate_lock()
+
+    def _receive_blocking(self, loop: BlockingLoop) -> str | bytes | None:
+        """Return the next message, or None once at the end."""
+        self._begin_receive()
+        try:
+            while (message := self._take()) is WAIT:
+                if self._is_on_a_run():
+                    run(loop.sleep(0))
+                elif (fd := self._enter_wait()) >= 0:
+                    try:
+                        loop.block_until_readable(fd)
+                    finally:
+                        self._leave_wait()
+            return message
+        finally:
+            self._is_receiving = False
+
+    def _begin_receive(self) -> None:
+        with self._read_lock:
+            if self._is_receiving:
+                raise ConcurrencyError(TWO_RECEIVERS)
+            self._is_receiving = True
+
+    def _is_on_a_run(self) -> bool:
+        """Tell whether to let the others run instead of waiting for input, and begin a new run."""
+        is_long, self._run = self._run >= RUN_LENGTH, 0
+        return is_long
+
+    def _enter_wait(self) -> int:
+        """Return the descriptor to wait for, or -1. It stays open until nobody waits: its number could be another's."""
+        with self._write_lock:
+            if self._fd >= 0:
+                self._waiting += 1
+            return self._fd
+
+    def _leave_wait(self) -> None:
+        with self._write_lock:
+            self._drained = False
+            self._waiting -= 1
+            if self._abandoned is not None and not self._waiting:
+                self._abandoned.close()
 
     def _take(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from .channel import RUN_LENGTH, WAIT
+from .channel import RUN_LENGTH
 from .exceptions import ConnectionClosed
 from .lifecycle import Lifecycle
 from .loops import BlockingLoop, current_blocking_loop, run
@@ -52,26 +52,10 @@ class WebSocketClient(Lifecycle):
         :raises ConcurrencyError: when somebody else is receiving.
         """
         if timeout is None and self._accepted and not websocket_message.receivers and not self._route.message:
-            return self._receive_blocking()
+            return self._receive_blocking(self._loop)  # as _receive() does, without its coroutines, which cost time
         return run(self._receive(timeout))
 
     recv = receive
-
-    def _receive_blocking(self) -> str | bytes | None:
-        """Do the same as :meth:`_receive_message` without a timeout and without its coroutines, which cost time."""
-        self._begin_receive()
-        try:
-            while (message := self._take()) is WAIT:
-                if self._is_on_a_run():
-                    run(self._loop.sleep(0))
-                elif (fd := self._enter_wait()) >= 0:
-                    try:
-                        self._loop.block_until_readable(fd)
-                    finally:
-                        self._leave_wait()
-            return message
-        finally:
-            self._receiver.release()
 
     def __iter__(self) -> Iterator[str | bytes]:
         """Receive messages until the connection closes."""

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .deflate import Deflate
 from .engine import Channel
-from .exceptions import ConcurrencyError, ConnectionClosed
-from .loops import Loop, allocate_lock
+from .exceptions import ConnectionClosed
+from .loops import Loop
 from .protocol import Ping, Pong, Protocol
 from .servers import Server
 from .settings import Settings
@@ -69,6 +69,7 @@ class Connection(Channel):
     _refused = True
 
     def __init__(self, environ: WSGIEnvironment) -> None:
+        super().__init__()
         self.id = uuid.uuid4().hex
         self.environ = environ
         self.latency = None
@@ -79,10 +80,8 @@ class Connection(Channel):
         self._loop = loop
         self._settings = settings
         self._protocol = Protocol(max_message_size=settings.max_message_size, deflate=deflate)
-        self._read_lock = allocate_lock()
-        self._write_lock = allocate_lock()
         self._refused = False
-        self._receiver = allocate_lock()  # taken by the one that is in receive()
+        self._is_receiving = False
         self._end_told = False
         self._run = 0
         self._received = 0
@@ -104,8 +103,8 @@ class Connection(Channel):
         self._may_cork = loop.gives_way and settings.send_buffer >= 2 * CORK_SIZE
         self._sock = server.open()
         self._fd = self._sock.fileno()
-        self._waiting = 0  # how many wait for the socket; it is closed when the last one has left
-        self._abandoned: RawSocket | None = None
+        self._waiting = 0
+        self._abandoned = None
         # What tick() watches, on the monotonic clock.
         self._next_ping = 0.0
         self._silent_since: float | None = None
@@ -193,7 +192,7 @@ class Connection(Channel):
                     remaining = deadline - time.monotonic()
             return message
         finally:
-            self._receiver.release()
+            self._is_receiving = False
 
     def _take_slowly(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first.
@@ -209,11 +208,6 @@ class Connection(Channel):
         self._received += 1
         return message
 
-    def _is_on_a_run(self) -> bool:
-        """Tell whether to let the others run instead of waiting for input, and begin a new run."""
-        is_long, self._run = self._run >= RUN_LENGTH, 0
-        return is_long
-
     async def _wait(self, ready: Callable[[int, float | None], Awaitable[bool]], timeout: float | None) -> bool:
         """Wait with one of the loop's coroutines, if there is still something to wait for."""
         fd = self._enter_wait()
@@ -223,21 +217,6 @@ class Connection(Channel):
             return await ready(fd, timeout)
         finally:
             self._leave_wait()
-
-    def _enter_wait(self) -> int:
-        """Return the descriptor to wait for, or -1. It stays open until nobody waits: its number could be another's."""
-        with self._write_lock:
-            if self._sock is None:
-                return -1
-            self._waiting += 1
-            return self._sock.fileno()
-
-    def _leave_wait(self) -> None:
-        with self._write_lock:
-            self._drained = False
-            self._waiting -= 1
-            if self._abandoned is not None and not self._waiting:
-                self._abandoned.close()
 
     def _receive_now(self) -> str | bytes | None:
         """Return a message that is here already, or None; see :meth:`Lifecycle.recv_nb`."""
@@ -251,14 +230,7 @@ class Connection(Channel):
                 raise ConnectionClosed(*self._protocol.closed)
             return message
         finally:
-            self._receiver.release()
-
-    def _begin_receive(self) -> None:
-        if not self._receiver.acquire(blocking=False):
-            raise ConcurrencyError(
-                "receive() was called while another thread, greenlet or task waits in it: "
-                "let one of them receive and pass the messages on"
-            )
+            self._is_receiving = False
 
     def _next(self) -> str | bytes | None:
         """Return the next message that is here; None when there is none yet, or when no more will come."""
@@ -285,7 +257,7 @@ class Connection(Channel):
         """
         with self._read_lock:
             sock = self._sock
-            if sock is None or self._eof or (ahead and self._receiver.locked()):
+            if sock is None or self._eof or (ahead and self._is_receiving):
                 return False
             if self._drained and not ahead:  # the system would only say so again
                 return False
@@ -574,9 +546,8 @@ class Connection(Channel):
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits
             self._loop.forget(sock.fileno())
-            if self._waiting:
-                self._abandoned = sock
-            else:
+            self._abandoned = sock
+            if not self._waiting:
                 sock.close()
         if self._accepted:
             self._server.release()
@@ -590,7 +561,7 @@ class Connection(Channel):
         """
         if not self._accepted or self._sock is None or self._eof:
             return
-        if read_ahead and not self._receiver.locked():
+        if read_ahead and not self._is_receiving:
             self._read_ahead()
         if self._lost and not self._has_room():
             self._abort("the connection was lost")  # what the peer has left behind does not fit any more

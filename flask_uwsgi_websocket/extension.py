@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -173,9 +172,11 @@ class WebSocket(Registrar):
         whole = data_frame(message)
         slow = []
         for connection in list(connections):
-            with suppress(ConnectionClosed):
+            try:
                 if not connection.offer(message, whole):
                     slow.append(connection)
+            except ConnectionClosed:
+                continue
         return slow
 
     def run(
