@@ -403,10 +403,13 @@ class Load:
             leaving = asyncio.create_task(self._leave_room(ws, min(seconds, self.remaining)))
             try:
                 number = self._number_in("joined", await ws.recv())
+                awake_since = time.monotonic()
                 while not isinstance(message := await ws.recv(), str) or not message.startswith("left "):
                     number = self.tally.check_delivery(message, number + 1)
-                    if naps and random.random() < 0.01:
+                    # Naps in a row would leave a Ping unanswered for too long.
+                    if naps and random.random() < 0.01 and time.monotonic() - awake_since > 2 * naps:
                         await asyncio.sleep(random.uniform(0, naps))
+                        awake_since = time.monotonic()
                 self.tally.lost += self._number_in("left", message) - number
             finally:
                 leaving.cancel()

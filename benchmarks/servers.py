@@ -155,24 +155,24 @@ class Running:
     """A server that serves.
 
     :param port: where it listens.
-    :param pid: its process. Those below it, its workers, have to be there by now.
+    :param pid: its process. Those below it, its workers, have to be there by now: ``pids`` has them all.
     """
 
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
-        self._pids = list(_process_tree(pid))
+        self.pids = list(_process_tree(pid))
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that its processes have used so far, in user space and in the kernel."""
         ticks = 0
-        for pid in self._pids:
+        for pid in self.pids:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_kb(self) -> int:
         """Return the memory of its processes (Pss: what they share is counted once)."""
-        return sum(map(_pss_kb, self._pids))
+        return sum(map(_pss_kb, self.pids))
 
 
 def _process_tree(pid: int) -> Iterator[int]:
