@@ -13,6 +13,7 @@ from .exceptions import (
     WebSocketError,
 )
 from .extension import AsyncioWebSocket, GeventWebSocket, WebSocket
+from .limits import RateLimit
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .runner import find_uwsgi, run_uwsgi
 from .servers import uwsgi
@@ -40,6 +41,7 @@ __all__ = [
     "GeventWebSocket",
     "GeventWebSocketClient",
     "GeventWebSocketMiddleware",
+    "RateLimit",
     "UwsgiNotFound",
     "WebSocket",
     "WebSocketBlueprint",

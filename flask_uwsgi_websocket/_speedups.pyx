@@ -248,7 +248,7 @@ cdef class Channel:
     cdef public object _inbox, _abandoned
     cdef public bytearray _outbox
     cdef public int _fd, _run, _waiting
-    cdef public long long _received, _sent
+    cdef public long long _received, _sent, _bytes_received, _bytes_sent
     cdef public Py_ssize_t _read_size, _max_message_size
     cdef public bint _drained, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over, _is_receiving
 
@@ -341,6 +341,7 @@ cdef class Channel:
                 if got <= 0:  # the end, or an error, of which the next call tells again
                     return wait if got < 0 and errno == EAGAIN else None
                 self._heard = True
+                self._bytes_received += got
                 self._drained = got < self._read_size
                 messages = []
                 position = parse(shared_buffer, 0, got, True, self._max_message_size, messages)
@@ -393,6 +394,7 @@ cdef class Channel:
         )
         if sent < 0:  # the socket is full, or broken, of which the next call tells again
             return False
+        self._bytes_sent += sent
         if sent < PyBytes_GET_SIZE(whole):
             self._keep(whole[sent:])
         self._run += 1

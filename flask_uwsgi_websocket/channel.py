@@ -67,6 +67,8 @@ class Channel:
     _run: int
     _received: int
     _sent: int
+    _bytes_received: int
+    _bytes_sent: int
     # Whether whole frames, uncompressed, may be read and written as they come: the one is set with the read lock, the
     # other with the write lock, and the third is only ever set.
     _plain_input: bool

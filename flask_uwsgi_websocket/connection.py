@@ -25,10 +25,12 @@ from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .deflate import Deflate
 from .engine import Channel
 from .exceptions import ConnectionClosed
+from .limits import Meter
 from .loops import Loop
 from .protocol import Ping, Pong, Protocol
 from .servers import Server
 from .settings import Settings
+from .stats import Counts
 
 if TYPE_CHECKING:
     from _socket import socket as RawSocket
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
 
-#: ``READ_SIZE`` where a few bytes may inflate to a large message.
-DEFLATE_READ_SIZE = 4096
+#: ``READ_SIZE`` where a few bytes may come to much.
+SMALL_READ_SIZE = 4096
 
 T = TypeVar("T", str, bytes)
 
@@ -60,6 +62,8 @@ class Connection(Channel):
     environ: WSGIEnvironment
     #: The round trip of the last ping that was answered, in seconds, or None.
     latency: float | None
+    #: Whether it was dropped because the peer read too slowly.
+    was_slow = False
 
     # Before it is attached, a connection is as good as refused.
     _sock: RawSocket | None = None
@@ -84,8 +88,8 @@ class Connection(Channel):
         self._is_receiving = False
         self._end_told = False
         self._run = 0
-        self._received = 0
-        self._sent = 0
+        self._received = self._bytes_received = 0
+        self._sent = self._bytes_sent = 0
         self._started_at = 0.0
         self._initiator: Initiator | None = None  # set before the protocol's closed, if it was not the client
         self._inbox = deque()
@@ -95,8 +99,9 @@ class Connection(Channel):
         self._drained = False
         self._heard = False
         self._pinged: tuple[bytes, float] | None = None
-        # A compressed message may be a thousandth of its size, so less is read at once.
-        self._read_size = READ_SIZE if deflate is None else DEFLATE_READ_SIZE
+        self._meter = None if settings.rate_limit is None else Meter(settings.rate_limit, time.monotonic())
+        # A compressed message may be a thousandth of its size, and what is above a rate was still read.
+        self._read_size = READ_SIZE if deflate is None and self._meter is None else SMALL_READ_SIZE
         self._max_message_size = settings.max_message_size
         self._is_plain = deflate is None and not settings.text_as_bytes
         self._plain_input = self._plain_output = self._is_corked = self._is_over = False
@@ -144,8 +149,9 @@ class Connection(Channel):
         closed = self._protocol.closed
         return None if closed is None else closed.reason
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} {self.environ.get('PATH_INFO', '')}>"
+    def counts(self) -> Counts:
+        """Return how many messages and bytes have come and gone so far."""
+        return Counts(self._received, self._sent, self._bytes_received, self._bytes_sent)
 
     # The start
 
@@ -161,7 +167,8 @@ class Connection(Channel):
             self._started_at = time.monotonic()
             self._next_ping = self._started_at + interval if interval is not None else float("inf")
             self._accepted = True
-            self._plain_input = self._plain_output = self._is_plain
+            self._plain_input = self._is_plain and self._meter is None
+            self._plain_output = self._is_plain
             self._write(response)
 
     def _refuse(self) -> bool:
@@ -264,11 +271,14 @@ class Connection(Channel):
             try:
                 data = sock.recv(self._read_size, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                if self._meter is not None:
+                    self._meter.spend(time.monotonic(), 0, 0, is_behind=False)
                 return False
             except OSError:  # a reset is an end, too
                 data = b""
             if data:
                 self._heard = True
+                self._bytes_received += len(data)
                 self._drained = len(data) < self._read_size
                 self._process(data)
             else:
@@ -285,7 +295,8 @@ class Connection(Channel):
         protocol = self._protocol
         as_bytes = self._settings.text_as_bytes
         replies = False
-        for event in protocol.receive_data(data):
+        events = protocol.receive_data(data)
+        for event in events:
             if isinstance(event, str):
                 self._inbox.append(event.encode() if as_bytes else event)
             elif isinstance(event, bytes):
@@ -294,9 +305,13 @@ class Connection(Channel):
                 self._on_pong(event.payload)
             elif isinstance(event, Ping):
                 replies = True
-        self._plain_input = self._is_plain and protocol.is_between_messages
+        self._plain_input = self._is_plain and self._meter is None and protocol.is_between_messages
         if replies or protocol.input_ended:
             self._reply()
+        if self._meter is not None and not self._meter.spend(
+            time.monotonic(), len(events), len(data), is_behind=not self._drained
+        ):
+            self._begin_close(1008, "more was sent than the rate limit allows")
 
     def _on_pong(self, payload: bytes) -> None:
         pinged = self._pinged
@@ -328,7 +343,7 @@ class Connection(Channel):
         deadline = time.monotonic() + timeout
         while not self._put(message, binary):
             if not await self._wait(self._loop.wait_writable, deadline - time.monotonic()):
-                self._abort(f"the peer did not read for {timeout} s")
+                self._drop_slow(timeout)
             self._flush()
 
     def _write(self, data: bytes) -> None:
@@ -344,6 +359,7 @@ class Connection(Channel):
         if not self._outbox:
             try:
                 sent = sock.send(data, _SEND_FLAGS)
+                self._bytes_sent += sent
             except BlockingIOError:
                 pass  # the socket is full
             except OSError:
@@ -382,6 +398,7 @@ class Connection(Channel):
             while self._outbox:
                 with memoryview(self._outbox) as view:
                     sent = sock.send(view[:READ_SIZE], _SEND_FLAGS)
+                self._bytes_sent += sent
                 del self._outbox[:sent]
                 self._stuck_since = time.monotonic()
         except BlockingIOError:
@@ -534,6 +551,10 @@ class Connection(Channel):
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose()
 
+    def _drop_slow(self, timeout: float) -> None:
+        self.was_slow = True
+        self._abort(f"the peer has read nothing for {timeout} s")
+
     def _detach(self) -> None:
         """Give everything back: to the loop, to the operating system, to the server."""
         with self._read_lock, self._write_lock:
@@ -573,9 +594,13 @@ class Connection(Channel):
                 self._abort("the closing handshake took too long")
             return
         if self._outbox and now - self._stuck_since > settings.send_timeout:
-            self._abort(f"the peer has read nothing for {settings.send_timeout} s")
+            self._drop_slow(settings.send_timeout)
             return
-        if self._heard or not self._has_room():  # unread input may hold the Pong
+        has_room = self._has_room()
+        if self._meter is not None and not has_room:
+            with self._read_lock:
+                self._meter.fall_behind()
+        if self._heard or not has_room:  # unread input may hold the Pong
             self._heard = False
             self._silent_since = None
         elif (

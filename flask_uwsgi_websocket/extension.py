@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ from .protocol import data_frame
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .settings import Settings, resolve
 from .state import Kind, Registrar, check_handler, state_of
+from .stats import NAMES as STATS_NAMES
 from .worker import prepare_workers
 
 if TYPE_CHECKING:
@@ -178,6 +180,22 @@ class WebSocket(Registrar):
             except ConnectionClosed:
                 continue
         return slow
+
+    def stats(self) -> dict[str, Any]:
+        """Return what this worker has counted since it started, over all apps of this extension.
+
+        :returns: the numbers ``open`` (now), ``total`` (connections), ``messages_received``, ``messages_sent``,
+            ``bytes_received``, ``bytes_sent``, ``rejected`` (upgrade requests that got another answer),
+            ``slow_consumers`` (dropped, as they read nothing for ``WEBSOCKET_SEND_TIMEOUT``); and ``closes``, a
+            dictionary of how many connections have ended with which close code.
+        """
+        sums: Counter[str] = Counter(dict.fromkeys(STATS_NAMES, 0))
+        closes: Counter[int] = Counter()
+        for app in list(self._apps):
+            counted = state_of(app).stats.snapshot()
+            closes.update(counted.pop("closes"))
+            sums.update(counted)
+        return {**sums, "closes": dict(closes)}
 
     def run(
         self,

@@ -103,7 +103,7 @@ def negotiate_handshake(
 
     :param host: the host that the client asked for, as the application sees it behind its proxies.
     :param secure: whether the request came over TLS, as far as the application can see.
-    :param origins: ``"same-origin"``, ``"*"``, or a list of origins.
+    :param origins: ``"same-origin"``, ``"*"``, or a list of origins, whose hosts may begin with ``*.``.
     :param subprotocols: those that the route speaks; the client's first choice among them is taken.
     :raises BadRequest: when the request breaks the RFC.
     :raises UpgradeRequired: when it is for another version of the protocol.
@@ -153,7 +153,7 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *,
             is_scheme = theirs[0] == "https" or (theirs[0] == "http" and not secure)
             if is_scheme and theirs[1:] == (ours.hostname, ours.port or _DEFAULT_PORTS[theirs[0]]):
                 return
-        elif theirs in map(parse_origin, allowed):
+        elif any(_covers(parse_origin(each), theirs) for each in allowed):
             return
     except ValueError:
         pass
@@ -161,6 +161,12 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *,
         "Pages of this origin may not connect: WEBSOCKET_ALLOWED_ORIGINS lists those that may. "
         "Behind a proxy, ProxyFix makes the application's own host known."
     )
+
+
+def _covers(allowed: tuple[str, str, int | None], theirs: tuple[str, str, int | None]) -> bool:
+    if not allowed[1].startswith("*."):
+        return allowed == theirs
+    return theirs[1].endswith(allowed[1][1:]) and allowed[::2] == theirs[::2]
 
 
 def check_token(name: str) -> None:
@@ -173,7 +179,7 @@ def check_token(name: str) -> None:
 
 
 def parse_origin(origin: str) -> tuple[str, str, int | None]:
-    """Split an origin (RFC 6454) into scheme, host and port.
+    """Split an origin (RFC 6454) into scheme, host and port. The host may stand for all subdomains: ``*.example.com``.
 
     :raises ValueError: when it is none: "null", or with a path.
     """
@@ -182,6 +188,9 @@ def parse_origin(origin: str) -> tuple[str, str, int | None]:
     is_plain = origin.lower() == f"{split.scheme}://{split.netloc}".lower()
     if not is_plain or not split.hostname or re.search(r"[@\\\s]", origin):
         raise ValueError(f"{origin!r} is not an origin: write scheme://host or scheme://host:port")
+    domain = split.hostname.removeprefix("*.")
+    if "*" in domain or not domain:
+        raise ValueError(f"{origin!r} is not an origin: a * stands for subdomains, as in https://*.example.com")
     return split.scheme, split.hostname, split.port or _DEFAULT_PORTS.get(split.scheme)
 
 

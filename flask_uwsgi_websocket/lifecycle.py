@@ -62,6 +62,10 @@ class Lifecycle(Connection):
 
     _app: Flask
     _context: Context
+    _rule = "-"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self._rule}>"
 
     def attach(self, app: Flask, server: Server, loop: Loop, route: Route, handshake: Handshake) -> None:
         """Get ready for :meth:`_serve`: take the request's socket, and note the contexts that are current."""
@@ -76,6 +80,9 @@ class Lifecycle(Connection):
         self.subprotocol = handshake.subprotocol
         self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._context = copy_context()
+        # For the log: the path may have a token in it, its rule has none.
+        self._rule = str(request.url_rule)
+        self._peer = request.remote_addr
         # Whoever needs the handshake first claims it, with the write lock, and tells its end by _accepted or _refused.
         self._claimed = False
         self._handshake_error: BaseException | None = None
@@ -169,6 +176,8 @@ class Lifecycle(Connection):
         self._telling = True
         try:
             self._start(response)
+            state_of(self._app).stats.on_open(self)
+            logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
             await self._tell(websocket_connected, self._route.connect)
         finally:
             self._telling = False
@@ -358,7 +367,6 @@ class Lifecycle(Connection):
     async def _fail(self, error: BaseException) -> None:
         """Begin to close after an exception that has left the handler, and tell of it."""
         if isinstance(error, ConnectionClosed):
-            logger.info("the handler of %r ended: %r", request.path, error)
             self._begin_close(1000, "")
         elif isinstance(error, HTTPException):
             self._begin_close(*closing_of(error))
@@ -396,15 +404,27 @@ class Lifecycle(Connection):
             await self._loop.sleep(PATIENCE)
         closed = self._protocol.closed
         assert closed is not None
-        # The reason is the peer's, and could forge a line.
-        logger.info("WebSocket %s closed: %s %r", self.id, closed.code, closed.reason)
+        duration = time.monotonic() - self._started_at
+        state_of(self._app).stats.on_close(self, closed.code)
+        logger.info(
+            "WebSocket %s closed: %s %r by %s, %s from %s, %.1f s, %d messages received, %d sent",
+            self.id,
+            closed.code,
+            closed.reason,  # quoted: it is the peer's, and could forge a line
+            self._who_ended(),
+            self._rule,
+            self._peer,
+            duration,
+            self._received,
+            self._sent,
+        )
         await self._tell(
             websocket_closed,
             self._route.close,
             code=closed.code,
             reason=closed.reason,
             initiator=self._who_ended(),
-            duration=time.monotonic() - self._started_at,
+            duration=duration,
             messages_received=self._received,
             messages_sent=self._sent,
         )
@@ -426,6 +446,7 @@ class Lifecycle(Connection):
         """Send ``websocket_rejected``: Flask answers the upgrade request with *response*."""
         self._app = app
         self._context = copy_context()
+        state_of(app).stats.on_rejection()
         await self._tell(websocket_rejected, (), response=response)
 
 

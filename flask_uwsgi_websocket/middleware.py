@@ -17,6 +17,7 @@ from .client import GeventWebSocketClient, WebSocketClient
 from .handshake import is_upgrade, negotiate_handshake
 from .keepalive import keepalive_of
 from .lifecycle import forget_session
+from .limits import admissions
 from .servers import find_server
 from .settings import NAMES, Settings
 from .state import state_of
@@ -121,16 +122,17 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
             subprotocols=settings.subprotocols,
             compression=settings.compression,
         )
-        server = find_server(request.environ)
-        loop = client.make_loop()
-        handle_signals_in_gevent()
-        keepalive = keepalive_of(loop)
-        keepalive.add(client, loop)
-        try:
-            client.attach(app, server, loop, route, handshake)
-            response = client.serve(handler, kwargs)
-        finally:
-            keepalive.remove(client)
+        with admissions.admit(request.remote_addr, settings.max_connections, settings.max_connections_per_ip):
+            server = find_server(request.environ)
+            loop = client.make_loop()
+            handle_signals_in_gevent()
+            keepalive = keepalive_of(loop)
+            keepalive.add(client, loop)
+            try:
+                client.attach(app, server, loop, route, handshake)
+                response = client.serve(handler, kwargs)
+            finally:
+                keepalive.remove(client)
         if response is not None:
             return response
         forget_session(app)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .deflate import Compression
 from .handshake import check_token, parse_origin
+from .limits import RateLimit
 from .protocol import MAX_MESSAGE_SIZE
 
 #: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
@@ -19,7 +20,8 @@ class Settings:
     """What a connection may do and how long it may take. Sizes are in bytes, times in seconds.
 
     :param origins: who may connect from a browser: ``"same-origin"``, ``"*"``, or a list of origins such as
-        ``"https://example.com"``. Requests without an ``Origin`` header, which no browser sends, pass.
+        ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
+        ``Origin`` header, which no browser sends, pass.
     :param max_message_size: the largest message received, after reassembly and inflation; beyond it, 1009.
     :param ping_interval: how often the peer is pinged; None turns pings off.
     :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
@@ -31,6 +33,11 @@ class Settings:
     :param compression: False, True, or a :class:`Compression`: offer permessage-deflate (RFC 7692).
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
     :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
+    :param max_connections: beyond so many connections of a worker, whatever their routes, a handshake is answered
+        with 503; None for as many as uWSGI has cores, but for a tenth of them (1 to 20) kept for HTTP.
+    :param max_connections_per_ip: beyond so many connections of a worker from one address (of IPv6, one /64), a
+        handshake is answered with 429; None for any number.
+    :param rate_limit: a :class:`RateLimit` of what one client may send, or None; beyond it, 1008.
     """
 
     origins: str | Sequence[str] = "same-origin"
@@ -44,6 +51,9 @@ class Settings:
     compression: bool | Compression = False
     subprotocols: Sequence[str] = ()
     text_as_bytes: bool = False
+    max_connections: int | None = None
+    max_connections_per_ip: int | None = None
+    rate_limit: RateLimit | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_message_size", "send_buffer"):
@@ -55,6 +65,10 @@ class Settings:
         for name in ("ping_interval", "ping_timeout"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
+        for name in ("max_connections", "max_connections_per_ip"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is a whole number above 0 or None, not {value!r}")
         if isinstance(self.subprotocols, str):
             raise TypeError("subprotocols is a list of names, not one string")
         for name in self.subprotocols:
@@ -67,6 +81,8 @@ class Settings:
                 parse_origin(origin)
         if not isinstance(self.compression, (bool, Compression)):
             raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
+        if not isinstance(self.rate_limit, (RateLimit, type(None))):
+            raise TypeError(f"rate_limit is a RateLimit or None, not {self.rate_limit!r}")
 
 
 def _check_positive(name: str, value: object) -> None:

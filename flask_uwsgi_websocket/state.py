@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 from flask.sansio.app import App
 
 from .settings import Settings, resolve
+from .stats import Stats
 
 #: The key of an app's :class:`State` in ``app.extensions``.
 EXTENSION_KEY = "uwsgi_websocket"
@@ -51,6 +52,7 @@ class State:
         self.coroutines: bool | None = None
         #: Whether it was said that changes of the session after the handshake are lost.
         self.told_of_session = False
+        self.stats = Stats()
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
         # By kind, and the full name of a blueprint or None for the app.
@@ -151,7 +153,9 @@ class Registrar:
 
 def state_of(app: App) -> State:
     """Return the state of *app*."""
-    state: State = app.extensions.setdefault(EXTENSION_KEY, State())
+    state: State | None = app.extensions.get(EXTENSION_KEY)
+    if state is None:
+        state = app.extensions[EXTENSION_KEY] = State()
     return state
 
 

@@ -389,6 +389,30 @@ def test_an_origin_that_is_not_listed_may_not_connect(origin: str) -> None:
         check_origin(origin, "elsewhere.com", ["https://example.com", "http://app.example:8080"])
 
 
+@pytest.mark.parametrize(
+    ("origin", "is_covered"),
+    [
+        ("https://a.example.com", True),
+        ("https://a.b.EXAMPLE.com:443", True),
+        ("https://example.com", False),
+        ("https://aexample.com", False),
+        ("https://a.example.com.evil.example", False),
+        ("https://a.example.com:8443", False),
+        ("http://a.example.com", False),
+        ("http://a.dev.example:8080", True),
+        ("http://a.dev.example", False),
+        ("null", False),
+    ],
+)
+def test_an_asterisk_stands_for_the_subdomains(origin: str, is_covered: bool) -> None:
+    allowed = ["https://*.example.com", "http://*.dev.example:8080"]
+    if is_covered:
+        check_origin(origin, "elsewhere.com", allowed)
+    else:
+        with pytest.raises(Forbidden):
+            check_origin(origin, "elsewhere.com", allowed)
+
+
 @pytest.mark.parametrize("origin", [None, "null", "http://anywhere.example", "garbage"])
 def test_a_star_lets_everybody_in(origin: str | None) -> None:
     check_origin(origin, "example.com", "*")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flask_uwsgi_websocket import Compression
+from flask_uwsgi_websocket import Compression, RateLimit
 from flask_uwsgi_websocket.settings import NAMES, Settings, resolve
 
 
@@ -25,6 +25,9 @@ def test_without_configuration_there_are_defaults() -> None:
         compression=False,
         subprotocols=(),
         text_as_bytes=False,
+        max_connections=None,
+        max_connections_per_ip=None,
+        rate_limit=None,
     )
 
 
@@ -41,6 +44,9 @@ def test_without_configuration_there_are_defaults() -> None:
         ("WEBSOCKET_COMPRESSION", "compression", Compression(level=1)),
         ("WEBSOCKET_SUBPROTOCOLS", "subprotocols", ["chat"]),
         ("WEBSOCKET_TEXT_AS_BYTES", "text_as_bytes", True),
+        ("WEBSOCKET_MAX_CONNECTIONS", "max_connections", 1),
+        ("WEBSOCKET_MAX_CONNECTIONS_PER_IP", "max_connections_per_ip", 1),
+        ("WEBSOCKET_RATE_LIMIT", "rate_limit", RateLimit(messages=1)),
     ],
 )
 def test_each_setting_has_its_key(key: str, name: str, value: Any) -> None:
@@ -91,6 +97,15 @@ def test_one_origin_is_a_list_of_one(origins: str) -> None:
 def test_a_listed_origin_has_a_scheme_and_a_host_and_no_path(origin: str) -> None:
     with pytest.raises(ValueError, match="is not an origin: write scheme://host"):
         Settings(origins=["https://example.com", origin])
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://a*.example.com", "https://*.*.com", "https://a.*.com", "https://*", "https://*."]
+)
+def test_a_listed_origin_has_its_asterisk_in_front_of_a_domain(origin: str) -> None:
+    Settings(origins=["https://*.example.com:8443"])
+    with pytest.raises(ValueError, match=r"a \* stands for subdomains, as in https://\*.example.com"):
+        Settings(origins=[origin])
 
 
 def test_subprotocols_are_a_list() -> None:

@@ -1,0 +1,148 @@
+"""Limits: how many connections a worker takes, and how much one client may send."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from math import inf
+
+from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
+
+from .loops import allocate_lock
+from .servers import uwsgi
+
+#: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
+RETRY_AFTER = 10
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """How much a client may send on one connection. Above it, the connection is closed with 1008.
+
+    It is a token bucket: what was not used is saved up, for at most *burst* seconds. What waits unread because the
+    handler is slow is not held against the client.
+
+    :param messages: messages, Pings and Pongs per second on average, or None.
+    :param bytes: bytes per second on average, as they come from the network, or None.
+    :param burst: for how many seconds' worth the client may make up, in seconds.
+    :raises ValueError: when one of them is no number above 0.
+    """
+
+    messages: float | None = None
+    bytes: float | None = None
+    burst: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("messages", "bytes", "burst"):
+            value = getattr(self, name)
+            if value is None and name != "burst":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name} of a RateLimit must be a number above 0, not {value!r}")
+
+
+class Meter:
+    """What one client may still send. Belongs to the connection's read lock.
+
+    :param now: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, limit: RateLimit, now: float) -> None:
+        self._rates = (limit.messages or inf, limit.bytes or inf)
+        self._credit = self._most = tuple(rate * limit.burst for rate in self._rates)
+        self._since = now
+        self._is_behind = False
+
+    def fall_behind(self) -> None:
+        """Note that something stays unread. When it was sent, nobody will know: all time until it is read counts."""
+        self._is_behind = True
+
+    def spend(self, now: float, messages: int, size: int, *, is_behind: bool) -> bool:
+        """Take what was read from the credit; return whether there was enough.
+
+        :param is_behind: whether there may be more to read.
+        """
+        elapsed, self._since = now - self._since, now
+        earned = tuple(credit + rate * elapsed for credit, rate in zip(self._credit, self._rates, strict=True))
+        if not self._is_behind:  # so what was read has come just now
+            earned = self._at_most(earned)
+        left = (earned[0] - messages, earned[1] - size)
+        self._is_behind = is_behind
+        self._credit = left if is_behind else self._at_most(left)
+        return min(left) >= 0
+
+    def _at_most(self, credit: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(map(min, credit, self._most))
+
+
+class Admissions:
+    """The connections of this worker, counted by their addresses, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._open: Counter[str | None] = Counter()
+
+    @contextmanager
+    def admit(self, address: str | None, most: int | None, most_per_address: int | None) -> Iterator[None]:
+        """Count a connection while the block runs.
+
+        :param address: where it comes from, as far as the application knows; None if it does not.
+        :param most: the connections of the worker, or None for as many as leave uWSGI something for HTTP.
+        :param most_per_address: the connections of one address, or None for any number.
+        :raises ServiceUnavailable: when the worker has no room for it (503).
+        :raises TooManyRequests: when its address has too many already (429).
+        """
+        network = _network(address)
+        room = _most_connections() if most is None else most
+        with self._lock:
+            if self._open.total() >= room:
+                raise ServiceUnavailable(
+                    "This server has as many WebSockets as it can take (WEBSOCKET_MAX_CONNECTIONS).",
+                    retry_after=RETRY_AFTER,
+                )
+            if network is not None and most_per_address is not None and self._open[network] >= most_per_address:
+                raise TooManyRequests(
+                    "Your address has too many WebSockets here (WEBSOCKET_MAX_CONNECTIONS_PER_IP).",
+                    retry_after=RETRY_AFTER,
+                )
+            self._open[network] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[network] -= 1
+                if not self._open[network]:
+                    del self._open[network]
+
+
+#: Those of this worker.
+admissions = Admissions()
+
+
+def _network(address: str | None) -> str | None:
+    """Return what counts as one address: of IPv6, a /64, which one customer has to himself."""
+    try:
+        ip = ip_address(address or "")
+    except ValueError:
+        return address or None
+    if isinstance(ip, IPv6Address):
+        if ip.ipv4_mapped is None:
+            return str(IPv6Address(int(ip) >> 64 << 64))
+        ip = ip.ipv4_mapped
+    return str(ip)
+
+
+def _most_connections() -> float:
+    """Return for how many connections a worker has room: an open one occupies one of uWSGI's cores."""
+    if uwsgi is None:
+        return inf
+    cores: int = uwsgi.cores
+    return max(1, cores - reserved_cores(cores))
+
+
+def reserved_cores(cores: int) -> int:
+    """Return how many of a worker's cores are kept for HTTP requests: a tenth, up to 20."""
+    return min(max(1, cores // 10), 20)

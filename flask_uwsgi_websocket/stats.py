@@ -1,0 +1,96 @@
+"""Counters of an app's connections in this worker, for operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
+
+from .loops import allocate_lock
+from .servers import uwsgi
+
+
+class Counts(NamedTuple):
+    """What one connection has moved, from its handshake on."""
+
+    messages_received: int = 0
+    messages_sent: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+
+
+class Counted(Protocol):
+    """A connection, as far as it is counted."""
+
+    #: Whether it was dropped because the peer read too slowly.
+    was_slow: bool
+
+    def counts(self) -> Counts:
+        """Return what it has moved so far."""
+
+
+class Stats:
+    """The counters of one app. Any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()  # held around what follows
+        self._open: set[Counted] = set()
+        self._totals: Counter[str] = Counter()
+        self._closes: Counter[int] = Counter()
+        self._published: Counter[str] = Counter()
+        _all.add(self)
+
+    def on_open(self, connection: Counted) -> None:
+        """Count a handshake."""
+        with self._lock:
+            self._open.add(connection)
+            self._totals["total"] += 1
+
+    def on_close(self, connection: Counted, code: int) -> None:
+        """Count the end of a connection, and what it has moved."""
+        with self._lock:
+            self._open.discard(connection)
+            self._totals.update(connection.counts()._asdict())
+            self._totals["slow_consumers"] += connection.was_slow
+            self._closes[code] += 1
+
+    def on_rejection(self) -> None:
+        """Count an upgrade request that has got another answer."""
+        with self._lock:
+            self._totals["rejected"] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all counters; see :meth:`.WebSocket.stats`."""
+        with self._lock:
+            return {**self._flat(), "closes": dict(self._closes)}
+
+    def publish(self) -> None:
+        """Add what is new to uWSGI's metrics of the names ``websocket.open`` and so on, if it has these."""
+        with self._lock:
+            flat = self._flat()
+            # Not subtract(): what has sunk, like the number of open connections, is published, too.
+            news = {name: count - self._published[name] for name, count in flat.items()}
+            self._published.update(news)
+        for name, change in news.items():
+            if change:
+                uwsgi.metric_inc(f"websocket.{name}", change)
+
+    def _flat(self) -> dict[str, int]:
+        counts = Counter({name: self._totals[name] for name in NAMES})
+        counts["open"] = len(self._open)
+        for connection in self._open:
+            counts.update(connection.counts()._asdict())
+        return {name: counts[name] for name in NAMES}
+
+
+#: The counters.
+NAMES = ("open", "total", *Counts._fields, "rejected", "slow_consumers")
+
+_all: WeakSet[Stats] = WeakSet()
+
+
+def publish_all() -> None:
+    """Publish the counters of all apps as uWSGI's metrics."""
+    if uwsgi is not None:
+        for stats in list(_all):
+            stats.publish()

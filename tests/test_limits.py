@@ -1,0 +1,264 @@
+"""How many connections a worker takes, and how much one client may send."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from inprocess import DEADLINE, Site
+from websockets.exceptions import ConnectionClosed
+from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
+from wire import PING, TEXT
+
+from flask_uwsgi_websocket import RateLimit
+from flask_uwsgi_websocket.limits import Admissions, Meter, reserved_cores
+from flask_uwsgi_websocket.settings import Settings
+
+# Connections
+
+
+def hold(site: Site, **options: Any) -> None:
+    """Declare a handler at ``/`` that lasts as long as its connection."""
+
+    @site.route("/", **options)
+    async def handler(ws: Any) -> None:
+        await ws.send("hello")
+        async for _ in ws:
+            pass
+
+
+def refusal(site: Site, path: str = "/") -> tuple[int, str | None]:
+    """Return the status of the response to an upgrade request, and its Retry-After."""
+    client = site.raw()
+    client.request(path)
+    response = client.response()
+    client.close()
+    return response.status, next(iter(response.all("Retry-After")), None)
+
+
+def connect_until_admitted(site: Site) -> None:
+    """Connect once the server has noticed that others have left."""
+    while True:
+        client = site.raw()
+        client.request()
+        if client.response().status == 101:
+            return
+
+
+def test_above_max_connections_a_handshake_is_answered_with_503_and_http_goes_on(site: Site) -> None:
+    site.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 2
+    site.app.add_url_rule("/page", view_func=lambda: "page", endpoint="page")
+    hold(site)
+    first, _ = site.upgrade(), site.upgrade()
+    assert refusal(site) == (503, "10")
+
+    page = site.raw()
+    page.send(b"GET /page HTTP/1.0\r\n\r\n")
+    assert page.response().status == 200
+
+    first.reset()
+    connect_until_admitted(site)
+
+
+def test_above_max_connections_per_ip_a_handshake_is_answered_with_429(site: Site) -> None:
+    site.app.config["WEBSOCKET_MAX_CONNECTIONS_PER_IP"] = 1
+    hold(site)
+    first = site.upgrade()
+    assert refusal(site) == (429, "10")
+    first.reset()
+    connect_until_admitted(site)
+
+
+def test_a_connection_that_is_refused_or_fails_is_not_counted(site: Site) -> None:
+    site.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
+
+    @site.route("/")
+    async def handler(ws: Any) -> Any:
+        return "no", 403
+
+    for _ in range(3):
+        assert refusal(site) == (403, None)
+
+
+def test_a_route_may_be_limited_further(site: Site) -> None:
+    hold(site)
+
+    @site.route("/more", max_connections=1)
+    async def more(ws: Any) -> None:
+        await ws.send("more")
+
+    site.upgrade()
+    assert refusal(site, "/more") == (503, "10")
+    site.upgrade()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("unknown", "unknown", True),
+    ],
+)
+def test_an_address_of_ipv6_is_a_network_of_64_bits(one: str, other: str, are_one: bool) -> None:
+    admissions = Admissions()
+    with admissions.admit(one, None, 1):
+        if are_one:
+            with pytest.raises(TooManyRequests), admissions.admit(other, None, 1):
+                pass
+        else:
+            with admissions.admit(other, None, 1):
+                pass
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_who_has_no_address_is_counted_for_the_worker_only(address: str | None) -> None:
+    admissions = Admissions()
+    with (
+        admissions.admit(address, 2, 1),
+        admissions.admit(address, 2, 1),
+        pytest.raises(ServiceUnavailable),
+        admissions.admit(address, 2, 1),
+    ):
+        pass
+    with admissions.admit(address, 1, 1):
+        pass
+
+
+def test_many_threads_never_get_in_together_where_one_has_room() -> None:
+    admissions = Admissions()
+    inside: list[int] = []
+    most = 0
+
+    def enter(number: int) -> None:
+        nonlocal most
+        for _ in range(300):
+            try:
+                with admissions.admit("192.0.2.1", 2, None):
+                    inside.append(number)
+                    most = max(most, len(inside))
+                    inside.remove(number)
+            except ServiceUnavailable:
+                continue
+
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= most <= 2
+    assert not admissions._open
+
+
+@pytest.mark.parametrize(("cores", "reserved"), [(1, 1), (10, 1), (16, 1), (100, 10), (200, 20), (2_100, 20)])
+def test_a_tenth_of_the_cores_is_kept_for_http(cores: int, reserved: int) -> None:
+    assert reserved_cores(cores) == reserved
+
+
+@pytest.mark.parametrize("name", ["max_connections", "max_connections_per_ip"])
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"], ids=repr)
+def test_a_number_of_connections_is_a_whole_one_above_0_or_none(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a whole number above 0 or None, not"):
+        Settings(**{name: value})
+
+
+# Rates
+
+
+def test_a_client_that_sends_more_messages_than_allowed_is_closed_with_1008(site: Site) -> None:
+    @site.route("/", rate_limit=RateLimit(messages=1, burst=10))
+    async def handler(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    with site.connect() as client:
+        for number in range(10):
+            client.send(str(number))
+            assert client.recv(DEADLINE) == str(number)
+        with suppress(ConnectionClosed):
+            for number in range(100):  # some come in while this goes out
+                client.send(str(number))
+                client.recv(DEADLINE)
+        assert (client.close_code, client.close_reason) == (1008, "more was sent than the rate limit allows")
+
+
+def test_a_client_that_sends_more_bytes_than_allowed_is_closed_with_1008(site: Site) -> None:
+    @site.route("/", rate_limit=RateLimit(bytes=1_000, burst=10))
+    async def handler(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    with site.connect() as client:
+        client.send("x" * 5_000)
+        assert client.recv(DEADLINE) == "x" * 5_000
+        with suppress(ConnectionClosed):
+            client.send("x" * 100_000)
+            client.recv(DEADLINE)
+        assert client.close_code == 1008
+
+
+def test_pings_count_as_messages(site: Site) -> None:
+    site.app.config["WEBSOCKET_RATE_LIMIT"] = RateLimit(messages=1, burst=5)
+    hold(site)
+    client = site.upgrade()
+    for _ in range(30):
+        client.frame(PING, b"x")
+    opcodes = []
+    while (read := client.read_frame()) is not None and read[0] != 8:
+        opcodes.append(read[0])
+    assert read is not None
+    assert read[1][:2] == (1008).to_bytes(2, "big")
+
+
+def test_what_was_received_before_the_limit_is_delivered(site: Site) -> None:
+    @site.route("/", rate_limit=RateLimit(messages=1, burst=5))
+    async def handler(ws: Any) -> None:
+        async for message in ws:
+            site.note(message)
+        site.note((ws.close_code, ws._who_ended()))
+
+    client = site.upgrade()
+    for number in range(20):
+        client.frame(TEXT, str(number).encode())
+    received = []
+    while isinstance(message := site.noted(), str):
+        received.append(message)
+    assert len(received) >= 5
+    assert received == [str(number) for number in range(len(received))]
+    assert message == (1008, "server")
+
+
+def test_a_polite_client_of_a_slow_handler_is_not_taken_for_a_fast_one() -> None:
+    meter = Meter(RateLimit(messages=10, burst=2), now=0)
+    assert meter.spend(0, 20, 0, is_behind=True)
+    assert meter.spend(30, 300, 0, is_behind=True)
+    assert not meter.spend(30, 1, 0, is_behind=True)
+
+
+def test_what_a_silent_client_has_not_used_is_saved_for_the_burst_only() -> None:
+    meter = Meter(RateLimit(messages=10, burst=2), now=0)
+    assert meter.spend(1, 5, 0, is_behind=False)
+    assert not meter.spend(3_600, 21, 0, is_behind=False)
+
+
+def test_once_nothing_is_left_to_read_the_credit_is_that_of_the_burst() -> None:
+    meter = Meter(RateLimit(messages=10, burst=2), now=0)
+    meter.fall_behind()
+    assert meter.spend(3_600, 100, 0, is_behind=False)
+    assert not meter.spend(3_600, 21, 0, is_behind=False)
+
+
+@pytest.mark.parametrize("name", ["messages", "bytes", "burst"])
+@pytest.mark.parametrize("value", [0, -1, True, "1", float("nan")], ids=repr)
+def test_a_rate_is_a_number_above_0(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} of a RateLimit must be a number above 0, not"):
+        RateLimit(**{name: value})
+
+
+def test_a_rate_limit_is_one_or_none() -> None:
+    with pytest.raises(TypeError, match="rate_limit is a RateLimit or None, not 10"):
+        Settings(rate_limit=10)  # type: ignore[arg-type]

@@ -1,0 +1,59 @@
+"""A worker with as many WebSockets as it takes still serves pages, and more than 1,024 descriptors."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from live import MODES, Raw, serving, wait_until
+from wire import TEXT
+
+pytest_plugins = ["live"]
+pytestmark = pytest.mark.live
+
+#: The cores of uWSGI in each mode, and how many connections that makes.
+CORES = {"threads": (["--threads", "10"], 9), "gevent": (["--gevent", "20"], 18), "asyncio": (["--asyncio", "20"], 18)}
+
+
+@pytest.mark.parametrize(("mode", "options", "most"), [(mode, *CORES[mode]) for mode in CORES])
+def test_a_worker_keeps_some_of_its_cores_for_http(
+    tmp_path: Path, mode: str, options: Sequence[str], most: int
+) -> None:
+    with serving(tmp_path, MODES[mode], "http-socket", options=options) as server, ExitStack() as stack:
+        clients = [stack.enter_context(server.raw("/echo")) for _ in range(most)]
+        for _ in range(3):
+            refused = Raw(server, server.path("/echo"))
+            response = refused.handshake({})
+            assert (response.status, response.headers["Retry-After"]) == (503, "10")
+            refused.close()
+            assert server.get("/").status == 200
+        for client in clients:
+            client.send_frame(TEXT, b"still here")
+            assert client.receive() == (TEXT, b"still here")
+        clients[0].reset()
+
+        def is_admitted() -> bool:
+            client = Raw(server, server.path("/echo"))
+            stack.callback(client.close)
+            return client.handshake({}).status == 101
+
+        wait_until(is_admitted, lambda: server.log)
+
+
+def test_descriptors_beyond_1024_are_served(tmp_path: Path) -> None:
+    count = 700  # a connection takes two
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        options = ["--gevent", str(count + 50), "--listen", "100"]
+        with serving(tmp_path, MODES["gevent"], "http-socket", options=options) as server, ExitStack() as stack:
+            clients = [stack.enter_context(server.raw("/echo")) for _ in range(count)]
+            for client in clients:
+                client.send_frame(TEXT, b"hello")
+            for client in clients:
+                assert client.receive() == (TEXT, b"hello")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
