@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,6 +15,8 @@ from weakref import WeakSet
 from flask import Blueprint, Flask, request
 from werkzeug.routing import WebsocketMismatch
 
+from .cli import websocket_cli
+from .doctor import diagnose
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
 from .handshake import UpgradeRequired
 from .middleware import (
@@ -25,6 +28,7 @@ from .middleware import (
 )
 from .protocol import data_frame
 from .runner import debug_requested, run_uwsgi, with_defaults
+from .servers import uwsgi
 from .settings import Settings, resolve
 from .state import Kind, Registrar, check_handler, state_of
 from .stats import NAMES as STATS_NAMES
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from .lifecycle import Lifecycle
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger(__package__)
 
 
 class WebSocket(Registrar):
@@ -97,7 +103,9 @@ class WebSocket(Registrar):
         resolve(app.config, self._settings)  # a wrong one is told now, not to the first client
         for register in self._registrations:
             register(app)
-        state.initialise(self._coroutines, self._settings)
+        state.initialise(self._coroutines, self._settings, self.run_options.keys() & {"gevent", "asyncio", "greenlet"})
+        _tell_what_hurts(state.engines, state.settings(app.config))
+        app.cli.add_command(websocket_cli)
         app.before_request(_refuse_plain_http)
         app.after_request(tell_of_rejection)
         if debug_requested():
@@ -287,6 +295,13 @@ class AsyncioWebSocket(WebSocket):
         """Serve WebSockets on *app*; see :meth:`WebSocket.init_app`."""
         super().init_app(app)
         app.ensure_sync = partial(_ensure_sync, app.ensure_sync)  # type: ignore[method-assign]
+
+
+def _tell_what_hurts(engines: Collection[str], settings: Settings) -> None:
+    """Warn of uWSGI's options, once: where the first worker loads the app, or the process from which all are forked."""
+    if uwsgi is not None and uwsgi.worker_id() <= 1:
+        for complaint in diagnose(uwsgi.opt, settings, engines):
+            logger.warning("uWSGI's options: %s", complaint)
 
 
 def _ensure_sync(ensure_sync: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

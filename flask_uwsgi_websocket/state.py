@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -53,14 +53,16 @@ class State:
         #: Whether it was said that changes of the session after the handshake are lost.
         self.told_of_session = False
         self.stats = Stats()
+        #: uWSGI's options without which the extension does not work.
+        self.engines: Collection[str] = ()
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
         # By kind, and the full name of a blueprint or None for the app.
         self._functions: defaultdict[tuple[str, str | None], list[Function]] = defaultdict(list)
         self._routes: dict[str, Route] = {}
 
-    def initialise(self, coroutines: bool, options: Mapping[str, Any]) -> None:
-        """Take what the extension knows: its mode, and its settings.
+    def initialise(self, coroutines: bool, options: Mapping[str, Any], engines: Collection[str]) -> None:
+        """Take what the extension knows: its mode, its settings, and uWSGI's options that it needs.
 
         :raises TypeError: when a handler is none for this mode.
         """
@@ -68,6 +70,11 @@ class State:
             check_handler(handler, coroutines)
         self.coroutines = coroutines
         self._options = options
+        self.engines = engines
+
+    def settings(self, config: Mapping[str, Any]) -> Settings:
+        """Return the settings of routes that have none of their own."""
+        return resolve(config, self._options)
 
     def add_handler(self, handler: Function) -> None:
         """Note a handler that was registered, to be checked when the mode is known."""

@@ -41,6 +41,8 @@ ORDER = [
     "views",
     "blueprints",
     "runner",
+    "doctor",
+    "cli",
     "extension",
     "__init__",
 ]

@@ -1,0 +1,127 @@
+"""What in uWSGI's options will hurt WebSockets, in words.
+
+It is told when the app is loaded, and by ``flask websocket doctor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .servers import uwsgi
+from .settings import Settings
+
+#: uWSGI's options by their names: a value, or all of them when an option was given several times; True for a flag.
+Options = Mapping[str, Any]
+
+#: Seconds, unless the option says more (uWSGI's defaults).
+_HTTP_TIMEOUT = 60.0
+_MERCY = 60.0
+
+
+def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for everything that will hurt.
+
+    :param options: those that uWSGI runs with, or will.
+    :param settings: the app's.
+    :param engines: the options without which the extension does not work, such as ``gevent``.
+    """
+    for engine in sorted(set(engines) - options.keys()):
+        yield f"{engine} is missing: without it this kind of extension cannot serve WebSockets."
+    if "https-socket" in options:
+        yield (
+            "https-socket keeps TLS to itself, so that no WebSocket can be served: use https, or a proxy that ends TLS."
+        )
+    yield from _diagnose_router(options, settings)
+    if "harakiri" in options:
+        yield (
+            f"harakiri = {_last(options, 'harakiri')} kills a worker with all its connections as soon as one of them "
+            "has lasted so long: leave it out."
+        )
+    if "max-requests" in options:
+        yield (
+            f"max-requests = {_last(options, 'max-requests')} ends a worker with all its connections after so many "
+            "requests, of which each handshake is one."
+        )
+    for name in ("reload-mercy", "worker-reload-mercy"):
+        mercy = _seconds(options, name, _MERCY)
+        if mercy <= settings.shutdown_timeout + 1:
+            yield (
+                f"{name} = {mercy:g} kills workers before their handlers have had WEBSOCKET_SHUTDOWN_TIMEOUT "
+                f"({settings.shutdown_timeout:g} s) and a second to end."
+            )
+    if "master" not in options:
+        yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
+    yield from _diagnose_concurrency(options)
+
+
+def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
+    if not options.keys() & {"http", "https"}:
+        return
+    if not options.keys() & {"http-websockets", "http-raw-body"}:
+        yield "http-websockets is missing: uWSGI's router drops what WebSocket clients send."
+    timeout = _seconds(options, "http-timeout", _HTTP_TIMEOUT)
+    if settings.ping_interval is None:
+        yield f"uWSGI's router ends connections that are silent for {timeout:g} s, and WEBSOCKET_PING_INTERVAL is None."
+    elif timeout <= settings.ping_interval:
+        yield (
+            f"http-timeout = {timeout:g} ends connections that are silent for so long, and they are pinged only every "
+            f"{settings.ping_interval:g} s (WEBSOCKET_PING_INTERVAL)."
+        )
+
+
+def _diagnose_concurrency(options: Options) -> Iterator[str]:
+    if "gevent" in options:
+        if not options.keys() & {"gevent-early-monkey-patch", "gevent-monkey-patch"} and not _is_patched():
+            yield (
+                "gevent-early-monkey-patch is missing: whatever waits in the standard library, such as a database, "
+                "holds up all connections."
+            )
+    elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
+        yield "enable-threads is missing: no thread looks after the connections, so there are no pings and deadlines."
+    cores = max(int(_last(options, name) or 1) for name in ("gevent", "asyncio", "async", "threads"))
+    if cores < 2:
+        yield "each worker has one core: one WebSocket takes it, and nothing else is served. Use threads or gevent."
+
+
+def _is_patched() -> bool:
+    try:
+        from gevent.monkey import is_module_patched
+    except ImportError:
+        return False
+    return uwsgi is not None and bool(is_module_patched("socket"))
+
+
+def _last(options: Options, name: str) -> Any:
+    value = options.get(name)
+    value = value[-1] if isinstance(value, list) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _seconds(options: Options, name: str, default: float) -> float:
+    value = _last(options, name)
+    return default if value is None else float(value)
+
+
+def read_ini(path: Path) -> Options:
+    """Read the section ``[uwsgi]`` of a configuration file of uWSGI.
+
+    :raises ValueError: when a line is none of an ini file's.
+    """
+    options: dict[str, Any] = {}
+    section = ""
+    for number, line in enumerate(_lines(path), 1):
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif section == "uwsgi" and line and not line.startswith((";", "#")):
+            name, equals, value = map(str.strip, line.partition("="))
+            if not equals:
+                raise ValueError(f"{path}, line {number}: an option is written name = value, not {line!r}")
+            if value.lower() not in {"false", "0"}:
+                options.setdefault(name, []).append(True if value.lower() == "true" else value)
+    return options
+
+
+def _lines(path: Path) -> Iterable[str]:
+    return map(str.strip, path.read_text().splitlines())

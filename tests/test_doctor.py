@@ -1,0 +1,148 @@
+"""What in uWSGI's options hurts is said in words, by the command and when the app is loaded."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_uwsgi_websocket import GeventWebSocket, WebSocket, WebSocketBlueprint
+from flask_uwsgi_websocket.doctor import diagnose, read_ini
+from flask_uwsgi_websocket.settings import Settings
+
+#: With these nothing hurts.
+GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, "http-socket": b":5000"}
+THREADS = {"threads": b"16", "master": True, "http-socket": b":5000"}
+ASYNCIO = {"asyncio": b"100", "greenlet": True, "master": True, "socket": b"/run/app.sock"}
+
+
+@pytest.mark.parametrize(
+    ("options", "engines"), [(GEVENT, {"gevent"}), (GEVENT, ()), (THREADS, ()), (ASYNCIO, {"asyncio", "greenlet"})]
+)
+def test_good_options_are_passed_over(options: dict[str, Any], engines: set[str]) -> None:
+    assert list(diagnose(options, Settings(), engines)) == []
+
+
+def without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "complaint"),
+    [
+        ({**GEVENT, "harakiri": b"30"}, {}, "harakiri = 30 kills a worker"),
+        ({**GEVENT, "max-requests": [b"10", b"1000"]}, {}, "max-requests = 1000 ends a worker"),
+        ({**GEVENT, "https-socket": b":443,a,b"}, {}, "https-socket keeps TLS to itself"),
+        ({**GEVENT, "http": b":80"}, {}, "http-websockets is missing"),
+        ({**GEVENT, "https": b":443,a,b"}, {}, "http-websockets is missing"),
+        (
+            {**GEVENT, "http": b":80", "http-websockets": True, "http-timeout": b"20"},
+            {},
+            "http-timeout = 20 ends connections that are silent for so long, and they are pinged only every 25 s",
+        ),
+        ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": 60}, "http-timeout = 60 ends"),
+        ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": None}, "PING_INTERVAL is None"),
+        ({**GEVENT, "worker-reload-mercy": b"5"}, {}, "worker-reload-mercy = 5 kills workers before"),
+        ({**GEVENT, "reload-mercy": b"10"}, {"shutdown_timeout": 10}, "reload-mercy = 10 kills workers before"),
+        (without(GEVENT, "master"), {}, "master is missing"),
+        (without(GEVENT, "gevent-early-monkey-patch"), {}, "gevent-early-monkey-patch is missing"),
+        ({**GEVENT, "gevent": b"1"}, {}, "each worker has one core"),
+        ({"processes": b"4", "master": True, "enable-threads": True}, {}, "each worker has one core"),
+    ],
+)
+def test_each_thing_that_hurts_has_its_sentence(
+    options: dict[str, Any], settings: dict[str, Any], complaint: str
+) -> None:
+    (said,) = diagnose(options, Settings(**settings), ())
+    assert complaint in said
+
+
+def test_what_hurts_together_is_told_together() -> None:
+    said = list(diagnose({"processes": b"4"}, Settings(), {"gevent"}))
+    assert [sentence.split(" is missing")[0] for sentence in said[:-1]] == ["gevent", "master", "enable-threads"]
+    assert "one core" in said[-1]
+
+
+def app_with(extension: type[WebSocket], **config: Any) -> Flask:
+    app = Flask(__name__)
+    app.config.update(config)
+    websocket = extension(app)
+    chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
+    chat.add_websocket_rule("/<room>", "talk", lambda ws, room: None)
+    app.register_blueprint(chat)
+    websocket.add_url_rule("/echo", "echo", lambda ws: None)
+    return app
+
+
+def run(app: Flask, *arguments: str) -> tuple[int, str]:
+    """Run ``flask websocket`` and return its exit status and what it says."""
+    result = app.test_cli_runner().invoke(args=["websocket", *arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
+    ini = tmp_path / "uwsgi.ini"
+    ini.write_text(
+        "[other]\nharakiri = 1\n[uwsgi]\n; a comment\nmaster = true\ngevent = 100\nharakiri = 30\nlazy = false\n"
+    )
+    options = read_ini(ini)
+    assert options == {"master": [True], "gevent": ["100"], "harakiri": ["30"]}
+    status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
+    assert status == 1
+    assert [line[:12] for line in said.splitlines()] == ["- harakiri =", "- gevent-ear"]
+
+    ini.write_text("[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\n")
+    assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} hurts.\n")
+    status, said = run(app_with(GeventWebSocket, WEBSOCKET_SHUTDOWN_TIMEOUT=100), "doctor", str(ini))
+    assert status == 1
+    assert "reload-mercy = 60 kills workers" in said
+
+
+def test_a_file_that_is_none_of_uwsgis_is_an_error(tmp_path: Path) -> None:
+    ini = tmp_path / "uwsgi.ini"
+    ini.write_text("[uwsgi]\nmaster\n")
+    status, said = run(app_with(WebSocket), "doctor", str(ini))
+    assert status == 1
+    assert f"{ini}, line 2: an option is written name = value, not 'master'" in said
+
+
+def test_the_routes_are_listed() -> None:
+    assert run(app_with(WebSocket), "routes") == (0, "/chat/<room>  chat.talk\n/echo         echo\n")
+    app = Flask(__name__)
+    WebSocket(app)
+    assert run(app, "routes") == (0, "The app has no WebSocket routes.\n")
+
+
+@pytest.mark.parametrize("is_unix", [False, True], ids=["tcp", "unix"])
+def test_the_counters_are_those_of_uwsgis_stats_server(tmp_path: Path, is_unix: bool) -> None:
+    metrics = {
+        "core.x": {"type": 0, "value": 1},
+        "websocket.open": {"value": 12},
+        "websocket.bytes_sent": {"value": 1234},
+    }
+    path = str(tmp_path / "stats")
+    server = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
+    server.bind(path if is_unix else ("127.0.0.1", 0))
+    server.listen()
+
+    def answer() -> None:
+        for answered in ({"metrics": metrics}, {}):
+            client, _ = server.accept()
+            with client:
+                client.sendall(json.dumps(answered).encode())
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    address = path if is_unix else f"127.0.0.1:{server.getsockname()[1]}"
+    assert run(app_with(WebSocket), "stats", address) == (0, "websocket.open        12\nwebsocket.bytes_sent  1,234\n")
+    status, said = run(app_with(WebSocket), "stats", address)
+    assert (status, "no metrics of WebSockets" in said) == (1, True)
+    thread.join()
+    server.close()
+    status, said = run(app_with(WebSocket), "stats", address)
+    assert (status, f"does not answer at {address}" in said) == (1, True)
