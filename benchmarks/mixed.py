@@ -138,6 +138,10 @@ SUSPICIOUS = re.compile("traceback|error|damn|warning", re.IGNORECASE)
 INTERVAL = 10.0
 #: Seconds until an echo counts as lost.
 PATIENCE = 30.0
+#: glibc keeps ever larger blocks for itself as it learns which sizes come and go; with these fixed, it gives back what
+#: the worker has freed, and what grows is the worker's.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
 #: Seconds after which the worker's memory has to be flat, and how many more it takes to tell.
 WARM_UP = 60.0
 JUDGED_FROM = 120.0
@@ -550,6 +554,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=os.environ | MALLOC,
                 start_new_session=True,
             )
 

@@ -41,16 +41,15 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
         )
     if "max-requests" in options:
         yield (
-            f"max-requests = {_last(options, 'max-requests')} ends a worker with all its connections after so many "
-            "requests, of which each handshake is one."
+            f"max-requests = {_last(options, 'max-requests')} ends a worker and closes all its connections after so "
+            "many requests, of which each WebSocket is one."
         )
-    for name in ("reload-mercy", "worker-reload-mercy"):
-        mercy = _seconds(options, name, _MERCY)
-        if mercy <= settings.shutdown_timeout + 1:
-            yield (
-                f"{name} = {mercy:g} kills workers before their handlers have had WEBSOCKET_SHUTDOWN_TIMEOUT "
-                f"({settings.shutdown_timeout:g} s) and a second to end."
-            )
+    mercy = _seconds(options, "worker-reload-mercy", _MERCY)
+    if mercy < settings.shutdown_timeout + 2:
+        yield (
+            f"worker-reload-mercy = {mercy:g} kills workers before their handlers have had WEBSOCKET_SHUTDOWN_TIMEOUT "
+            f"({settings.shutdown_timeout:g} s) and two seconds to end."
+        )
     if "master" not in options:
         yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
     yield from _diagnose_concurrency(options)

@@ -36,7 +36,7 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
     ("options", "settings", "complaint"),
     [
         ({**GEVENT, "harakiri": b"30"}, {}, "harakiri = 30 kills a worker"),
-        ({**GEVENT, "max-requests": [b"10", b"1000"]}, {}, "max-requests = 1000 ends a worker"),
+        ({**GEVENT, "max-requests": [b"10", b"1000"]}, {}, "max-requests = 1000 ends a worker and closes all"),
         ({**GEVENT, "https-socket": b":443,a,b"}, {}, "https-socket keeps TLS to itself"),
         ({**GEVENT, "http": b":80"}, {}, "http-websockets is missing"),
         ({**GEVENT, "https": b":443,a,b"}, {}, "http-websockets is missing"),
@@ -48,7 +48,7 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": 60}, "http-timeout = 60 ends"),
         ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": None}, "PING_INTERVAL is None"),
         ({**GEVENT, "worker-reload-mercy": b"5"}, {}, "worker-reload-mercy = 5 kills workers before"),
-        ({**GEVENT, "reload-mercy": b"10"}, {"shutdown_timeout": 10}, "reload-mercy = 10 kills workers before"),
+        ({**GEVENT, "worker-reload-mercy": b"10"}, {"shutdown_timeout": 9}, "worker-reload-mercy = 10 kills workers"),
         (without(GEVENT, "master"), {}, "master is missing"),
         (without(GEVENT, "gevent-early-monkey-patch"), {}, "gevent-early-monkey-patch is missing"),
         ({**GEVENT, "gevent": b"1"}, {}, "each worker has one core"),
