@@ -47,8 +47,8 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
     mercy = _seconds(options, "worker-reload-mercy", _MERCY)
     if mercy < settings.shutdown_timeout + 2:
         yield (
-            f"worker-reload-mercy = {mercy:g} kills workers before their handlers have had WEBSOCKET_SHUTDOWN_TIMEOUT "
-            f"({settings.shutdown_timeout:g} s) and two seconds to end."
+            f"worker-reload-mercy = {mercy:g} leaves handlers less time to end than WEBSOCKET_SHUTDOWN_TIMEOUT "
+            f"({settings.shutdown_timeout:g} s): it has to be two seconds more."
         )
     if "master" not in options:
         yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."

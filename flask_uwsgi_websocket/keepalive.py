@@ -1,7 +1,8 @@
 """The housekeeper: looks after connections whose handlers are busy elsewhere.
 
 There is one per worker and loop, started with the first connection and gone after the last one: a thread, a
-greenlet, or a timer of the event loop. Once a second it gives every connection its :meth:`~Connection.tick`.
+greenlet, or a timer of the event loop. Once a second it gives every connection its :meth:`~Connection.tick`, and
+uWSGI the counters.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from random import shuffle
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from werkzeug.exceptions import ServiceUnavailable
+
 from .loops import Loop, allocate_lock
+from .stats import publish_all
 
 if TYPE_CHECKING:
     from .lifecycle import Lifecycle
@@ -25,6 +29,8 @@ READ_AHEAD = 0.05
 
 logger = logging.getLogger(__package__)
 
+_is_closed = False
+
 
 class Keepalive:
     """The connections of one loop, and the rounds among them."""
@@ -35,8 +41,13 @@ class Keepalive:
         self._running = False
 
     def add(self, connection: Lifecycle, loop: Loop) -> None:
-        """Look after *connection* from now on, in rounds that *loop* runs."""
+        """Look after *connection* from now on, in rounds that *loop* runs.
+
+        :raises ServiceUnavailable: when the worker takes no more.
+        """
         with self._lock:
+            if _is_closed:
+                raise ServiceUnavailable("The server is about to end.", retry_after=1)
             self._connections.add(connection)
             start = not self._running
             self._running = True
@@ -72,6 +83,7 @@ class Keepalive:
                 connection.tick(read_ahead=time.monotonic() < deadline)
             except Exception:  # one connection's trouble must not end the others' pings
                 logger.exception("looking after WebSocket %s failed", connection.id)
+        publish_all()
         return bool(connections)
 
 
@@ -90,3 +102,12 @@ def keepalive_of(loop: Loop) -> Keepalive:
 def connections() -> list[Lifecycle]:
     """Return all connections of this worker."""
     return [connection for keepalive in list(_keepalives.values()) for connection in keepalive.connections()]
+
+
+def refuse_connections() -> None:
+    """Refuse every connection from now on, because the worker ends at once.
+
+    After it, :func:`connections` returns all that there will ever be.
+    """
+    global _is_closed
+    _is_closed = True

@@ -8,6 +8,10 @@ depends on uWSGI's loop engine:
 * asyncio: by handlers of the event loop, in place of uWSGI's, which exit at once.
 * threads: the signals are blocked in the main thread, as uWSGI blocks them in all others, and one more thread waits
   for them. With threads turned off in uWSGI there is nothing that could wait.
+
+A worker that has served ``max-requests``, or is too old or too large, gets no signal: uWSGI decides that inside the
+worker, at the end of a request, and then waits for the others, to kill them at last. So the same is worked out here,
+once a second, and the worker sends itself the SIGHUP.
 """
 
 from __future__ import annotations
@@ -15,24 +19,44 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache, partial
+from random import random
 from time import monotonic
+from typing import TYPE_CHECKING, NoReturn
 
-from .keepalive import connections
+from .keepalive import connections, refuse_connections
 from .loops import Loop, ThreadLoop, current_asyncio_loop, current_blocking_loop, run
 from .servers import uwsgi
 
-#: Seconds between two looks whether all handlers have ended.
+if TYPE_CHECKING:
+    from .lifecycle import Lifecycle
+
+#: Seconds between two looks at the connections of a worker that ends.
 INTERVAL = 0.05
+
+#: Seconds between two looks whether uWSGI wants a worker to end that gets no signal.
+CHECK_INTERVAL = 1.0
+
+#: Clients are told within so many seconds for each, and at most so many for all: they come back at as many moments.
+SPREAD = 0.01
+LONGEST_SPREAD = 1.0
+
+#: Seconds that uWSGI's asyncio engine, which would wait for none, gives to the other requests of a worker that reloads.
+REQUEST_TIME = 5.0
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-# The exit codes of uWSGI's workers (uwsgi.h).
-_RELOAD_CODE = 17
+#: The options with which a worker ends by itself.
+_LIMITS = frozenset({"max-requests", "max-worker-lifetime", "reload-on-rss", "reload-on-as"})
+
+# The exit codes of uWSGI's workers (uwsgi.h). After the first, its master starts another worker without a complaint.
+_QUIET_CODE = 29
 _END_CODE = 30
 
 
@@ -55,22 +79,35 @@ def _after_fork(previous: Callable[[], object] | None) -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.call_soon(_handle_signals_in_asyncio, loop)  # by when uWSGI has set its own
-    elif uwsgi.loop != b"gevent" and uwsgi.has_threads:
+    elif uwsgi.loop == b"gevent":
+        from gevent import spawn
+
+        spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
+    elif uwsgi.has_threads:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
+        _watch_limits(ThreadLoop)
     if previous is not None:
         previous()
 
 
 class Shutdown:
-    """The end of this worker, carried out by one thread, greenlet or task."""
+    """The end of this worker, carried out by one thread, greenlet or task.
+
+    :param signum: what uWSGI has sent. SIGHUP lets other requests end, and some may yet become connections.
+    """
 
     def __init__(self, signum: int, loop: Loop) -> None:
-        is_restart = signum == signal.SIGHUP or (signum == signal.SIGTERM and uwsgi.masterpid() > 0)
+        is_restart = signum != signal.SIGINT and uwsgi.masterpid() > 0
         self._code = 1012 if is_restart else 1001
         self._reason = "the server restarts" if is_restart else "the server stops"
         self._loop = loop
-        self._began = monotonic()
+        self._closing_at: dict[Lifecycle, float] = {}
+        # After that, uWSGI would kill the worker.
+        mercy = _option("worker-reload-mercy", 60)
+        self._longest = mercy - min(2, mercy / 2)
+        if signum != signal.SIGHUP:
+            refuse_connections()
 
     async def finish(self) -> bool:
         """Close all connections and wait for their handlers; return whether they have ended in time."""
@@ -83,18 +120,75 @@ class Shutdown:
 
     def _close_connections(self) -> bool:
         """Begin to close what is open, and what has opened since; return whether there is still reason to wait."""
+        now = monotonic()
+        current = connections()
+        new = [connection for connection in current if connection not in self._closing_at]
+        spread = min(SPREAD * len(new), LONGEST_SPREAD)
+        self._closing_at.update((connection, now + random() * spread) for connection in new)
         is_waiting = False
-        for connection in connections():
-            connection.begin_shutdown(self._code, self._reason)
-            is_waiting |= monotonic() - self._began < connection.shutdown_timeout
+        for connection in current:
+            age = now - self._closing_at[connection]
+            timeout = min(connection.shutdown_timeout, self._longest)
+            if age >= 0:
+                connection.begin_shutdown(self._code, self._reason)
+            if age >= timeout / 2:
+                connection.end_if_silent()
+            is_waiting |= age < timeout
         return is_waiting
 
 
-def _exit(signum: int) -> None:
+def _exit(signum: int) -> NoReturn:
     """End the worker as uWSGI's handlers do, which skip what Python has to do at its exit."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(_RELOAD_CODE if signum == signal.SIGHUP else _END_CODE)
+    os._exit(_QUIET_CODE if signum == signal.SIGHUP else _END_CODE)
+
+
+# What uWSGI tells nobody
+
+
+def _watch_limits(make_loop: Callable[[], Loop]) -> None:
+    """Have this worker end properly when uWSGI wants it to, without a signal."""
+    if uwsgi.opt.keys() & _LIMITS:
+        make_loop().run_every(CHECK_INTERVAL, _go_on_or_end)
+
+
+def _go_on_or_end() -> bool:
+    if not is_worn_out():
+        return True
+    os.kill(os.getpid(), signal.SIGHUP)
+    return False
+
+
+def is_worn_out() -> bool:
+    """Tell whether uWSGI lets this worker end after its next request, or has done so after the last one (utils.c)."""
+    others = uwsgi.worker_id() - 1  # before this one
+    worker = uwsgi.workers()[others]
+    age = time.time() - worker["last_spawn"]
+    values = {
+        "max-requests": worker["delta_requests"] - others * _option("max-requests-delta", 0),
+        "max-worker-lifetime": age - others * _option("max-worker-lifetime-delta", 0),
+        "reload-on-rss": worker["rss"] / 2**20,
+        "reload-on-as": worker["vsz"] / 2**20,
+    }
+    return age >= _option("min-worker-lifetime", 10) and any(
+        0 < _option(name, 0) <= value for name, value in values.items()
+    )
+
+
+def _option(name: str, default: int) -> int:
+    """Return the number to which an option of uWSGI is set, read as C's ``atoi()`` does."""
+    value = uwsgi.opt.get(name)
+    if isinstance(value, list):
+        value = value[-1]
+    match = re.match(rb"\s*(\d+)", value) if isinstance(value, bytes) else None
+    return int(match[1]) if match else default
+
+
+def _is_busy() -> bool:
+    """Tell whether any request of this worker has not ended."""
+    status: bytes = uwsgi.workers()[uwsgi.worker_id() - 1]["status"]
+    return status == b"busy"
 
 
 # Threads
@@ -105,12 +199,13 @@ def _wait_for_signal() -> None:
     if signum == signal.SIGHUP:  # uWSGI's handler accepts no more, and lets the worker go after its last request
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.kill(os.getpid(), signum)
-    in_time = run(Shutdown(signum, ThreadLoop()).finish())
-    if signum != signal.SIGHUP or not in_time:
-        # uWSGI would do the same, but not in this thread.
-        getattr(uwsgi, "atexit", lambda: None)()
-        atexit._run_exitfuncs()
-        _exit(signum)
+    shutdown = Shutdown(signum, ThreadLoop())
+    while run(shutdown.finish()) and signum == signal.SIGHUP:  # a request may yet become a connection
+        time.sleep(INTERVAL)
+    # uWSGI would do the same, but not in this thread.
+    getattr(uwsgi, "atexit", lambda: None)()
+    atexit._run_exitfuncs()
+    _exit(signum)
 
 
 # gevent
@@ -118,10 +213,13 @@ def _wait_for_signal() -> None:
 
 @cache
 def handle_signals_in_gevent() -> None:
-    """Prepare the end of uWSGI's gevent engine. Called with each connection, as the engine starts after the fork."""
+    """Prepare the end of uWSGI's gevent engine, once it runs.
+
+    It is called with each connection, too, as an application may have replaced the ``post_fork_hook``.
+    """
     if uwsgi is None or uwsgi.loop != b"gevent":
         return
-    from gevent import Greenlet, get_hub, joinall
+    from gevent import Greenlet, get_hub, joinall, sleep
 
     finishing: list[Greenlet[..., None]] = []
     previous = getattr(uwsgi, "atexit", None)
@@ -131,9 +229,17 @@ def handle_signals_in_gevent() -> None:
             finishing.append(Greenlet.spawn(finish, signum))
 
     def finish(signum: int) -> None:
-        in_time = run(Shutdown(signum, current_blocking_loop()).finish())
-        if signum == signal.SIGHUP and not in_time:  # uWSGI would wait for its mercy
-            _exit(signum)
+        shutdown = Shutdown(signum, current_blocking_loop())
+        in_time = run(shutdown.finish())
+        if signum == signal.SIGHUP:
+            Greenlet.spawn(follow, shutdown, in_time)
+
+    def follow(shutdown: Shutdown, in_time: bool) -> None:
+        """Look after requests that become connections yet, while uWSGI waits for them."""
+        while in_time:
+            sleep(INTERVAL)
+            in_time = run(shutdown.finish())
+        _exit(signal.SIGHUP)  # uWSGI would wait for its mercy
 
     def at_exit() -> None:
         joinall(finishing)
@@ -143,18 +249,30 @@ def handle_signals_in_gevent() -> None:
     uwsgi.atexit = at_exit
     for signum in _SIGNALS:
         get_hub().loop.signal(signum, ref=False).start(begin, signum)
+    _watch_limits(current_blocking_loop)
 
 
 # asyncio
 
 
 def _handle_signals_in_asyncio(loop: asyncio.AbstractEventLoop) -> None:
-    tasks: list[asyncio.Task[bool]] = []
+    tasks: list[asyncio.Task[None]] = []
 
     def begin(signum: int) -> None:
         if not tasks:
-            tasks.append(loop.create_task(Shutdown(signum, current_asyncio_loop()).finish()))
-            tasks[0].add_done_callback(lambda _: _exit(signum))
+            for fd in uwsgi.sockets:  # accept no more: whoever comes now, waits for another worker
+                loop.remove_reader(fd)
+            tasks.append(loop.create_task(finish(signum)))
+
+    async def finish(signum: int) -> None:
+        try:
+            shutdown = Shutdown(signum, current_asyncio_loop())
+            deadline = monotonic() + REQUEST_TIME
+            while await shutdown.finish() and signum == signal.SIGHUP and _is_busy() and monotonic() < deadline:
+                await asyncio.sleep(INTERVAL)
+        finally:
+            _exit(signum)
 
     for signum in _SIGNALS:
         loop.add_signal_handler(signum, begin, signum)
+    _watch_limits(current_asyncio_loop)

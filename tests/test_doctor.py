@@ -47,8 +47,8 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         ),
         ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": 60}, "http-timeout = 60 ends"),
         ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": None}, "PING_INTERVAL is None"),
-        ({**GEVENT, "worker-reload-mercy": b"5"}, {}, "worker-reload-mercy = 5 kills workers before"),
-        ({**GEVENT, "worker-reload-mercy": b"10"}, {"shutdown_timeout": 9}, "worker-reload-mercy = 10 kills workers"),
+        ({**GEVENT, "worker-reload-mercy": b"5"}, {}, "worker-reload-mercy = 5 leaves handlers less time"),
+        ({**GEVENT, "worker-reload-mercy": b"10"}, {"shutdown_timeout": 9}, "worker-reload-mercy = 10 leaves"),
         (without(GEVENT, "master"), {}, "master is missing"),
         (without(GEVENT, "gevent-early-monkey-patch"), {}, "gevent-early-monkey-patch is missing"),
         ({**GEVENT, "gevent": b"1"}, {}, "each worker has one core"),
@@ -100,7 +100,7 @@ def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
     assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} hurts.\n")
     status, said = run(app_with(GeventWebSocket, WEBSOCKET_SHUTDOWN_TIMEOUT=100), "doctor", str(ini))
     assert status == 1
-    assert "reload-mercy = 60 kills workers" in said
+    assert "reload-mercy = 60 leaves handlers" in said
 
 
 def test_a_file_that_is_none_of_uwsgis_is_an_error(tmp_path: Path) -> None:
