@@ -3,6 +3,8 @@
 # make lint   ruff and mypy
 # make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
 # make wheel  build a wheel of this package, with its compiled extension, for this machine's Linux
+# make soak   every fault at once for half an hour: is the server unharmed and flat? (make soak SOAK="--mode threads")
+# make fuzz   fuzz the engine, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
 # make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean  remove the virtual environments and whatever was built
 #
@@ -15,7 +17,7 @@ EXAMPLE   ?= blueprints
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.PHONY: run test tests lint bench wheel sanitize clean toolchain test-default
+.PHONY: run test tests lint bench soak fuzz wheel sanitize clean toolchain test-default
 .SECONDARY:
 
 run: .venv/ready
@@ -28,6 +30,16 @@ lint: .venv/ready
 
 bench: .venvs/bench/ready
 	.venvs/bench/bin/python -m benchmarks $(BENCH)
+
+soak: .venv/ready
+	.venv/bin/python -m benchmarks.soak $(SOAK)
+
+fuzz: .venv/atheris
+	cd tests && ../.venv/bin/python -m fuzz $(FUZZ)
+
+.venv/atheris: .venv/ready
+	@.venv/bin/pip install -qq atheris
+	@touch $@
 
 # Afresh, as setuptools would also pack what an earlier build has left; and not without the extension.
 wheel: .venv/ready
@@ -45,7 +57,8 @@ sanitize: .venv/ready
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/sanitized/site CI=true \
 	    .venv/bin/pytest -q --capture=sys --timeout 600 \
-	    tests/test_speedups.py tests/test_protocol*.py tests/test_deflate.py tests/test_client.py -k "not gevent and not asyncio"
+	    tests/test_speedups.py tests/test_protocol*.py tests/test_fuzz_corpus.py tests/test_deflate.py \
+	    tests/test_client.py -k "not gevent and not asyncio"
 
 clean:
 	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/_speedups.c flask_uwsgi_websocket/*.so
@@ -57,11 +70,11 @@ clean:
 
 EXAMPLES = $(patsubst %,--ignore=tests/%.py,test_examples test_example_blueprints)
 
-# Many examples through few lines: not to be traced.
+# Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
 HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
 
 # Live tests wait most of their time: two halves of them run beside each other.
-SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints)
+SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
 
 find-python = $(shell .ci/find-python $(1))
 
@@ -106,7 +119,7 @@ endif
 test-$(PURE) live-some-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 test-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q -m "not live"
+	.venvs/$*/bin/python -m pytest -q -m "not live" $(if $(filter $*,$(NEWEST)),,$(HEAVY:%=--ignore=%))
 
 live-some-%: .venvs/%/ready
 	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE)

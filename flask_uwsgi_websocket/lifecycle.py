@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
 
+#: What ends a handler and no more. An exit belongs to these: it would cost uWSGI a thread, or hang a gevent worker.
+_FAILURES = (Exception, SystemExit)
+
 logger = logging.getLogger(__package__)
 
 # The connection whose handshake is being prepared here.
@@ -333,7 +336,7 @@ class Lifecycle(Connection):
                     raise failure from None
                 failure = error
                 await self._fail(error)
-                if not isinstance(error, Exception):
+                if not isinstance(error, _FAILURES):
                     raise
             else:
                 if value is not None and self._refuse():
@@ -372,7 +375,7 @@ class Lifecycle(Connection):
             self._begin_close(*closing_of(error))
         else:
             self._begin_close(*closing_of(error), "error")
-            if isinstance(error, Exception):
+            if isinstance(error, _FAILURES):
                 got_request_exception.send(self._app, exception=error)
                 self._app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())
                 await self._tell(websocket_error, self._route.error, exception=error)
@@ -388,6 +391,15 @@ class Lifecycle(Connection):
         """Begin to close, if the handshake was made, because the worker ends."""
         if self._accepted:
             self._begin_close(code, reason, "shutdown")
+
+    def end_if_silent(self) -> None:
+        """End TCP although the client has not answered the Close frame, as the handler may be waiting for just that.
+
+        The system goes on to deliver what was sent, the Close frame too: a client that is only slow is not to see 1006.
+        """
+        if self._accepted and not self._done():
+            with self._write_lock:
+                self._lose()
 
     async def abandon(self) -> None:
         """Tell of the end of a connection whose handler has not ended in time, and never will."""

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from werkzeug.exceptions import BadRequest
 
+from .loops import allocate_lock
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
@@ -82,8 +84,7 @@ class UwsgiServer:
         errno, which may be a stale one, so another error is put there first. What could be the beginning of a chunk's
         length is not told from nothing; of frames, only a lone first byte of a compressed fragment is.
         """
-        silent, _ = _silent_sockets()
-        os.dup2(silent.fileno(), self._fd, inheritable=False)
+        os.dup2(_silent_socket().fileno(), self._fd, inheritable=False)
         with suppress(OSError):
             os.lseek(-1, 0, os.SEEK_CUR)
         try:
@@ -109,18 +110,31 @@ def _has_data(sock: RawSocket) -> bool:
         return False
 
 
+def _silent_socket() -> RawSocket:
+    """Return a socket to whose peer nobody ever writes, so that reading fails with EAGAIN."""
+    with _opening:
+        return _open_silent_sockets()[0]
+
+
 @cache
-def _silent_sockets() -> tuple[RawSocket, RawSocket]:
-    """Return a pair of sockets to which nobody ever writes, so that reading fails with EAGAIN."""
+def _open_silent_sockets() -> tuple[RawSocket, RawSocket]:
     pair = socketpair()
     pair[0].setblocking(False)
     return pair
 
 
-@cache
 def _null_device() -> int:
     """Return a descriptor of the null device, opened before one is needed in a hurry."""
+    with _opening:
+        return _open_null_device()
+
+
+@cache
+def _open_null_device() -> int:
     return os.open(os.devnull, os.O_RDWR)
+
+
+_opening = allocate_lock()  # of two threads that are the first, each would open its own
 
 
 class WerkzeugServer:

@@ -950,10 +950,26 @@ def test_the_end_of_the_process_closes_with_1011_and_goes_on(blocking: Site) -> 
     @blocking.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        raise SystemExit
+        raise KeyboardInterrupt
 
     client = blocking.upgrade()
     assert client.read_frame() == (CLOSE, close_body(1011, b"internal error"))
+
+
+def test_a_handler_that_exits_ends_its_connection_only(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        sys.exit("enough")
+
+    with pytest.raises(ClientSawClose, match=r"1011.*internal error"):
+        site.connect().recv(DEADLINE)
+    wait_until(lambda: bool(site.log))
+    (record,) = site.log
+    site.log.clear()
+    assert record.getMessage() == "Exception on '/' [WebSocket]"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is SystemExit
 
 
 # Contexts

@@ -64,12 +64,12 @@ def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connect
     def handler(ws: WebSocketClient) -> None:
         ws.accept()
         reader.start()
-        raise SystemExit
+        raise KeyboardInterrupt
 
     with ours, theirs:
         with app.test_request_context():
             client.attach(app, server, client.make_loop(), State().route("x", [], {}, {}), handshake)
-            with pytest.raises(SystemExit):
+            with pytest.raises(KeyboardInterrupt):
                 client.serve(handler, {})
         reader.join(DEADLINE)
         assert received == [None]

@@ -333,7 +333,7 @@ def test_a_connection_is_closed_also_by_the_end_of_its_process(blocking: Site) -
     @blocking.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        raise SystemExit
+        raise KeyboardInterrupt
 
     with pytest.raises(ClientSawClose, match="1011"):
         blocking.connect().recv(DEADLINE)

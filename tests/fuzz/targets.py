@@ -1,0 +1,334 @@
+"""What is fuzzed: functions that take any bytes, and raise when a rule is broken. ``corpus`` keeps what has come up.
+
+The first bytes of an input are options, so that the fuzzer finds these, too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from _socket import MSG_DONTWAIT, socketpair
+from _socket import socket as RawSocket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import cycle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from werkzeug.exceptions import HTTPException
+
+import flask_uwsgi_websocket._speedups as _speedups
+from flask_uwsgi_websocket import frames, protocol
+from flask_uwsgi_websocket.channel import WAIT
+from flask_uwsgi_websocket.connection import Connection
+from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters, MessageTooBig
+from flask_uwsgi_websocket.exceptions import ConnectionClosed
+from flask_uwsgi_websocket.handshake import negotiate_handshake, parse_extensions, parse_origin
+from flask_uwsgi_websocket.loops import ThreadLoop
+from flask_uwsgi_websocket.protocol import Protocol, is_valid_close_code
+from flask_uwsgi_websocket.settings import Settings
+
+CORPUS = Path(__file__).with_name("corpus")
+
+#: The engines, and the parser that does without one.
+ENGINES: dict[str, Any] = {
+    "pure": frames,
+    "compiled": _speedups,
+    "neither": SimpleNamespace(
+        apply_mask=frames.apply_mask, frame=frames.frame, take_messages=lambda data, position, *others: position
+    ),
+}
+
+LIMITS = (1, 10, 125, 126, 1000, 4000, 70000, 2**20)
+
+
+def read_corpus(target: str) -> list[bytes]:
+    """Return the inputs that are kept for a target: a line of hexadecimal digits each."""
+    path = CORPUS / f"{target}.txt"
+    return [bytes.fromhex(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def split(data: bytes) -> list[bytes]:
+    """Cut an input into parts: its first byte tells how many of the next ones are their sizes, which take turns."""
+    start = 1 + data[0] % 4 if data else 0
+    sizes = cycle([1 + size for size in data[1:start]] or [len(data)])
+    parts = []
+    while start < len(data):
+        size = next(sizes)
+        parts.append(data[start : start + size])
+        start += size
+    return parts
+
+
+class Subject:
+    """A protocol as the first byte of an input wants it."""
+
+    def __init__(self, options: int) -> None:
+        self.is_client = bool(options & 1)
+        self.is_deflated = bool(options & 2)
+        self.closes = bool(options & 8)
+        self.limit = LIMITS[options >> 5]
+        self._parameters = DeflateParameters(bool(options & 4), bool(options & 16))
+
+    def deflate(self) -> Deflate | None:
+        return Deflate(self._parameters, is_client=self.is_client) if self.is_deflated else None
+
+    def protocol(self) -> Protocol:
+        return Protocol(is_client=self.is_client, max_message_size=self.limit, deflate=self.deflate())
+
+
+@contextmanager
+def using(engine: Any) -> Iterator[None]:
+    """Let the protocol use an engine."""
+    names = ("apply_mask", "frame", "take_messages")
+    before = {name: getattr(protocol, name) for name in names}
+    try:
+        for name in names:
+            setattr(protocol, name, getattr(engine, name))
+        yield
+    finally:
+        for name in names:
+            setattr(protocol, name, before[name])
+
+
+# The protocol: the same events, close codes and replies with every engine, however the input is split
+
+
+def fuzz_protocol(data: bytes) -> None:
+    subject = Subject(data[0] if data else 0)
+    parts = split(data[1:])
+    said = {name: converse(subject, engine, parts) for name, engine in ENGINES.items()}
+    assert said["compiled"] == said["pure"], said
+    assert said["neither"] == said["pure"], said
+    if not subject.closes:
+        events, code, _ = converse(subject, frames, [b"".join(parts)])
+        assert events == said["pure"][0], (events, said)
+        # Whether a compressed message is broken or too big first, depends on how much of it is there.
+        assert code == said["pure"][1] or (subject.is_deflated and {code, said["pure"][1]} == {1007, 1009}), (
+            code,
+            said,
+        )
+
+
+def converse(subject: Subject, engine: Any, parts: list[bytes]) -> tuple[list[Any], int | None, list[Any]]:
+    """Return the events, the close code, and all else that a protocol has to say to *parts*."""
+    events: list[Any] = []
+    said: list[Any] = []
+    with using(engine):
+        ours = subject.protocol()
+        for number, part in enumerate(parts):
+            if subject.closes and number == 1:
+                ours.send_close(1001)
+            for event in ours.receive_data(part):
+                events.append((type(event).__name__, event))
+                if isinstance(event, (str, bytes)):
+                    assert len(event if isinstance(event, bytes) else event.encode()) <= subject.limit
+                elif isinstance(event, protocol.Close):
+                    assert event.code == 1005 or is_valid_close_code(event.code)
+            replies = ours.replies()
+            said += [len(replies) if subject.is_client else replies, ours.closed, ours.close_sent, ours.input_ended]
+            assert ours.replies() == b""
+    return events, ours.closed and ours.closed.code, said
+
+
+# The connection: over a socket, with the hot path of the engine that serves, what the protocol alone says
+
+
+def fuzz_connection(data: bytes) -> None:
+    subject = Subject(data[0] & ~1 if data else 0)  # always a server
+    parts = split(data[1:])
+    with using(frames):
+        oracle = subject.protocol()
+        expected = [echo_by_protocol(oracle, part) for part in parts]
+    theirs, ours = socketpair()
+    theirs.setblocking(False)
+    connection = Connection({})
+    try:
+        connection._attach(Lender(ours), ThreadLoop(), Settings(max_message_size=subject.limit), subject.deflate())
+        connection._start(b"")
+        for part, (messages, sent) in zip(parts, expected, strict=True):
+            with suppress(OSError):  # it has shut down
+                theirs.send(part)
+            assert echo_by_connection(connection) == messages
+            assert receive(theirs) == sent
+        assert connection.close_code == (oracle.closed and oracle.closed.code)
+    finally:
+        connection._detach()
+        theirs.close()
+        ours.close()
+
+
+class Lender:
+    """A server that lends a socket."""
+
+    def __init__(self, sock: RawSocket) -> None:
+        self._sock = sock
+
+    def open(self) -> RawSocket:
+        return RawSocket(fileno=os.dup(self._sock.fileno()))
+
+    def release(self) -> None:
+        pass
+
+
+def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], bytes]:
+    """Return the messages in *part*, and what is sent: the replies, and the messages back."""
+    messages = [event for event in oracle.receive_data(part) if isinstance(event, (str, bytes))]
+    sent = oracle.replies()
+    if oracle.closed is None:
+        for message in messages:
+            sent += oracle.send_text(message) if isinstance(message, str) else oracle.send_binary(message)
+    return messages, sent
+
+
+def echo_by_connection(connection: Connection) -> list[str | bytes]:
+    """Take all messages that are there, and send them back."""
+    messages: list[str | bytes] = []
+    connection._enter_wait()
+    connection._leave_wait()
+    with suppress(ConnectionClosed):  # after the end
+        while (message := connection._take()) is not None:
+            if message is not WAIT:
+                messages.append(message)
+            elif not connection._is_on_a_run():
+                break
+    with suppress(ConnectionClosed):
+        for message in messages:
+            assert connection._put(message)
+    return messages
+
+
+def receive(sock: RawSocket) -> bytes:
+    """Return what is there."""
+    received = b""
+    with suppress(BlockingIOError):
+        while data := sock.recv(65536, MSG_DONTWAIT):
+            received += data
+    return received
+
+
+# The handshake: accepted with a well-formed response, or refused with a status
+
+FIELDS = {
+    "HTTP_SEC_WEBSOCKET_EXTENSIONS": "",
+    "HTTP_ORIGIN": "",
+    "HTTP_HOST": "example.com",
+    "HTTP_SEC_WEBSOCKET_PROTOCOL": "",
+    "HTTP_CONNECTION": "Upgrade",
+    "HTTP_UPGRADE": "websocket",
+    "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+    "HTTP_SEC_WEBSOCKET_VERSION": "13",
+    "CONTENT_LENGTH": "",
+    "HTTP_TRANSFER_ENCODING": "",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+}
+
+_is_response = re.compile(
+    rb"HTTP/1\.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    rb"Sec-WebSocket-Accept: [A-Za-z0-9+/]{27}=\r\n(Sec-WebSocket-Protocol: (chat|v2\.chat)\r\n)?"
+    rb"(Sec-WebSocket-Extensions: (permessage-deflate[; a-z0-9_=]*)\r\n)?X-More: yes\r\n\r\n"
+).fullmatch
+
+
+def fuzz_handshake(data: bytes) -> None:
+    """Each line of *data* replaces a header, if it is not empty."""
+    options, *lines = data.decode("latin-1").split("\n")
+    environ = dict(zip(FIELDS, lines, strict=False))
+    environ = {name: environ.get(name) or default for name, default in FIELDS.items()}
+    environ = {"REQUEST_METHOD": "GET", **{name: value for name, value in environ.items() if value}}
+    try:
+        handshake = negotiate_handshake(
+            environ,
+            host=environ["HTTP_HOST"],
+            secure="s" in options,
+            origins=["https://example.com", "http://example.org:8000"] if "o" in options else "same-origin",
+            subprotocols=["chat", "v2.chat"],
+            compression="c" in options,
+        )
+    except HTTPException as refused:
+        if refused.code not in {400, 403, 426}:
+            raise
+        return
+    response = _is_response(handshake.response(handshake.subprotocol, [("X-More", "yes")]))
+    assert response is not None, handshake
+    if response[2]:
+        assert response[2].decode() in {name.strip() for name in environ["HTTP_SEC_WEBSOCKET_PROTOCOL"].split(",")}
+    if response[4]:
+        check_extension(response[4].decode(), environ["HTTP_SEC_WEBSOCKET_EXTENSIONS"])
+    if "HTTP_ORIGIN" in environ:
+        scheme, host, _ = parse_origin(environ["HTTP_ORIGIN"])
+        assert scheme in {"http", "https"}
+        assert host in environ["HTTP_HOST"].lower() or "o" in options
+
+
+def check_extension(answer: str, offers: str) -> None:
+    """Check that *answer* is one to one of the *offers* (RFC 7692 section 7.1)."""
+    ((_, parameters),) = parse_extensions(answer)
+    accepted = dict(parameters)
+    assert len(accepted) == len(parameters)
+    for name, value in accepted.items():
+        assert value is None or 9 <= int(value) <= 15, (name, value)
+    found = [each for name, each in parse_extensions(offers) if name == "permessage-deflate"]
+    assert any(is_answered(offer, accepted) for offer in found), (answer, offers)
+
+
+def is_answered(parameters: list[tuple[str, str | None]], accepted: dict[str, str | None]) -> bool:
+    """Tell whether an offer is valid, and *accepted* an answer to it."""
+    offer = dict(parameters)
+    if len(offer) < len(parameters):
+        return False
+    for name, value in offer.items():
+        if name.endswith("_max_window_bits"):
+            is_bare = value is None and name.startswith("client")
+            if not is_bare and re.fullmatch("[89]|1[0-5]", value or "") is None:
+                return False
+            if int(accepted.get(name) or 8) > int(value or 15):
+                return False
+        elif value is not None or name not in {"server_no_context_takeover", "client_no_context_takeover"}:
+            return False
+    # What the client has asked of the server has to be answered; its own window may be told if it has spoken of it.
+    asked = {name for name in offer if name.startswith("server_")}
+    return asked <= accepted.keys() and ("client_max_window_bits" not in accepted or "client_max_window_bits" in offer)
+
+
+# permessage-deflate: never more than the limit, the same however it is split, and back and forth without loss
+
+
+def fuzz_deflate(data: bytes) -> None:
+    options = data[0] if data else 0
+    limit = LIMITS[options >> 5]
+    bits = (None, 9, 12, 15)[options >> 2 & 3]
+    parameters = DeflateParameters(bool(options & 1), bool(options & 2), bits, bits)
+    parts = split(data[1:]) or [b""]
+
+    whole = inflate(Deflate(parameters), [b"".join(parts)], limit)
+    in_parts = inflate(Deflate(parameters), parts, limit)
+    # Which of two things that are wrong is seen first, depends on how much of it is there.
+    assert whole == in_parts or isinstance(whole, str) is isinstance(in_parts, str) is True, (whole, in_parts)
+
+    server, client = Deflate(parameters), Deflate(parameters, is_client=True)
+    for part in parts:  # each a message
+        assert client.decompress(server.compress(part), len(part), final=True) == part
+        assert server.decompress(client.compress(part), len(part), final=True) == part
+
+
+def inflate(deflate: Deflate, parts: list[bytes], limit: int) -> bytes | str:
+    """Return the message in *parts*, or what is wrong with it."""
+    output = b""
+    try:
+        for number, part in enumerate(parts, 1):
+            output += deflate.decompress(part, limit - len(output), final=number == len(parts))
+            assert len(output) <= limit
+    except (MessageTooBig, zlib.error) as error:
+        return type(error).__name__
+    return output
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "protocol": fuzz_protocol,
+    "connection": fuzz_connection,
+    "handshake": fuzz_handshake,
+    "deflate": fuzz_deflate,
+}
