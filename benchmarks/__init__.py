@@ -7,5 +7,11 @@
 - ``load.c``: the load generator.
 - ``measures.py``: what is measured, and the run.
 - ``report.py``: the table, the targets, the plot, the page of the docs.
-- ``idle.py``: a script of its own that holds idle connections behind uWSGI's router for longer than its time limit.
+
+Scripts of their own:
+
+- ``profile.py``: the system calls of a server for each message, and where its time goes.
+- ``idle.py``: idle connections behind uWSGI's router, for longer than its time limit.
+- ``mixed.py``: ten minutes of mixed polite load: nothing lost, memory flat.
+- ``soak.py``: half an hour of it with every fault at once (``make soak``).
 """
