@@ -73,6 +73,9 @@ EXAMPLES = $(patsubst %,--ignore=tests/%.py,test_examples test_example_blueprint
 # Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
 HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
 
+# What the coverage of the default interpreter needs besides: the pure-Python twin, and what only uWSGI runs.
+COVERED_LIVE = tests/test_live_shutdown.py tests/test_live_stats.py
+
 # Live tests wait most of their time: two halves of them run beside each other.
 SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
 
@@ -106,6 +109,8 @@ tests: $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(NAMES:%=test-%)
 test-default: .venv/ready
 	.venv/bin/coverage erase
 	.venv/bin/coverage run -m pytest -q -m "not live" $(HEAVY:%=--ignore=%)
+	FLASK_UWSGI_WEBSOCKET_PURE=1 .venv/bin/coverage run -m pytest -q tests/test_client.py -k threads
+	.venv/bin/coverage run -m pytest -q -m live $(COVERED_LIVE)
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 	.venv/bin/python -m pytest -q $(HEAVY)

@@ -44,7 +44,7 @@ class Setup(NamedTuple):
 
 #: With so many connections in each process.
 SETUPS = {
-    "threads": Setup("WebSocket", ["--threads", "30"]),
+    "threads": Setup("WebSocket", ["--threads", "100"]),
     "gevent": Setup("GeventWebSocket", ["--gevent", "100", "--gevent-early-monkey-patch"]),
     "asyncio": Setup("AsyncioWebSocket", ["--asyncio", "100", "--greenlet"]),
 }
