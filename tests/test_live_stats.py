@@ -51,6 +51,9 @@ def test_the_counters_of_all_workers_are_metrics_of_uwsgi(tmp_path: Path, mode: 
 def test_options_that_hurt_are_told_once_when_the_server_starts(tmp_path: Path, is_lazy: bool) -> None:
     options = ["--harakiri", "600", *(["--lazy-apps"] if is_lazy else [])]
     with serving(tmp_path, MODES["gevent-2-processes"], "http-socket", options=options) as server:
-        wait_until(lambda: server.log.count("WSGI app 0") == 1 + is_lazy, lambda: server.log)
+        served: set[str] = set()
+        while len(served) < 2:  # both workers are up
+            with server.connect("/room/everybody") as client:
+                served.add(str(client.recv()))
         assert server.log.count("harakiri = 600 kills a worker with all its connections") == 1
         assert server.log.count("uWSGI's options:") == 1
