@@ -17,6 +17,18 @@ from .servers import uwsgi
 #: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
 RETRY_AFTER = 10
 
+#: A rate that is never reached, and finite: infinity times no time at all is not a number.
+_UNLIMITED = 1e300
+
+
+def check_positive(name: str, value: object) -> None:
+    """Check that a setting is a number above 0.
+
+    :raises ValueError: when it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+
 
 @dataclass(frozen=True)
 class RateLimit:
@@ -38,10 +50,8 @@ class RateLimit:
     def __post_init__(self) -> None:
         for name in ("messages", "bytes", "burst"):
             value = getattr(self, name)
-            if value is None and name != "burst":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name} of a RateLimit must be a number above 0, not {value!r}")
+            if value is not None or name == "burst":
+                check_positive(f"{name} of a RateLimit", value)
 
 
 class Meter:
@@ -51,7 +61,7 @@ class Meter:
     """
 
     def __init__(self, limit: RateLimit, now: float) -> None:
-        self._rates = (limit.messages or inf, limit.bytes or inf)
+        self._rates = (limit.messages or _UNLIMITED, limit.bytes or _UNLIMITED)
         self._credit = self._most = tuple(rate * limit.burst for rate in self._rates)
         self._since = now
         self._is_behind = False
@@ -84,6 +94,7 @@ class Admissions:
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._open: Counter[str | None] = Counter()
+        self._total = 0  # of a worker with thousands of addresses, too dear to be summed up for each handshake
 
     @contextmanager
     def admit(self, address: str | None, most: int | None, most_per_address: int | None) -> Iterator[None]:
@@ -98,7 +109,7 @@ class Admissions:
         network = _network(address)
         room = _most_connections() if most is None else most
         with self._lock:
-            if self._open.total() >= room:
+            if self._total >= room:
                 raise ServiceUnavailable(
                     "This server has as many WebSockets as it can take (WEBSOCKET_MAX_CONNECTIONS).",
                     retry_after=RETRY_AFTER,
@@ -109,11 +120,13 @@ class Admissions:
                     retry_after=RETRY_AFTER,
                 )
             self._open[network] += 1
+            self._total += 1
         try:
             yield
         finally:
             with self._lock:
                 self._open[network] -= 1
+                self._total -= 1
                 if not self._open[network]:
                     del self._open[network]
 

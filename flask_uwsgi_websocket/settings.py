@@ -8,7 +8,7 @@ from typing import Any
 
 from .deflate import Compression
 from .handshake import check_token, parse_origin
-from .limits import RateLimit
+from .limits import RateLimit, check_positive
 from .protocol import MAX_MESSAGE_SIZE
 
 #: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
@@ -59,12 +59,12 @@ class Settings:
         for name in ("max_message_size", "send_buffer"):
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} is a whole number of bytes, not {getattr(self, name)!r}")
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("close_timeout", "send_timeout", "shutdown_timeout"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("ping_interval", "ping_timeout"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+                check_positive(name, getattr(self, name))
         for name in ("max_connections", "max_connections_per_ip"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -83,11 +83,6 @@ class Settings:
             raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
         if not isinstance(self.rate_limit, (RateLimit, type(None))):
             raise TypeError(f"rate_limit is a RateLimit or None, not {self.rate_limit!r}")
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"{name} must be a number above 0, not {value!r}")
 
 
 #: The names of all settings: keywords of the extension, options of a route.

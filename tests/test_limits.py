@@ -245,6 +245,13 @@ def test_what_a_silent_client_has_not_used_is_saved_for_the_burst_only() -> None
     assert not meter.spend(3_600, 21, 0, is_behind=False)
 
 
+@pytest.mark.parametrize("limit", [RateLimit(messages=10), RateLimit(bytes=10), RateLimit()], ids=repr)
+def test_what_has_no_limit_is_never_spent_also_where_no_time_has_passed(limit: RateLimit) -> None:
+    meter = Meter(limit, now=0)
+    for _ in range(3):
+        assert meter.spend(0, 2, 2, is_behind=True)
+
+
 def test_once_nothing_is_left_to_read_the_credit_is_that_of_the_burst() -> None:
     meter = Meter(RateLimit(messages=10, burst=2), now=0)
     meter.fall_behind()
