@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import add
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -36,6 +37,7 @@ class Stats:
         self._lock = allocate_lock()  # held around what follows
         self._open: set[Counted] = set()
         self._totals: Counter[str] = Counter()
+        self._moved = Counts()  # by those that have closed
         self._closes: Counter[int] = Counter()
         self._published: Counter[str] = Counter()
         _all.add(self)
@@ -50,7 +52,7 @@ class Stats:
         """Count the end of a connection, and what it has moved."""
         with self._lock:
             self._open.discard(connection)
-            self._totals.update(connection.counts()._asdict())
+            self._moved = Counts(*map(add, self._moved, connection.counts()))
             self._totals["slow_consumers"] += connection.was_slow
             self._closes[code] += 1
 
@@ -76,11 +78,9 @@ class Stats:
                 uwsgi.metric_inc(f"websocket.{name}", change)
 
     def _flat(self) -> dict[str, int]:
-        counts = Counter({name: self._totals[name] for name in NAMES})
-        counts["open"] = len(self._open)
-        for connection in self._open:
-            counts.update(connection.counts()._asdict())
-        return {name: counts[name] for name in NAMES}
+        moved = map(sum, zip(self._moved, *(connection.counts() for connection in self._open), strict=True))
+        known = {**self._totals, **dict(zip(Counts._fields, moved, strict=True)), "open": len(self._open)}
+        return {name: known.get(name, 0) for name in NAMES}
 
 
 #: The counters.
@@ -90,7 +90,7 @@ _all: WeakSet[Stats] = WeakSet()
 
 
 def publish_all() -> None:
-    """Publish the counters of all apps as uWSGI's metrics."""
-    if uwsgi is not None:
+    """Publish the counters of all apps as uWSGI's metrics, if it has been given any: to count takes time."""
+    if uwsgi is not None and "metric" in uwsgi.opt:
         for stats in list(_all):
             stats.publish()
