@@ -9,15 +9,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .servers import uwsgi
+from .servers import number_option, option, uwsgi
 from .settings import Settings
 
 #: uWSGI's options by their names: a value, or all of them when an option was given several times; True for a flag.
 Options = Mapping[str, Any]
 
 #: Seconds, unless the option says more (uWSGI's defaults).
-_HTTP_TIMEOUT = 60.0
-_MERCY = 60.0
+_HTTP_TIMEOUT = 60
+_MERCY = 60
 
 
 def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> Iterator[str]:
@@ -36,18 +36,18 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
     yield from _diagnose_router(options, settings)
     if "harakiri" in options:
         yield (
-            f"harakiri = {_last(options, 'harakiri')} kills a worker with all its connections as soon as one of them "
+            f"harakiri = {option(options, 'harakiri')} kills a worker with all its connections as soon as one of them "
             "has lasted so long: leave it out."
         )
     if "max-requests" in options:
         yield (
-            f"max-requests = {_last(options, 'max-requests')} ends a worker and closes all its connections after so "
+            f"max-requests = {option(options, 'max-requests')} ends a worker and closes all its connections after so "
             "many requests, of which each WebSocket is one."
         )
-    mercy = _seconds(options, "worker-reload-mercy", _MERCY)
+    mercy = number_option(options, "worker-reload-mercy", _MERCY)
     if mercy < settings.shutdown_timeout + 2:
         yield (
-            f"worker-reload-mercy = {mercy:g} leaves handlers less time to end than WEBSOCKET_SHUTDOWN_TIMEOUT "
+            f"worker-reload-mercy = {mercy} leaves handlers less time to end than WEBSOCKET_SHUTDOWN_TIMEOUT "
             f"({settings.shutdown_timeout:g} s): it has to be two seconds more."
         )
     if "master" not in options:
@@ -60,12 +60,12 @@ def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
         return
     if not options.keys() & {"http-websockets", "http-raw-body"}:
         yield "http-websockets is missing: uWSGI's router drops what WebSocket clients send."
-    timeout = _seconds(options, "http-timeout", _HTTP_TIMEOUT)
+    timeout = number_option(options, "http-timeout", _HTTP_TIMEOUT)
     if settings.ping_interval is None:
-        yield f"uWSGI's router ends connections that are silent for {timeout:g} s, and WEBSOCKET_PING_INTERVAL is None."
+        yield f"uWSGI's router ends connections that are silent for {timeout} s, and WEBSOCKET_PING_INTERVAL is None."
     elif timeout <= settings.ping_interval:
         yield (
-            f"http-timeout = {timeout:g} ends connections that are silent for so long, and they are pinged only every "
+            f"http-timeout = {timeout} ends connections that are silent for so long, and they are pinged only every "
             f"{settings.ping_interval:g} s (WEBSOCKET_PING_INTERVAL)."
         )
 
@@ -79,7 +79,7 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
             )
     elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
         yield "enable-threads is missing: no thread looks after the connections, so there are no pings and deadlines."
-    cores = max(int(_last(options, name) or 1) for name in ("gevent", "asyncio", "async", "threads"))
+    cores = max(number_option(options, name, 1) for name in ("gevent", "asyncio", "async", "threads"))
     if cores < 2:
         yield "each worker has one core: one WebSocket takes it, and nothing else is served. Use threads or gevent."
 
@@ -90,17 +90,6 @@ def _is_patched() -> bool:
     except ImportError:
         return False
     return uwsgi is not None and bool(is_module_patched("socket"))
-
-
-def _last(options: Options, name: str) -> Any:
-    value = options.get(name)
-    value = value[-1] if isinstance(value, list) else value
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _seconds(options: Options, name: str, default: float) -> float:
-    value = _last(options, name)
-    return default if value is None else float(value)
 
 
 def read_ini(path: Path) -> Options:

@@ -7,10 +7,12 @@ the server still wants to write a response: for its access log that is right, fo
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
 from _socket import socketpair
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from io import BufferedReader
@@ -28,6 +30,19 @@ if TYPE_CHECKING:
 uwsgi: Any = sys.modules.get("uwsgi")
 if not hasattr(uwsgi, "connection_fd"):
     uwsgi = None
+
+
+def option(options: Mapping[str, Any], name: str) -> Any:
+    """Return the value of one of uWSGI's options, the last one if it was given several times; None if it was not."""
+    value = options.get(name)
+    value = value[-1] if isinstance(value, list) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def number_option(options: Mapping[str, Any], name: str, default: int) -> int:
+    """Return the number to which one of uWSGI's options is set, read as C's ``atoi()`` does."""
+    match = re.match(r"\s*(\d+)", str(option(options, name)))
+    return int(match[1]) if match else default
 
 
 _EARLY_DATA = "A client must wait for the answer to its handshake (RFC 6455 section 4.1)."

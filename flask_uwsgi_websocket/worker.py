@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import re
 import signal
 import sys
 import threading
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .keepalive import connections, refuse_connections
 from .loops import Loop, ThreadLoop, current_asyncio_loop, current_blocking_loop, run
-from .servers import uwsgi
+from .servers import number_option, uwsgi
 
 if TYPE_CHECKING:
     from .lifecycle import Lifecycle
@@ -104,7 +103,7 @@ class Shutdown:
         self._loop = loop
         self._closing_at: dict[Lifecycle, float] = {}
         # After that, uWSGI would kill the worker.
-        mercy = _option("worker-reload-mercy", 60)
+        mercy = number_option(uwsgi.opt, "worker-reload-mercy", 60)
         self._longest = mercy - min(2, mercy / 2)
         if signum != signal.SIGHUP:
             refuse_connections()
@@ -166,23 +165,14 @@ def is_worn_out() -> bool:
     worker = uwsgi.workers()[others]
     age = time.time() - worker["last_spawn"]
     values = {
-        "max-requests": worker["delta_requests"] - others * _option("max-requests-delta", 0),
-        "max-worker-lifetime": age - others * _option("max-worker-lifetime-delta", 0),
+        "max-requests": worker["delta_requests"] - others * number_option(uwsgi.opt, "max-requests-delta", 0),
+        "max-worker-lifetime": age - others * number_option(uwsgi.opt, "max-worker-lifetime-delta", 0),
         "reload-on-rss": worker["rss"] / 2**20,
         "reload-on-as": worker["vsz"] / 2**20,
     }
-    return age >= _option("min-worker-lifetime", 10) and any(
-        0 < _option(name, 0) <= value for name, value in values.items()
+    return age >= number_option(uwsgi.opt, "min-worker-lifetime", 10) and any(
+        0 < number_option(uwsgi.opt, name, 0) <= value for name, value in values.items()
     )
-
-
-def _option(name: str, default: int) -> int:
-    """Return the number to which an option of uWSGI is set, read as C's ``atoi()`` does."""
-    value = uwsgi.opt.get(name)
-    if isinstance(value, list):
-        value = value[-1]
-    match = re.match(rb"\s*(\d+)", value) if isinstance(value, bytes) else None
-    return int(match[1]) if match else default
 
 
 def _is_busy() -> bool:

@@ -62,6 +62,12 @@ def test_each_thing_that_hurts_has_its_sentence(
     assert complaint in said
 
 
+def test_numbers_are_read_as_uwsgi_does() -> None:
+    options = {**GEVENT, "gevent": b"100 greenlets", "http": b":80", "http-websockets": True, "http-timeout": b"20s"}
+    (said,) = diagnose(options, Settings(), ())
+    assert "http-timeout = 20 ends" in said
+
+
 def test_what_hurts_together_is_told_together() -> None:
     said = list(diagnose({"processes": b"4"}, Settings(), {"gevent"}))
     assert [sentence.split(" is missing")[0] for sentence in said[:-1]] == ["gevent", "master", "enable-threads"]
