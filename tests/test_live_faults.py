@@ -17,7 +17,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -81,16 +82,8 @@ def everywhere(
     in_threads(len(setups), run)
 
 
-@contextmanager
-def serving_mortals(directory: Path, mode: Mode, front: str, **options: str) -> Iterator[Server]:
-    """Run a server some of whose workers are to die, which its log tells of; nothing else may go wrong."""
-    server = Server(directory, mode, front, **options)
-    try:
-        server.wait_until_ready()
-        yield server
-    finally:
-        server.stop()
-    assert not re.search(r"\[BUG\]|Segmentation|Traceback", server.log), server.log
+#: For a server some of whose workers are to die, which its log tells of: nothing else may go wrong.
+serving_mortals = partial(serving, trouble=re.compile(r"\[BUG\]|Segmentation|Traceback"))
 
 
 def check_service(server: Server, client: ClientConnection | None = None) -> float:

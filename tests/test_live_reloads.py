@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,8 @@ def with_two_workers(mode: str) -> Mode:
     return MODES[mode]._replace(options=[*MODES[mode].options, "--processes", "2"], processes=2)
 
 
-@contextmanager
-def serving_and_replacing(directory: Path, mode: Mode, **options: Any) -> Iterator[Server]:
-    """Run a server whose workers are replaced, of which uWSGI tells."""
-    server = Server(directory, mode, "http-socket", module="live_reloads_app", **options)
-    try:
-        server.wait_until_ready()
-        yield server
-    finally:
-        server.stop()
-    assert not _TROUBLE.search(server.log), server.log
+#: For a server whose workers are replaced, of which uWSGI tells.
+serving_and_replacing = partial(serving, front="http-socket", module="live_reloads_app", trouble=_TROUBLE)
 
 
 def in_all_modes(directory: Path, check: Callable[[Path, str], None]) -> None:
