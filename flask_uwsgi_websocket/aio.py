@@ -1,7 +1,8 @@
-"""The client of coroutine handlers, in uWSGI's asyncio mode.
+"""The client of coroutine handlers.
 
-uWSGI serves each request in a greenlet whose parent runs the event loop. The handler runs in a task; the request's
-greenlet gives way to the loop until the task is done.
+uWSGI's asyncio engine serves each request in a greenlet whose parent runs the event loop. The handler runs in a task;
+the request's greenlet gives way to the loop until the task is done. On a server with threads, all tasks run in one
+event loop in the background, and the request's thread waits for its task.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
 from .lifecycle import Lifecycle
-from .loops import Loop, current_asyncio_loop
+from .loops import AsyncioLoop, background_asyncio_loop, current_asyncio_loop, is_in_gevent
 from .servers import uwsgi
 
 if TYPE_CHECKING:
@@ -23,21 +24,24 @@ if TYPE_CHECKING:
     from flask.ctx import AppContext
 
 
-def _make_loop() -> Loop:
-    """Return the running event loop, if the caller is a greenlet that can give way to it."""
+def _make_loop() -> AsyncioLoop:
+    """Return the event loop for a caller that can wait for its tasks: a greenlet of uWSGI's engine, or a thread."""
+    try:
+        loop = current_asyncio_loop()
+    except RuntimeError:
+        if uwsgi is None and not is_in_gevent():
+            return background_asyncio_loop()
+        loop = None
     try:
         from greenlet import getcurrent
     except ImportError:
         raise AsyncioNotAvailable(
             "AsyncioWebSocket needs greenlet: pip install Flask-uWSGI-WebSocket[asyncio]"
         ) from None
-    try:
-        loop = current_asyncio_loop()
-    except RuntimeError:
-        loop = None
     if loop is None or getcurrent().parent is None:
         raise AsyncioNotAvailable(
-            "AsyncioWebSocket needs uWSGI's asyncio engine: start uwsgi with --asyncio 100 --greenlet"
+            "AsyncioWebSocket needs uWSGI's asyncio engine, or a server with threads: "
+            "start uwsgi with --asyncio 100 --greenlet"
         )
     return loop
 
@@ -49,6 +53,7 @@ class AsyncioWebSocketClient(Lifecycle):
     """
 
     make_loop = staticmethod(_make_loop)
+    _loop: AsyncioLoop
 
     accept = Lifecycle._accept
     receive = recv = a_recv = Lifecycle._receive
@@ -96,13 +101,13 @@ class AsyncioWebSocketClient(Lifecycle):
         return self.drive(self._serve(call))
 
     def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run one of the connection's coroutines in a task, from the greenlet of the request."""
-        from greenlet import getcurrent
-
+        """Run one of the connection's coroutines in a task, from the greenlet or thread of the request."""
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # a refusal elsewhere than in uWSGI's engine, such as in Flask's test client
-            return asyncio.run(coroutine)
+        except RuntimeError:
+            return background_asyncio_loop().submit(coroutine).result()
+        from greenlet import getcurrent
+
         greenlet = getcurrent()
         parent = greenlet.parent
         assert parent is not None  # it runs the loop, as _make_loop() has checked
@@ -123,6 +128,13 @@ class AsyncioWebSocketClient(Lifecycle):
         return await value if inspect.isawaitable(value) else value
 
     def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            is_at_home = current_asyncio_loop() is self._loop
+        except RuntimeError:
+            is_at_home = False
+        if not is_at_home:  # a broadcast from another thread
+            self._loop.submit(coroutine)
+            return
         try:
             awaited = coroutine.send(None)
         except StopIteration:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -253,7 +254,7 @@ class GeventLoop:
 
 
 class AsyncioLoop:
-    """Waits in an asyncio event loop. Everything but :meth:`call_when_writable` belongs to the loop's thread."""
+    """Waits in an asyncio event loop, to whose thread waiting and :meth:`forget` belong."""
 
     gives_way = True
 
@@ -332,11 +333,27 @@ class AsyncioLoop:
             _set_result(future, True)
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        self._loop.call_later(interval, self._run, interval, tick)
+        self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, interval, tick)
 
     def _run(self, interval: float, tick: Tick) -> None:
         if tick():
-            self.run_every(interval, tick)
+            self._loop.call_later(interval, self._run, interval, tick)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in a task, which sees the caller's context variables; from any thread.
+
+        What it raises is the caller's alone: a SystemExit would end the event loop.
+        """
+        result: Future[T] = Future()
+
+        async def run() -> None:
+            try:
+                result.set_result(await coroutine)
+            except BaseException as error:
+                result.set_exception(error)
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return result
 
 
 def _set_result(future: asyncio.Future[bool], result: bool) -> None:
@@ -360,12 +377,19 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a coroutine that should block has suspended")  # pragma: no cover
 
 
+def is_in_gevent() -> bool:
+    """Tell whether the caller is one of gevent's greenlets."""
+    gevent = sys.modules.get("gevent")
+    return gevent is not None and isinstance(gevent.getcurrent(), gevent.Greenlet)
+
+
 def current_blocking_loop() -> BlockingLoop:
     """Return the loop for the caller: gevent's inside one of its greenlets, else the one for threads."""
-    gevent = sys.modules.get("gevent")
-    if gevent is None or not isinstance(gevent.getcurrent(), gevent.Greenlet):
+    if not is_in_gevent():
         return _thread_loop
-    hub = gevent.get_hub()
+    from gevent import get_hub
+
+    hub = get_hub()
     _warn_if_unpatched()
     loop = _gevent_loops.get(id(hub))
     if loop is None:
@@ -389,7 +413,29 @@ def current_asyncio_loop() -> AsyncioLoop:
 
     :raises RuntimeError: when there is none.
     """
-    running = asyncio.get_running_loop()
+    return _asyncio_loop(asyncio.get_running_loop())
+
+
+def background_asyncio_loop() -> AsyncioLoop:
+    """Return the loop for coroutines of a server that has none: one for all its threads, in a thread of its own.
+
+    It lives as long as the process, as what coroutines share, such as a queue, belongs to the loop.
+    """
+    global _background
+    with _starting:
+        if _background is None or not _background[0].is_alive():  # a fork has left it behind
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="flask-uwsgi-websocket-asyncio", daemon=True)
+            thread.start()
+            _background = thread, _asyncio_loop(loop)
+        return _background[1]
+
+
+_background: tuple[threading.Thread, AsyncioLoop] | None = None
+_starting = threading.Lock()  # of two threads that are the first, each would start its own
+
+
+def _asyncio_loop(running: asyncio.AbstractEventLoop) -> AsyncioLoop:
     loop = _asyncio_loops.get(id(running))
     if loop is None:
         loop = _asyncio_loops[id(running)] = AsyncioLoop(running)

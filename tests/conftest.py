@@ -13,6 +13,7 @@ import pytest
 from inprocess import MODES, Site, serving, wait_for_housekeepers, wait_until
 
 from flask_uwsgi_websocket import keepalive, protocol
+from flask_uwsgi_websocket.loops import background_asyncio_loop
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
@@ -45,6 +46,7 @@ def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield
         return
     monkeypatch.setattr(keepalive, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
+    background_asyncio_loop()  # stays to the end
     threads = set(threading.enumerate())
     descriptors = _descriptors()
     yield

@@ -265,6 +265,18 @@ class Asyncio(Threads):
 MODES: dict[str, type[Threads]] = {mode.name: mode for mode in (Threads, Gevent, Asyncio)}
 
 
+class Background(Threads):
+    """A thread for each request, and coroutine handlers in one event loop: what a server with threads does."""
+
+    name = "background"
+    extension = AsyncioWebSocket
+
+    def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    spawn = Asyncio.spawn  # from a handler
+
+
 class Gate(NamedTuple):
     """What a handler awaits until the test opens it."""
 
@@ -560,7 +572,7 @@ class Site:
 
 def serving(mode: str, **settings: Any) -> Iterator[Site]:
     """Yield a site; the body of a fixture."""
-    site = Site(MODES[mode](), **settings)
+    site = Site({**MODES, Background.name: Background}[mode](), **settings)
     try:
         yield site
     finally:

@@ -12,13 +12,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 from inprocess import DEADLINE, MODES, ROOM, Threads, run, wait_until
 
-from flask_uwsgi_websocket import AsyncioNotAvailable, AsyncioWebSocketClient, WebSocketClient
+from flask_uwsgi_websocket import AsyncioNotAvailable, AsyncioWebSocketClient, WebSocketClient, aio
 from flask_uwsgi_websocket.keepalive import Keepalive, keepalive_of
 from flask_uwsgi_websocket.loops import AsyncioLoop, GeventLoop, ThreadLoop, current_asyncio_loop, current_blocking_loop
 
@@ -299,10 +300,22 @@ def test_a_timeout_may_be_as_long_as_one_likes(worker: Threads, pair: Any, timeo
     assert call(worker, wait) is True
 
 
-def test_asyncio_clients_need_the_engine_of_uwsgi() -> None:
+def test_asyncio_clients_in_uwsgi_need_its_asyncio_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "uwsgi", SimpleNamespace())
     with pytest.raises(AsyncioNotAvailable, match="start uwsgi with --asyncio"):
         AsyncioWebSocketClient.make_loop()
 
+
+@pytest.mark.parametrize("mode", ["gevent"])
+def test_asyncio_clients_do_not_block_gevents_hub(worker: Threads) -> None:
+    async def make(loop: Any) -> None:
+        AsyncioWebSocketClient.make_loop()
+
+    with pytest.raises(AsyncioNotAvailable, match="or a server with threads"):
+        call(worker, make)
+
+
+def test_asyncio_clients_do_not_block_an_event_loop() -> None:
     async def without_greenlet() -> None:
         AsyncioWebSocketClient.make_loop()
 

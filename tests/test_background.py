@@ -1,0 +1,169 @@
+"""Coroutine handlers on a server with threads: tasks of one event loop in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import request, session
+from inprocess import DEADLINE, Site, serving
+from wire import CLOSE, PING, PONG
+
+from flask_uwsgi_websocket import websocket_connected, websocket_rejected
+from flask_uwsgi_websocket.loops import background_asyncio_loop
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    yield from serving("background", ping_interval=0.05)
+
+
+def test_all_handlers_run_in_one_thread_and_see_their_own_request(site: Site) -> None:
+    @site.route("/<name>")
+    async def handler(ws: Any, name: str) -> None:
+        async for _ in ws.messages():
+            await ws.send_json([name, request.path, threading.current_thread().name])
+
+    clients = [site.connect(f"/{name}") for name in "abc"]
+    for client, name in zip(clients * 2, "abc" * 2, strict=True):
+        client.send("who?")
+        assert client.recv(DEADLINE) == f'["{name}", "/{name}", "flask-uwsgi-websocket-asyncio"]'
+
+
+def test_handlers_share_what_belongs_to_the_event_loop(site: Site) -> None:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+
+    @site.route("/put")
+    async def put(ws: Any) -> None:
+        async for message in ws:
+            await queue.put(message)
+
+    @site.route("/get")
+    async def get(ws: Any) -> None:
+        await ws.accept()
+        await ws.send(await queue.get())
+
+    getter, putter = site.connect("/get"), site.connect("/put")
+    putter.send("from the other")
+    assert getter.recv(DEADLINE) == "from the other"
+
+
+def test_messages_are_sent_from_the_thread_of_a_page_also_before_the_handshake(site: Site) -> None:
+    async def told(app: Any, ws: Any, **extra: Any) -> None:
+        await asyncio.sleep(0)
+        site.note(threading.current_thread().name)
+
+    waiting: list[Any] = []
+    arrived = threading.Event()
+
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        waiting.append(ws)
+        arrived.set()
+        while not ws._accepted:
+            await asyncio.sleep(0.001)
+        await ws.receive()
+
+    @site.app.get("/page")
+    def page() -> str:
+        for _ in range(2):
+            assert site.websocket.broadcast("news", waiting) == []
+        return "sent"
+
+    client = site.raw()
+    with websocket_connected.connected_to(told, site.app):
+        client.request("/")
+        assert arrived.wait(DEADLINE)
+        assert site.refusal("/page", upgrade=None).status == 200
+        assert client.response().status == 101
+        assert [client.read_frame(), client.read_frame()] == [(1, b"news"), (1, b"news")]
+        assert site.noted() == "flask-uwsgi-websocket-asyncio"
+
+
+def test_the_housekeeper_pings_and_answers_for_a_handler_that_does_not_receive(site: Site) -> None:
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        while ws.connected:
+            await asyncio.sleep(0.01)
+        site.note("gone")
+
+    client = site.upgrade()
+    opcode, payload = client.read_frame() or (0, b"")
+    assert opcode == PING
+    client.frame(PONG, payload)
+    client.frame(CLOSE)
+    assert site.noted() == "gone"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_what_would_end_an_event_loop_ends_one_request_alone(site: Site, error: type[BaseException]) -> None:
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    @site.route("/echo")
+    async def echo(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        raise error
+
+    outcomes: list[Any] = []
+
+    def catching(environ: Any, start_response: Any) -> Any:
+        try:
+            return wsgi_app(environ, start_response)
+        except BaseException as raised:
+            outcomes.append(type(raised))
+            start_response("500 Internal Server Error", [])
+            return [b""]
+
+    wsgi_app, site.app.wsgi_app = site.app.wsgi_app, catching  # type: ignore[method-assign]
+    other = site.connect("/echo")
+    assert site.refusal().status == 500
+    assert outcomes == [error]
+    other.send("still here")
+    assert other.recv(DEADLINE) == "still here"
+
+
+def test_the_session_is_saved_with_the_handshake(site: Site) -> None:
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        session["seen"] = True
+        await ws.accept()
+
+    client = site.raw()
+    client.request("/")
+    assert any(name == "Set-Cookie" for name, _ in client.response().headers)
+
+
+def test_a_rejection_is_told_to_receivers_that_are_coroutines(site: Site) -> None:
+    async def told(app: Any, ws: Any, response: Any, **extra: Any) -> None:
+        await asyncio.sleep(0)
+        site.note(response.status_code)
+
+    with websocket_rejected.connected_to(told, site.app):
+        assert site.refusal("/nowhere").status == 404
+    assert site.noted() == 404
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_has_an_event_loop_of_its_own() -> None:
+    async def answer() -> int:
+        return os.getpid()
+
+    assert background_asyncio_loop().submit(answer()).result(DEADLINE) == os.getpid()
+    pid = os.fork()
+    if not pid:
+        try:
+            assert background_asyncio_loop().submit(answer()).result(DEADLINE) == os.getpid()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
