@@ -9,6 +9,7 @@ from .exceptions import (
     ConcurrencyError,
     ConnectionClosed,
     GeventNotInstalled,
+    HandshakeRejected,
     UwsgiNotFound,
     WebSocketError,
 )
@@ -25,6 +26,7 @@ from .signals import (
     websocket_rejected,
     websocket_sent,
 )
+from .testing import WebSocketTestClient, WebSocketTestConnection
 from .views import WebSocketView
 
 __version__ = "0.7.0"
@@ -41,6 +43,7 @@ __all__ = [
     "GeventWebSocket",
     "GeventWebSocketClient",
     "GeventWebSocketMiddleware",
+    "HandshakeRejected",
     "RateLimit",
     "UwsgiNotFound",
     "WebSocket",
@@ -48,6 +51,8 @@ __all__ = [
     "WebSocketClient",
     "WebSocketError",
     "WebSocketMiddleware",
+    "WebSocketTestClient",
+    "WebSocketTestConnection",
     "WebSocketView",
     "find_uwsgi",
     "run_uwsgi",

@@ -3,6 +3,7 @@
     WebSocketError
     ├── ConnectionClosed            the connection has ended: code, reason
     ├── ConcurrencyError            two callers in receive() at once (also a RuntimeError)
+    ├── HandshakeRejected           the test client was answered with something else than 101: response
     ├── GeventNotInstalled          (also an ImportError)
     ├── AsyncioNotAvailable         (also an ImportError)
     └── UwsgiNotFound               (also a FileNotFoundError)
@@ -12,6 +13,11 @@ built-in ``TimeoutError``.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from werkzeug.test import TestResponse
 
 #: What the close codes mean (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
 CLOSE_CODES = {
@@ -61,6 +67,20 @@ class ConnectionClosed(WebSocketError):
 
 class ConcurrencyError(WebSocketError, RuntimeError):
     """Two threads, greenlets or tasks were in ``receive()`` of one connection at the same time."""
+
+
+class HandshakeRejected(WebSocketError):
+    """The app has answered the test client's handshake with something else than 101.
+
+    :param response: the answer.
+    """
+
+    def __init__(self, response: TestResponse) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"the handshake of {self.response.request.path} was answered with {self.response.status}"
 
 
 class GeventNotInstalled(WebSocketError, ImportError):

@@ -32,6 +32,7 @@ from .servers import uwsgi
 from .settings import Settings, resolve
 from .state import Kind, Registrar, check_handler, state_of
 from .stats import NAMES as STATS_NAMES
+from .testing import WebSocketTestClient
 from .worker import prepare_workers
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class WebSocket(Registrar):
             app.debug = True
             app.wsgi_app = DebuggedApplication(app.wsgi_app, evalex=True)  # type: ignore[method-assign]
         app.wsgi_app = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
+        if app.test_client_class is None:
+            app.test_client_class = WebSocketTestClient
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
         prepare_workers()
         self._apps.add(app)

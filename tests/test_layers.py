@@ -40,6 +40,7 @@ ORDER = [
     "middleware",
     "views",
     "blueprints",
+    "testing",
     "runner",
     "doctor",
     "cli",
@@ -131,6 +132,21 @@ from flask import Flask
 print(uwsgi, WebSocket(Flask("x")))
 """
     assert run_python(code, bare).startswith("None <flask_uwsgi_websocket.extension.WebSocket")
+
+
+def test_the_test_client_needs_none_of_them_either(bare: Path) -> None:
+    code = f"""
+from flask import Flask
+from {PACKAGE.name} import WebSocket
+app = Flask("x")
+@WebSocket(app).route("/")
+def echo(ws):
+    ws.send(ws.receive())
+with app.test_client().websocket("/") as ws:
+    ws.send("hello")
+    print(ws.receive())
+"""
+    assert run_python(code, bare) == "hello\n"
 
 
 @pytest.mark.parametrize(
