@@ -114,6 +114,7 @@ test-default: .venv/ready
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 	.venv/bin/python -m pytest -q $(HEAVY)
+	cd examples/blueprints && ../../.venv/bin/python -m pytest -q
 	$(if $(filter $(DEFAULT),$(ENDS)),.venv/bin/python -m pytest -q -m live)
 
 # They share one interpreter's extension, which must not change under the tests.

@@ -369,6 +369,8 @@ class WebSocketTestConnection:
             while data := self._receive_some():
                 self._take(data)
         finally:
+            with suppress(OSError):  # the app waits for that when it has ended its half
+                self._sock.shutdown(socket.SHUT_RDWR)
             with self._changed:
                 self._protocol.receive_eof()
                 self._is_input_over = True

@@ -2,7 +2,6 @@
 
 import re
 
-import gevent
 from flask import Blueprint, Flask, abort, flash, redirect, render_template, request, session, url_for
 from flask_login import current_user, login_required, login_user, logout_user
 from sqlalchemy.exc import IntegrityError
@@ -75,7 +74,7 @@ def log_out() -> Response:
     logout_user()
     session.clear()
     for ws in sockets.members(user_id):
-        gevent.spawn(ws.close, 4401, "logged out")  # each waits for its client to agree, and nobody waits for that
+        ws.close(4401, "logged out", wait=False)
     return redirect(url_for("accounts.login"))
 
 

@@ -1,0 +1,65 @@
+"""An app of its own for each test, and people who use it. Nothing here needs a server or gevent's patches."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from community import create_app
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from flask_uwsgi_websocket import WebSocketTestClient, WebSocketTestConnection
+
+PASSWORD = "a long password"
+
+
+class Person:
+    """Somebody with a browser."""
+
+    def __init__(self, client: WebSocketTestClient) -> None:
+        self.client = client
+
+    def post(self, path: str, page: str, **form: str) -> TestResponse:
+        """Send the form of a page."""
+        token = re.search('name="csrf_token" value="([^"]+)"', self.client.get(page).text)
+        assert token is not None
+        return self.client.post(path, data={"csrf_token": token[1], **form})
+
+    def sign_up(self, name: str, password: str = PASSWORD) -> TestResponse:
+        return self.post("/signup", "/signup", name=name, password=password)
+
+    def log_in(self, name: str, password: str = PASSWORD) -> TestResponse:
+        return self.post("/login", "/login", name=name, password=password)
+
+    def log_out(self) -> TestResponse:
+        return self.post("/logout", "/rooms/")
+
+    def talk(self, room: str = "Lobby") -> WebSocketTestConnection:
+        return self.client.websocket(f"/rooms/{room}", origin="http://localhost")
+
+    def watch(self, room: str = "Lobby") -> WebSocketTestConnection:
+        return self.client.websocket(f"/rooms/{room}/presence/", origin="http://localhost")
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Flask:
+    return create_app(TESTING=True, SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/community.sqlite")
+
+
+@pytest.fixture
+def stranger(app: Flask) -> Person:
+    """Somebody who has not signed up."""
+    return Person(app.test_client())
+
+
+@pytest.fixture
+def member(app: Flask) -> Callable[[str], Person]:
+    """Call it with a name for somebody who has signed up, and is logged in."""
+
+    def sign_up(name: str) -> Person:
+        person = Person(app.test_client())
+        assert person.sign_up(name).location == "/rooms/"
+        return person
+
+    return sign_up
