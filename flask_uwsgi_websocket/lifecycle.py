@@ -170,6 +170,7 @@ class Lifecycle(Connection):
             response = self._handshake.response(self.subprotocol, more)
         except BaseException as error:
             # _serve() raises it for the handler that it belongs to; here may be another one's, in a broadcast.
+            error = _without_exit(error)
             is_interrupt = not isinstance(error, Exception)
             self._handshake_error = RuntimeError("the handshake was interrupted") if is_interrupt else error
             self._refuse()
@@ -332,8 +333,8 @@ class Lifecycle(Connection):
                     value = await handler()
             except BaseException as error:
                 if self._refuse():
-                    failure = self._handshake_error or error
-                    raise failure from None
+                    failure = self._handshake_error or _without_exit(error)
+                    raise failure from failure.__cause__
                 failure = error
                 await self._fail(error)
                 if not isinstance(error, _FAILURES):
@@ -460,6 +461,15 @@ class Lifecycle(Connection):
         self._context = copy_context()
         state_of(app).stats.on_rejection()
         await self._tell(websocket_rejected, (), response=response)
+
+
+def _without_exit(error: BaseException) -> BaseException:
+    """Return what has failed before the handshake. Flask passes an exit on to uWSGI, whose worker it ends or hangs."""
+    if not isinstance(error, SystemExit):
+        return error
+    failure = RuntimeError(f"a handler or hook of a WebSocket called sys.exit({error.code!r}) before its handshake")
+    failure.__cause__ = error
+    return failure
 
 
 def _save_session(app: Flask, response: Response) -> None:

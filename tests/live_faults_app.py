@@ -41,6 +41,8 @@ async def deadlock():
 
 @handler("/exit/<how>")
 async def leave(ws, how):
+    if how == "too early":
+        sys.exit(3)
     await ws.send(str(os.getpid()))
     await ws.receive()
     {"sys.exit": sys.exit, "os._exit": os._exit}[how](3)

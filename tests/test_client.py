@@ -972,6 +972,23 @@ def test_a_handler_that_exits_ends_its_connection_only(site: Site) -> None:
     assert record.exc_info[0] is SystemExit
 
 
+@pytest.mark.parametrize("where", ["handler", "before_websocket", "after_websocket"])
+def test_an_exit_before_the_handshake_is_an_error_like_any_other(site: Site, where: str) -> None:
+    def leave(*args: Any) -> None:
+        sys.exit("enough")
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        if where == "handler":
+            leave()
+        await ws.accept()
+
+    if where != "handler":
+        getattr(site.websocket, where)(leave)
+    assert site.refusal().status == 500
+    assert "called sys.exit('enough')" in str(site.logged().exc_info)
+
+
 # Contexts
 
 
