@@ -45,7 +45,8 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
             "many requests, of which each WebSocket is one."
         )
     mercy = number_option(options, "worker-reload-mercy", _MERCY)
-    if mercy < settings.shutdown_timeout + 2:
+    # Whoever develops would rather have a reload soon.
+    if mercy < settings.shutdown_timeout + 2 and "python-autoreload" not in options:
         yield (
             f"worker-reload-mercy = {mercy} leaves handlers less time to end than WEBSOCKET_SHUTDOWN_TIMEOUT "
             f"({settings.shutdown_timeout:g} s): it has to be two seconds more."

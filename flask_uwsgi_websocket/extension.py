@@ -15,7 +15,7 @@ from weakref import WeakSet
 from flask import Blueprint, Flask, request
 from werkzeug.routing import WebsocketMismatch
 
-from .cli import websocket_cli
+from .cli import uwsgi_cli, websocket_cli
 from .doctor import diagnose
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
 from .handshake import UpgradeRequired
@@ -104,8 +104,9 @@ class WebSocket(Registrar):
         resolve(app.config, self._settings)  # a wrong one is told now, not to the first client
         for register in self._registrations:
             register(app)
-        state.initialise(self._coroutines, self._settings, self.run_options.keys() & {"gevent", "asyncio", "greenlet"})
+        state.initialise(self._coroutines, self._settings, self.run_options)
         _tell_what_hurts(state.engines, state.settings(app.config))
+        app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
         app.before_request(_refuse_plain_http)
         app.after_request(tell_of_rejection)

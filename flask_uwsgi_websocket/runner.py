@@ -11,12 +11,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .exceptions import UwsgiNotFound
 from .servers import uwsgi
+from .startup import describe
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -92,7 +93,7 @@ def uwsgi_arguments(
     binary: str,
     host: str = "localhost",
     port: int = 5000,
-    debug: bool = False,
+    reload: bool = False,
     options: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Return the argument list that serves an application with uWSGI, the binary first.
@@ -100,6 +101,7 @@ def uwsgi_arguments(
     Parameters and exceptions are those of :func:`run_uwsgi`.
 
     :param binary: path of the uWSGI binary.
+    :param reload: reload when a module changes.
     :param options: uWSGI options; they win over the defaults.
     """
     chosen = _dashed(options or {})
@@ -109,11 +111,9 @@ def uwsgi_arguments(
         defaults["http"] = f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
     # The HTTP router drops WebSockets without it; to the other sockets it means nothing.
     defaults["http-websockets"] = True
-    if debug:
-        # An open WebSocket would hold a reload for uWSGI's usual 60 seconds. And the autoreloader watches only
-        # what was imported: it would never see a script again that was saved with a mistake.
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        defaults.update({"python-autoreload": 1, "touch-reload": script, "worker-reload-mercy": 3})
+    if reload:
+        # An open WebSocket would hold a reload for uWSGI's usual 60 seconds.
+        defaults.update({"python-autoreload": 1, "worker-reload-mercy": 3})
     else:
         # Better to end with the traceback than to answer every request with 500.
         defaults["need-app"] = True
@@ -157,26 +157,46 @@ def run_uwsgi(
     elif os.environ.get("FLASK_RUN_FROM_CLI") == "true":
         server = "the 'flask' command"
     else:
-        exec_uwsgi(app, debug, host, port, uwsgi_binary, **options)  # does not return
+        debug = debug or debug_requested()
+        if debug:
+            # The autoreloader watches only what was imported: it would never see a script again that was saved with
+            # a mistake.
+            options = {"touch_reload": getattr(sys.modules["__main__"], "__file__", None), **options}
+        arguments = uwsgi_arguments(
+            app, binary=find_uwsgi(uwsgi_binary), host=host, port=port, reload=debug, options=options
+        )
+        exec_uwsgi(arguments, None if isinstance(app, str) else app, debug)  # does not return
     click.echo(f" * Ignoring a call to app.run(): {server} has loaded the application and serves it.", err=True)
 
 
-def exec_uwsgi(
-    app: Flask | str,
-    debug: bool = False,
-    host: str = "localhost",
-    port: int = 5000,
-    uwsgi_binary: str | None = None,
-    **options: object,
-) -> NoReturn:
-    """Replace this process by uWSGI, whatever started it: :func:`run_uwsgi` for a ``flask`` command."""
-    debug = debug or debug_requested()
-    environ = {**os.environ, "FLASK_UWSGI_DEBUG": "true"} if debug else os.environ
-    arguments = uwsgi_arguments(
-        app, binary=find_uwsgi(uwsgi_binary), host=host, port=port, debug=debug, options=options
-    )
-    click.echo(f"Running: {shlex.join(arguments)}")
+def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn:
+    """Replace this process by uWSGI, and say so: in a terminal by a block of lines, otherwise by one.
+
+    :param arguments: those of :func:`uwsgi_arguments`.
+    :param app: the application, if it is here already.
+    :param debug: run the application in debug mode.
+    """
+    if sys.stdout.isatty():
+        click.echo(describe(arguments, read_arguments(arguments), app, debug))
+    else:
+        click.echo(f"Running: {shlex.join(arguments)}")
+    # Flask's own variable is for what a factory does before there is an extension.
+    environ = {**os.environ, "FLASK_DEBUG": "true", "FLASK_UWSGI_DEBUG": "true"} if debug else os.environ
     os.execvpe(arguments[0], arguments, environ)
+
+
+def read_arguments(arguments: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the options among uWSGI's arguments by their long names: all values of each, True for a flag."""
+    options: dict[str, list[Any]] = {}
+    values: list[Any] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            values = options.setdefault(name, [])
+            values.append(value if equals else True)
+        elif values and values[-1] is True and not argument.startswith("-"):
+            values[-1] = argument
+    return options
 
 
 def locate_app(app: Flask | str) -> dict[str, str]:

@@ -53,16 +53,16 @@ class State:
         #: Whether it was said that changes of the session after the handshake are lost.
         self.told_of_session = False
         self.stats = Stats()
-        #: uWSGI's options without which the extension does not work.
-        self.engines: Collection[str] = ()
+        #: uWSGI's options for the extension's mode.
+        self.run_options: Mapping[str, Any] = {}
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
         # By kind, and the full name of a blueprint or None for the app.
         self._functions: defaultdict[tuple[str, str | None], list[Function]] = defaultdict(list)
         self._routes: dict[str, Route] = {}
 
-    def initialise(self, coroutines: bool, options: Mapping[str, Any], engines: Collection[str]) -> None:
-        """Take what the extension knows: its mode, its settings, and uWSGI's options that it needs.
+    def initialise(self, coroutines: bool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
+        """Take what the extension knows: its mode, its settings, and uWSGI's options for the mode.
 
         :raises TypeError: when a handler is none for this mode.
         """
@@ -70,7 +70,12 @@ class State:
             check_handler(handler, coroutines)
         self.coroutines = coroutines
         self._options = options
-        self.engines = engines
+        self.run_options = run_options
+
+    @property
+    def engines(self) -> Collection[str]:
+        """uWSGI's options without which the extension does not work."""
+        return self.run_options.keys() & {"gevent", "asyncio", "greenlet"}
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """Return the settings of routes that have none of their own."""

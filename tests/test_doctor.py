@@ -21,8 +21,13 @@ THREADS = {"threads": b"16", "master": True, "http-socket": b":5000"}
 ASYNCIO = {"asyncio": b"100", "greenlet": True, "master": True, "socket": b"/run/app.sock"}
 
 
+#: Nobody minds in development that handlers have less time to end.
+RELOADING = {**GEVENT, "python-autoreload": b"1", "worker-reload-mercy": b"3"}
+
+
 @pytest.mark.parametrize(
-    ("options", "engines"), [(GEVENT, {"gevent"}), (GEVENT, ()), (THREADS, ()), (ASYNCIO, {"asyncio", "greenlet"})]
+    ("options", "engines"),
+    [(GEVENT, {"gevent"}), (GEVENT, ()), (THREADS, ()), (ASYNCIO, {"asyncio", "greenlet"}), (RELOADING, ())],
 )
 def test_good_options_are_passed_over(options: dict[str, Any], engines: set[str]) -> None:
     assert list(diagnose(options, Settings(), engines)) == []

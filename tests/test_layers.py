@@ -17,6 +17,7 @@ PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
 
 #: Each module may import only those before it.
 ORDER = [
+    "wsgi",
     "exceptions",
     "signals",
     "deflate",
@@ -41,6 +42,7 @@ ORDER = [
     "views",
     "blueprints",
     "testing",
+    "startup",
     "runner",
     "doctor",
     "cli",

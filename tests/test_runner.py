@@ -5,37 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from projects import DEADLINE, change, run, serving, write
 
-import flask_uwsgi_websocket
 from flask_uwsgi_websocket import runner
 from flask_uwsgi_websocket.exceptions import UwsgiNotFound
 
-DEADLINE = 30  # seconds, for what takes one or two on an idle machine
-
-# What the scripts below start themselves with: they serve the application, or only tell where they found it.
-START = """
-import json, os
-from flask_uwsgi_websocket.runner import locate_app, run_uwsgi
-
-def start(app, **options):
-    if "PORT" in os.environ:
-        run_uwsgi(app, port=int(os.environ["PORT"]), **options)
-    else:
-        print(json.dumps(locate_app(app)))
-"""
+pytest_plugins = ["projects"]
 
 FACTORY = """
 from flask import Flask
@@ -149,96 +130,14 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    (tmp_path / "library").mkdir()
-    (tmp_path / "library/start.py").write_text(START)
-    (tmp_path / "project").mkdir()
-    return (tmp_path / "project").resolve()
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def write(project: Path, files: Mapping[str, str]) -> None:
-    for name, text in files.items():
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        (project / name).write_text(text)
-
-
-def environment(project: Path, **variables: object) -> dict[str, str]:
-    """Return the environment for a project's processes, where the package and ``start`` can be imported."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "PORT"))}
-    paths = [str(Path(flask_uwsgi_websocket.__file__).parents[1]), str(project.parent / "library")]
-    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), **{k: str(v) for k, v in variables.items()}}
-
-
-def run(project: Path, *arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments in the project to its end."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=project,
-        env=environment(project, **variables),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-
-
-class Server(NamedTuple):
-    process: subprocess.Popen[bytes]
-    log: Path
-    url: str
-
-    def get(self) -> str:
-        """Return what the server answers, as soon as it does."""
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            try:
-                with urllib.request.urlopen(self.url, timeout=DEADLINE) as response:
-                    return str(response.read().decode())
-            except urllib.error.HTTPError as error:
-                return f"{error.code}"
-            except OSError:
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline, self.log.read_text()
-                time.sleep(0.05)
-
-
-@contextmanager
-def serving(project: Path, port: int, *arguments: str, **variables: object) -> Iterator[Server]:
-    """Run Python with these arguments in the project, as a server for as long as the context lasts."""
-    log = project.parent / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=project,
-            env=environment(project, PORT=port, **variables),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        yield Server(process, log, f"http://127.0.0.1:{port}/")
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def executable(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o755)
     return str(path)
 
 
-def arguments(options: Mapping[str, object], *, app: str = "no_such_module:app", debug: bool = False) -> list[str]:
-    return runner.uwsgi_arguments(app, binary="/bin/uwsgi", debug=debug, options=options)
+def arguments(options: Mapping[str, object], *, app: str = "no_such_module:app", reload: bool = False) -> list[str]:
+    return runner.uwsgi_arguments(app, binary="/bin/uwsgi", reload=reload, options=options)
 
 
 # The binary
@@ -345,16 +244,26 @@ def test_a_virtual_environment_is_passed_on_unless_another_is_chosen(monkeypatch
     assert not [a for a in arguments({}) if a.startswith("--virtualenv")]
 
 
-def test_debug_reloads_soon_after_a_change() -> None:
-    result = arguments({}, debug=True)
+def test_a_reload_comes_soon_after_a_change() -> None:
+    result = arguments({}, reload=True)
     assert "--python-autoreload=1" in result
     assert "--worker-reload-mercy=3" in result
-    assert "--worker-reload-mercy=9" in arguments({"worker_reload_mercy": 9}, debug=True)
+    assert "--worker-reload-mercy=9" in arguments({"worker_reload_mercy": 9}, reload=True)
 
 
 def test_plugins_are_loaded_before_the_options_that_need_them() -> None:
     result = arguments({"plugins": "http,python3", "plugin_dir": "/plugins"})
     assert result[1:3] == ["--plugin-dir=/plugins", "--plugins=http,python3"]
+
+
+def test_arguments_are_read_as_uwsgi_does() -> None:
+    spelled = ["uwsgi", "--http=:80", "--master", "--env", "A=1", "--env=B=2", "-p", "4", "--gevent", "9", "app.ini"]
+    assert runner.read_arguments(spelled) == {
+        "http": [":80"],
+        "master": [True],
+        "env": ["A=1", "B=2"],
+        "gevent": ["9"],
+    }
 
 
 def test_the_pythonpath_of_the_user_comes_after_that_of_the_application_so_that_it_wins() -> None:
@@ -549,15 +458,3 @@ def test_debug_serves_what_was_changed_even_after_a_mistake(mode: str, project: 
         ):
             change(project / "app.py", text, server, expected)
         change(project / "app.py", source('"two"'), server, "two")
-
-
-def change(path: Path, text: str, server: Server, expected: str) -> None:
-    """Change a module, and wait until the server serves it."""
-    path.write_text(text)
-    deadline = time.monotonic() + DEADLINE
-    while server.get() != expected:
-        assert time.monotonic() < deadline, server.log.read_text()
-        # The reloader compares whole seconds, and knows only the times it has seen itself.
-        later = path.stat().st_mtime + 1
-        os.utime(path, (later, later))
-        time.sleep(0.1)
