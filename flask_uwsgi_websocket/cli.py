@@ -18,9 +18,18 @@ from flask.cli import routes_command as flasks_routes_command
 from flask.helpers import get_debug_flag
 from werkzeug.routing import Map
 
+from .deployment import FILES, configuration
 from .doctor import diagnose, read_ini
 from .exceptions import UwsgiNotFound
-from .runner import debug_requested, exec_uwsgi, find_uwsgi, read_arguments, uwsgi_arguments, with_defaults
+from .runner import (
+    debug_requested,
+    exec_uwsgi,
+    find_uwsgi,
+    locate_app,
+    read_arguments,
+    uwsgi_arguments,
+    with_defaults,
+)
 from .state import state_of
 
 #: uWSGI's options that come with a mode.
@@ -77,6 +86,23 @@ def run(
     except (UwsgiNotFound, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
     exec_uwsgi([*command, *arguments], _app(), debug)
+
+
+@uwsgi_cli.command("config")
+@click.argument("kind", type=click.Choice(list(FILES)))
+@pass_script_info
+def show_config(info: ScriptInfo, /, kind: str) -> None:
+    """Print configuration that serves the app from this directory: nginx's, uWSGI's ini file, systemd's unit."""
+    app, environment = _locate(info)
+    if path := os.environ.get("PYTHONPATH"):
+        environment.append("PYTHONPATH=" + os.pathsep.join(map(os.path.abspath, path.split(os.pathsep))))
+    mode = next((mode for mode in _COMPANIONS if mode in state_of(current_app).run_options), "threads")
+    try:
+        options = [*(("env", variable) for variable in environment), *locate_app(app).items()]
+        host = (current_app.config["SERVER_NAME"] or "").partition(":")[0]
+        click.echo(configuration(kind, mode, options, Path.cwd(), host or None), nl=False)
+    except (UwsgiNotFound, RuntimeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _app() -> Flask:

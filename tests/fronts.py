@@ -1,4 +1,4 @@
-"""Machines for the tests of the fronts, on which the files of ``docs/deploy`` are installed as they are.
+"""Machines for the tests of the fronts, on which the files of ``deploy`` in the package are installed as they are.
 
 A machine is a namespace of processes, mounts and networks. So each has its own ``/run``, its own ports 80 and 443 and
 an address, while its programs are those of this system. When the tests end, however they do, it vanishes with all of
@@ -35,7 +35,8 @@ import flask_uwsgi_websocket
 
 T = TypeVar("T")
 
-DEPLOY = TESTS.parent / "docs" / "deploy"
+PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
+DEPLOY = PACKAGE / "deploy"
 
 #: The name in the configuration files, and in the certificate.
 NAME = "chat.example.com"
@@ -66,7 +67,7 @@ FRONTS = {
 }
 
 #: The user of the services needs no name here, only a number: one of those that systemd gives away itself.
-_UIDS = {"chat": 61184}
+_UID = 61184
 
 _INSTALL = """\
 set -eu
@@ -99,32 +100,32 @@ cp "$DEPLOY/$SETUP.ini" /srv/chat/router.ini
 """
 
 
-def _settings(unit: str) -> configparser.SectionProxy:
+def _settings(unit: Path) -> configparser.SectionProxy:
     """Return what systemd is told about a service."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(DEPLOY / unit)
+    parser.read(unit)
     return parser["Service"]
 
 
-def _start(unit: str) -> str:
+def _start(unit: Path) -> str:
     """Return the shell commands that start a service as systemd does."""
     service = _settings(unit)
-    user, group = _UIDS[service["User"]], service["Group"]
+    group = service["Group"]
     # This system's Python may be where only root may look.
     capabilities = ",".join(
         f"+{name.lower().removeprefix('cap_')}"
         for name in ["CAP_DAC_READ_SEARCH", *service.get("AmbientCapabilities", "").split()]
     )
-    identity = f"--reuid {user} --regid {group} --clear-groups --no-new-privs"
+    identity = f"--reuid {_UID} --regid {group} --clear-groups --no-new-privs"
     files = min(int(service["LimitNOFILE"]), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     commands = []
     if directory := service.get("RuntimeDirectory"):
-        commands.append(f"install --directory --owner {user} --group {group} --mode 755 /run/{directory}")
+        commands.append(f"install --directory --owner {_UID} --group {group} --mode 755 /run/{directory}")
     assert (service["Type"], service["NoNewPrivileges"]) == ("notify", "yes")
     commands.append(
         f"(ulimit -n {files}; exec setpriv {identity} --inh-caps {capabilities} --ambient-caps {capabilities}"
-        f" {service['ExecStart']}) & echo $! >/run/{unit}.pid"
+        f" {service['ExecStart']}) & echo $! >/run/{unit.name}.pid"
     )
     return "\n".join([*commands, ""])
 
@@ -197,10 +198,14 @@ class Machine:
     :param number: tells it from the others of this process.
     :param certificate: for everybody who speaks TLS: a file with the certificate and its key.
     :param loop: for its clients.
+    :param deploy: the directory with the configuration.
     """
 
-    def __init__(self, number: int, setup: str, mode: str, directory: Path, *, certificate: Path, loop: Loop) -> None:
+    def __init__(
+        self, number: int, setup: str, mode: str, directory: Path, *, certificate: Path, loop: Loop, deploy: Path
+    ) -> None:
         self.mode = mode
+        self._service = _settings(deploy / "chat.service")
         self._loop = loop
         self._log = directory / "log"
         self._tls = ssl.create_default_context(cafile=certificate)
@@ -218,18 +223,19 @@ class Machine:
         services = ["chat.service"] + ["chat-router.service"] * setup.startswith("router")
         self._services = len(services)
 
-        script = "".join([_INSTALL, _SETUPS[setup], *map(_start, services), "exec cat >/dev/null"])
+        starts = [_start(deploy / service) for service in services]
+        script = "".join([_INSTALL, _SETUPS[setup], *starts, "exec cat >/dev/null"])
         environ = {
             **os.environ,
             "SETUP": setup,
             "MODE": mode,
             "TESTS": str(TESTS),
-            "DEPLOY": str(DEPLOY),
+            "DEPLOY": str(deploy),
             "PREFIX": sys.prefix,
             "LOG": str(self._log),
             "CERTIFICATE": str(certificate),
             "NOTIFY_SOCKET": str(notify),
-            "PYTHONPATH": str(Path(flask_uwsgi_websocket.__file__).parents[1]),
+            "PYTHONPATH": str(PACKAGE.parent),
         }
         command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", script]
         with self._log.open("ab") as log:
@@ -269,12 +275,11 @@ class Machine:
 
     def reload_service(self) -> None:
         """Reload uWSGI as systemd does."""
-        self._signal_service(_settings("chat.service")["ExecReload"])
+        self._signal_service(self._service["ExecReload"])
 
     def stop_service(self) -> None:
         """Stop uWSGI as systemd does, and wait for its end."""
-        service = _settings("chat.service")
-        assert (service["KillMode"], service.get("KillSignal", "SIGTERM")) == ("mixed", "SIGTERM")
+        assert (self._service["KillMode"], self._service.get("KillSignal", "SIGTERM")) == ("mixed", "SIGTERM")
         self._signal_service("/bin/kill -TERM $MAINPID")
         wait_until(lambda: "goodbye to uWSGI" in self.log, lambda: f"uWSGI does not stop:\n{self.log}")
 
@@ -376,11 +381,12 @@ ALL = list(itertools.product(_SETUPS, MODES))
 
 @contextmanager
 def running(
-    directory: Path, kinds: Sequence[tuple[str, str]], *, first: int = 0
+    directory: Path, kinds: Sequence[tuple[str, str]], *, first: int = 0, deploy: Path = DEPLOY
 ) -> Iterator[dict[tuple[str, str], Machine]]:
     """Run machines of these *kinds* all at once.
 
     :param first: the number of the first one, which no other machine of this process may have; 15 is the last.
+    :param deploy: the directory with their configuration.
     """
     certificate = make_certificate(directory)
     loop = Loop()
@@ -389,7 +395,7 @@ def running(
         for number, (setup, mode) in enumerate(kinds, first):
             own = directory / f"{setup}-{mode}"
             own.mkdir()
-            machines[setup, mode] = Machine(number, setup, mode, own, certificate=certificate, loop=loop)
+            machines[setup, mode] = Machine(number, setup, mode, own, certificate=certificate, loop=loop, deploy=deploy)
         for machine in machines.values():
             machine.connect_network()
         for machine in machines.values():

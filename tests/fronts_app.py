@@ -1,4 +1,4 @@
-"""The application behind the fronts: ``/srv/chat/app.py`` of the files in ``docs/deploy``, in each mode."""
+"""The application behind the fronts: ``/srv/chat/app.py`` of the files in ``deploy``, in each mode."""
 
 from __future__ import annotations
 

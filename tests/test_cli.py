@@ -143,12 +143,17 @@ def test_in_debug_mode_it_reloads_even_after_a_mistake_in_a_module_that_was_impo
         change(views, "GREETING = 'two'", server, "two True")
 
 
-def test_modules_that_could_not_be_imported_stay_watched(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(project, {"web.py": "import views", "views.py": "import no_such_module"})
+@pytest.mark.parametrize(
+    ("views", "error"), [("import no_such_module", NoAppException), ("(", SyntaxError), ("1 / 0", ZeroDivisionError)]
+)
+def test_modules_that_could_not_be_imported_stay_watched(
+    views: str, error: type[Exception], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, {"web.py": "import views", "views.py": views})
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
     monkeypatch.setenv("FLASK_APP", str(project / "web.py"))
-    with pytest.raises(NoAppException, match="no_such_module"):
+    with pytest.raises(error):
         load_app()
     watched = {getattr(module, "__file__", None) for module in sys.modules.values()}
     assert watched >= {str(project / "web.py"), str(project / "views.py")}
@@ -332,6 +337,51 @@ def test_what_cannot_be_run_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FLASK_UWSGI_BINARY", "/nowhere/uwsgi")
     result = app.test_cli_runner().invoke(args=["uwsgi", "run"])
     assert (result.exit_code, "FLASK_UWSGI_BINARY names '/nowhere/uwsgi'" in result.output) == (1, True)
+
+
+# Configuration; test_live_fronts.py serves with it
+
+
+def config(kind: str, app: str = "greenlets", **values: object) -> str:
+    """Return what ``flask uwsgi config`` prints, or its error."""
+    info = ScriptInfo(f"{__name__}:{app}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setitem(info.load_app().config, name, value)
+        result = info.load_app().test_cli_runner().invoke(args=["uwsgi", "config", kind], obj=info)
+    assert result.exit_code == result.output.startswith("Error: ")
+    return result.output
+
+
+@pytest.fixture
+def forum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The directory that this process is in."""
+    directory = tmp_path / "forum"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    return directory
+
+
+def test_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"src{os.pathsep}/lib")
+    lines = config("ini").splitlines()
+    assert {f"chdir = {forum}", "gevent = 1000", "socket = /run/forum/uwsgi.sock", f"module = {LOADER}"} <= {*lines}
+    environment = [line for line in lines if line.startswith("env =")]
+    assert environment == [f"env = FLASK_APP={__name__}:greenlets", f"env = PYTHONPATH={forum}/src:/lib"]
+    assert "asyncio = 1000" in config("ini", "tasks")
+    assert "threads = 100" in config("ini", "threaded")
+    assert f"--ini {forum}/uwsgi.ini\n" in config("systemd")
+    assert "server_name forum.example.com;" in config("nginx")
+    assert "server_name example.org;" in config("nginx", SERVER_NAME="example.org:8443")
+
+
+def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (forum / "a b").mkdir()
+    monkeypatch.chdir(forum / "a b")
+    assert "has characters that mean something in configuration files" in config("systemd")
+    monkeypatch.setenv("FLASK_UWSGI_BINARY", "/nowhere/uwsgi")
+    assert "FLASK_UWSGI_BINARY names '/nowhere/uwsgi'" in config("ini")
 
 
 # The start-up block

@@ -44,6 +44,7 @@ ORDER = [
     "testing",
     "startup",
     "runner",
+    "deployment",
     "doctor",
     "cli",
     "extension",

@@ -1,4 +1,4 @@
-"""Every front in front of every mode, with the configuration files of docs/deploy as they are."""
+"""Every front in front of every mode, with the configuration files of the package as they are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -17,9 +20,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from fronts import ALL, DEPLOY, FRONTS, MODES, NAME, Client, Machine, make_certificate, missing_tools, running
-from live import DEADLINE, find_free_port, serving, wait_until
+from live import DEADLINE, TESTS, find_free_port, serving, wait_until
 from live import MODES as SERVER_MODES
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+import flask_uwsgi_websocket
 
 pytest_plugins = ["live"]
 
@@ -200,6 +205,57 @@ def test_the_service_reloads_and_stops_and_tells_its_clients_so(tmp_path: Path, 
             assert client.ending == (1001, "the server stops")
 
 
+FACTORY = """
+from flask import Flask
+import flask_uwsgi_websocket
+
+def create_app(extension):
+    app = Flask(__name__)
+    websocket = getattr(flask_uwsgi_websocket, extension)(app)
+
+    if extension == "AsyncioWebSocket":
+        @websocket.route("/echo")
+        async def echo(ws):
+            async for message in ws:
+                await ws.send(message)
+    else:
+        @websocket.route("/echo")
+        def echo(ws):
+            for message in ws:
+                ws.send(message)
+
+    app.add_url_rule("/", "index", lambda: "hello")
+    return app
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_configuration_that_is_printed_for_an_application_serves_it(tmp_path: Path, mode: str) -> None:
+    require_tools()
+    forum, deploy = tmp_path / "forum", tmp_path / "deploy"
+    package = forum / "src" / "package"
+    package.mkdir(parents=True)
+    deploy.mkdir()
+    (package / "__init__.py").write_text(FACTORY)
+    app = f"src/package:create_app({SERVER_MODES[mode].extension!r})"
+    for kind, file in (("ini", f"{mode}.ini"), ("systemd", "chat.service"), ("nginx", "nginx-uwsgi.conf")):
+        command = [sys.executable, "-m", "flask", "--app", app, "uwsgi", "config", kind]
+        environ = {**os.environ, "PYTHONPATH": str(Path(flask_uwsgi_websocket.__file__).parents[1])}
+        with (deploy / file).open("wb") as output:
+            subprocess.run(command, cwd=forum, env=environ, check=True, stdout=output)
+    shutil.copy(deploy / f"{mode}.ini", forum / "uwsgi.ini")
+
+    with running(forum, [("nginx-uwsgi", mode)], first=len(ALL), deploy=deploy) as machines:
+        (machine,) = machines.values()
+        checks = (["nginx", "-t"], ["systemd-analyze", "--man=no", "verify", str(deploy / "chat.service")])
+        for check in checks:
+            result = machine.run(*check)
+            assert result.returncode == 0, result.stdout
+        with machine.connect("/echo", is_secure=True) as client:
+            client.send("hello")
+            assert client.receive() == "hello"
+
+
 HANDSHAKE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -227,7 +283,7 @@ def test_https_socket_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_the_matrix_of_the_docs_is_what_is_tested_here() -> None:
-    page = (DEPLOY.parent / "deploying.md").read_text()
+    page = (TESTS.parent / "docs" / "deploying.md").read_text()
     assert re.findall(r"`([a-z-]+-(?:threads|gevent|asyncio))`", page) == [str(cell.id) for cell in CELLS]
 
 

@@ -1,0 +1,48 @@
+"""Configuration for one app, made from the files in ``deploy``, which the tests install as they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+from .runner import find_uwsgi
+
+#: What there is configuration for, and the file with it. That of uWSGI depends on the mode.
+FILES = {"nginx": "nginx-uwsgi.conf", "ini": "{mode}.ini", "systemd": "chat.service"}
+
+
+def configuration(kind: str, mode: str, options: Iterable[tuple[str, str]], directory: Path, host: str | None) -> str:
+    """Return a configuration file: one of ``deploy``, with another app in place of the one that they are for.
+
+    The service, its user and its socket are named after the directory.
+
+    :param kind: a key of :data:`FILES`.
+    :param mode: ``threads``, ``gevent`` or ``asyncio``.
+    :param options: uWSGI's options that load the app.
+    :param directory: where the app is loaded, and where the files ``uwsgi.ini`` and ``tls.pem`` are.
+    :param host: the host name of the site; an example unless given.
+    :raises UwsgiNotFound: when there is no uWSGI.
+    :raises ValueError: when a path would have to be quoted, which is different in each kind of file.
+    """
+    name = re.sub("^[^a-z]+|[^a-z0-9_-]+", "", directory.name.lower()) or "app"
+    binary = os.path.abspath(find_uwsgi())
+    for path in (str(directory), sys.prefix, binary):
+        if not re.fullmatch(r"[\w./@+-]+", path):
+            raise ValueError(f"{path!r} has characters that mean something in configuration files: rename it")
+    values = {
+        "/srv/chat/venv/bin/uwsgi": binary,
+        "/srv/chat": str(directory),
+        # uWSGI replaces what begins with a percent sign.
+        "module = app:app": "\n".join(f"{key} = {value.replace('%', '%%')}" for key, value in options),
+        "virtualenv = /srv/chat/venv\n": f"virtualenv = {sys.prefix}\n" * (sys.prefix != sys.base_prefix),
+        "chat.example.com": host or f"{name}.example.com",
+        "chat": name,
+        "Chat": name.capitalize(),
+    }
+    longest_first = "|".join(map(re.escape, sorted(values, key=len, reverse=True)))
+    text = (files(__package__) / "deploy" / FILES[kind].format(mode=mode)).read_text()
+    return re.sub(rf"(?<!\w)({longest_first})\b", lambda match: values[match[0]], text)
