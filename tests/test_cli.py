@@ -376,6 +376,14 @@ def test_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatc
     assert "server_name example.org;" in config("nginx", SERVER_NAME="example.org:8443")
 
 
+@pytest.mark.parametrize("app", ["threaded", "greenlets", "tasks"])
+def test_the_doctor_finds_nothing_in_what_is_printed(app: str, forum: Path) -> None:
+    (forum / "uwsgi.ini").write_text(config("ini", app))
+    info = ScriptInfo(f"{__name__}:{app}")
+    result = info.load_app().test_cli_runner().invoke(args=["websocket", "doctor", "uwsgi.ini"], obj=info)
+    assert (result.exit_code, result.output) == (0, "Nothing in uwsgi.ini hurts.\n")
+
+
 def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (forum / "a b").mkdir()
     monkeypatch.chdir(forum / "a b")
