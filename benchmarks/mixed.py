@@ -138,9 +138,10 @@ SUSPICIOUS = re.compile("traceback|error|damn|warning", re.IGNORECASE)
 INTERVAL = 10.0
 #: Seconds until an echo counts as lost.
 PATIENCE = 30.0
-#: glibc keeps ever larger blocks for itself as it learns which sizes come and go; with these fixed, it gives back what
-#: the worker has freed, and what grows is the worker's.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+#: glibc keeps ever larger blocks for itself as it learns which sizes come and go, and threads have up to eight heaps for
+#: each processor, with gaps of their own. With these fixed, it gives back what the worker has freed, and what grows is
+#: the worker's.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
 #: Seconds after which the worker's memory has to be flat, and how many more it takes to tell.
 WARM_UP = 60.0
