@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, overload
 
 from flask import Blueprint
 from flask.sansio.app import App
 from flask.sansio.blueprints import BlueprintSetupState
 
 from .middleware import Views
-from .state import Kind, Registrar, state_of
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .state import After, Before, F, Kind, Registrar, Teardown, state_of
+from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
 
 
 class WebSocketBlueprint(Registrar, Blueprint):
@@ -34,16 +34,16 @@ class WebSocketBlueprint(Registrar, Blueprint):
     Hooks and listeners are for the connections of this blueprint and of those nested in it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._views = Views()
+    @cached_property
+    def _views(self) -> Views:
+        return Views()
 
     def register(self, app: App, options: dict[str, Any]) -> None:
         """Called by Flask to register the blueprint."""
         # A plain parent that is registered as a whole by the extension makes WebSockets of its own views only.
         super().register(getattr(app, "flask_app", app), options)
 
-    def websocket(self, rule: str, **options: Any) -> Callable[[F], F]:
+    def websocket(self, rule: str, **options: Any) -> HandlerDecorator:
         """Declare the handler of a URL.
 
         :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
@@ -59,6 +59,22 @@ class WebSocketBlueprint(Registrar, Blueprint):
 
         return decorator
 
+    @overload
+    def add_websocket_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        handler: Handler[Client, P, R] | None = None,
+        **options: Any,
+    ) -> None: ...
+    @overload
+    def add_websocket_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        handler: AsyncioHandler[AsyncioClient, P, AwaitableR] | None = None,
+        **options: Any,
+    ) -> None: ...
     def add_websocket_rule(
         self,
         rule: str,
@@ -81,15 +97,15 @@ class WebSocketBlueprint(Registrar, Blueprint):
 
     # Hooks
 
-    def before_app_websocket(self, function: F) -> F:
+    def before_app_websocket(self, function: Before) -> Before:
         """Like :meth:`before_websocket`, for all connections of the app."""
         return self._add_for_app("before", function)
 
-    def after_app_websocket(self, function: F) -> F:
+    def after_app_websocket(self, function: After) -> After:
         """Like :meth:`after_websocket`, for all connections of the app."""
         return self._add_for_app("after", function)
 
-    def teardown_app_websocket(self, function: F) -> F:
+    def teardown_app_websocket(self, function: Teardown) -> Teardown:
         """Like :meth:`teardown_websocket`, for all connections of the app."""
         return self._add_for_app("teardown", function)
 

@@ -19,6 +19,7 @@ from .cli import uwsgi_cli, websocket_cli
 from .doctor import diagnose
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
 from .handshake import UpgradeRequired
+from .lifecycle import Lifecycle
 from .middleware import (
     AsyncioWebSocketMiddleware,
     GeventWebSocketMiddleware,
@@ -30,17 +31,16 @@ from .protocol import data_frame
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
 from .settings import Settings, resolve
-from .state import Kind, Registrar, check_handler, state_of
+from .state import F, Kind, Registrar, check_handler, state_of
 from .stats import NAMES as STATS_NAMES
 from .testing import WebSocketTestClient
+from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
 from .worker import prepare_workers
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from .lifecycle import Lifecycle
-
-F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=Lifecycle)
 
 logger = logging.getLogger(__package__)
 
@@ -122,7 +122,7 @@ class WebSocket(Registrar):
         prepare_workers()
         self._apps.add(app)
 
-    def route(self, rule: str, **options: Any) -> Callable[[F], F]:
+    def route(self, rule: str, **options: Any) -> Callable[[Handler[Client, P, R]], Handler[Client, P, R]]:
         """Declare the handler of a URL.
 
         :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
@@ -132,7 +132,7 @@ class WebSocket(Registrar):
 
         endpoint = options.pop("endpoint", None)
 
-        def decorator(handler: F) -> F:
+        def decorator(handler: Handler[Client, P, R]) -> Handler[Client, P, R]:
             self.add_url_rule(rule, endpoint, handler, **options)
             return handler
 
@@ -142,7 +142,7 @@ class WebSocket(Registrar):
         self,
         rule: str,
         endpoint: str | None = None,
-        view_func: Callable[..., Any] | None = None,
+        view_func: Handler[Client, P, R] | None = None,
         **options: Any,
     ) -> None:
         """Declare the handler of a URL; see :meth:`route`.
@@ -172,7 +172,7 @@ class WebSocket(Registrar):
         self._register(lambda app: state_of(app).add(kind, None, function))
         return function
 
-    def broadcast(self, message: str | ReadableBuffer, connections: Iterable[Lifecycle]) -> list[Lifecycle]:
+    def broadcast(self, message: str | ReadableBuffer, connections: Iterable[C]) -> list[C]:
         """Send a message to many connections, encoded once, without waiting for any of them.
 
         Those that have closed are left out. It is no coroutine in the asyncio mode either.
@@ -268,7 +268,7 @@ class GeventWebSocket(WebSocket):
     :raises GeventNotInstalled: when gevent is not installed.
     """
 
-    middleware = GeventWebSocketMiddleware
+    middleware: type[WebSocketMiddleware] = GeventWebSocketMiddleware
     run_options: Mapping[str, Any] = {"gevent": 100, "gevent_early_monkey_patch": True}
 
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
@@ -286,7 +286,7 @@ class AsyncioWebSocket(WebSocket):
     :raises AsyncioNotAvailable: when greenlet is not installed.
     """
 
-    middleware = AsyncioWebSocketMiddleware
+    middleware: type[WebSocketMiddleware] = AsyncioWebSocketMiddleware
     run_options: Mapping[str, Any] = {"asyncio": 100, "greenlet": True}
     _coroutines = True
 
@@ -294,6 +294,20 @@ class AsyncioWebSocket(WebSocket):
         if find_spec("greenlet") is None:
             raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install Flask-uWSGI-WebSocket[asyncio]")
         super().__init__(app, timeout, **settings)
+
+    if TYPE_CHECKING:  # the same, for the other kind of handlers
+
+        def route(  # type: ignore[override]
+            self, rule: str, **options: Any
+        ) -> Callable[[AsyncioHandler[AsyncioClient, P, AwaitableR]], AsyncioHandler[AsyncioClient, P, AwaitableR]]: ...
+
+        def add_url_rule(  # type: ignore[override]
+            self,
+            rule: str,
+            endpoint: str | None = None,
+            view_func: AsyncioHandler[AsyncioClient, P, AwaitableR] | None = None,
+            **options: Any,
+        ) -> None: ...
 
     def init_app(self, app: Flask) -> None:
         """Serve WebSockets on *app*; see :meth:`WebSocket.init_app`."""

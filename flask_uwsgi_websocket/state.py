@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from flask.sansio.app import App
+from flask.typing import AfterRequestCallable, BeforeRequestCallable, TeardownCallable
 
 from .settings import Settings, resolve
 from .stats import Stats
@@ -25,6 +26,11 @@ Kind = Literal["before", "after", "teardown", "connect", "message", "close", "er
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
+
+# Hooks take and return what those of Flask do.
+Before = TypeVar("Before", bound=BeforeRequestCallable)
+After = TypeVar("After", bound=AfterRequestCallable[Any])
+Teardown = TypeVar("Teardown", bound=TeardownCallable)
 
 
 @dataclass(frozen=True)
@@ -125,21 +131,21 @@ class State:
 class Registrar:
     """The decorators of hooks and listeners, which the extension has for its apps, and a blueprint for itself."""
 
-    def before_websocket(self, function: F) -> F:
+    def before_websocket(self, function: Before) -> Before:
         """Call *function* before each handler; what it returns refuses the connection as its HTTP response.
 
         It may ``abort()``, too. Hooks of the app come first, then those of blueprints from the outermost inwards.
         """
         return self._add("before", function)
 
-    def after_websocket(self, function: F) -> F:
+    def after_websocket(self, function: After) -> After:
         """Call *function* with the 101 response of each handshake, to return it with more headers, or another.
 
         When it raises, the connection is refused. Inner blueprints come first, and the app last.
         """
         return self._add("after", function)
 
-    def teardown_websocket(self, function: F) -> F:
+    def teardown_websocket(self, function: Teardown) -> Teardown:
         """Call *function* at the end of each connection, with the exception that has left its handler, or None."""
         return self._add("teardown", function)
 

@@ -31,7 +31,7 @@ class WebSocketView:
     #: Applied to the handler that :meth:`as_view` returns, in this order, as in :class:`flask.views.View`.
     decorators: ClassVar[list[Callable[..., Any]]] = []
 
-    def on_connect(self, ws: Any, **view_args: Any) -> Any:
+    def on_connect(self, ws: Any, *_: Any, **view_args: Any) -> Any:  # for type checkers, the same as (ws, ...)
         """Take a new connection, before its handshake: it may still ``abort()``, or return a response.
 
         :param view_args: the variables of the URL.

@@ -36,6 +36,7 @@ ORDER = [
     "lifecycle",
     "client",
     "aio",
+    "typing",
     "keepalive",
     "worker",
     "middleware",
