@@ -433,6 +433,8 @@ class Connection(Channel):
             try:
                 payload = message if type(message) is bytes else bytes(memoryview(message))
             except TypeError:
+                if self._protocol.closed is not None:  # it may be the None that receive() has returned for that reason
+                    raise ConnectionClosed(*self._protocol.closed) from None
                 raise TypeError(
                     f"a message is str (text) or bytes (binary), not {type(message).__name__}: use send_json()?"
                 ) from None

@@ -374,6 +374,23 @@ def test_sending_on_a_closed_connection_raises_with_its_code(site: Site) -> None
     assert [site.noted() for _ in range(4)] == [(4001, "enough")] * 4
 
 
+def test_a_loop_that_sends_what_it_receives_ends_with_the_connection(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        try:
+            await for_ever(lambda: send_back(ws))
+        finally:
+            site.note(type(sys.exc_info()[1]))
+
+    async def send_back(ws: Any) -> None:
+        await ws.send(await ws.receive())
+
+    with site.connect() as client:
+        client.send("x")
+        assert client.recv() == "x"
+    assert site.noted() is ConnectionClosed
+
+
 def test_sending_to_a_peer_that_vanished_raises(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
