@@ -184,8 +184,14 @@ def check_handler(handler: Function, coroutines: bool) -> None:
     """
     function = inspect.unwrap(handler)
     name = getattr(handler, "__name__", None) or repr(handler)  # a partial or an object has no name
-    is_coroutine = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
+    is_coroutine = any(map(_is_coroutine_function, (function, getattr(function, "__call__", None))))  # noqa: B004
     if is_coroutine and not coroutines:
         raise TypeError(f"{name}() is a coroutine function: use AsyncioWebSocket, or a plain function")
     if not is_coroutine and coroutines:
         raise TypeError(f"{name}() is no coroutine function: write async def, or use WebSocket")
+
+
+def _is_coroutine_function(function: object) -> bool:
+    """Tell whether *function* is written with ``async def``, or with ``yield from`` below ``@types.coroutine``."""
+    code = getattr(function, "__code__", None)
+    return inspect.iscoroutinefunction(function) or bool(code and code.co_flags & inspect.CO_ITERABLE_COROUTINE)

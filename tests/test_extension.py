@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import types
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from flask import Blueprint, Flask, abort, g, redirect, request, url_for
-from inprocess import DEADLINE, MODES, Site
+from inprocess import DEADLINE, MODES, Site, serving
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 from werkzeug.middleware.proxy_fix import ProxyFix
 from wire import TEXT
@@ -194,6 +196,16 @@ def test_a_coroutine_function_is_no_blocking_handler(extension: Any) -> None:
 def test_a_plain_function_is_no_coroutine_handler() -> None:
     with pytest.raises(TypeError, match=r"handler\(\) is no coroutine function: write async def, or use WebSocket"):
         AsyncioWebSocket().add_url_rule("/", None, say("x"))
+
+
+def test_a_coroutine_handler_may_be_written_with_yield_from() -> None:
+    @types.coroutine
+    def handler(ws: Any) -> Any:
+        yield from ws.send("x")
+
+    with contextmanager(serving)("asyncio") as site:
+        site.websocket.add_url_rule("/", None, handler)
+        assert hear(site, "/") == "x"
 
 
 def test_a_handler_may_be_a_method_a_partial_or_an_object(blocking: Site) -> None:
