@@ -3,6 +3,7 @@
 from .aio import AsyncioWebSocketClient
 from .blueprints import WebSocketBlueprint
 from .client import GeventWebSocketClient, WebSocketClient
+from .client import WebSocketClient as AsyncWebSocketClient
 from .deflate import Compression
 from .exceptions import (
     AsyncioNotAvailable,
@@ -14,8 +15,10 @@ from .exceptions import (
     WebSocketError,
 )
 from .extension import AsyncioWebSocket, GeventWebSocket, WebSocket
+from .extension import WebSocket as AsyncWebSocket
 from .limits import RateLimit
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
+from .middleware import WebSocketMiddleware as AsyncWebSocketMiddleware
 from .runner import find_uwsgi, run_uwsgi
 from .servers import uwsgi
 from .signals import (
@@ -32,6 +35,9 @@ from .views import WebSocketView
 __version__ = "0.7.0"
 
 __all__ = [
+    "AsyncWebSocket",
+    "AsyncWebSocketClient",
+    "AsyncWebSocketMiddleware",
     "AsyncioNotAvailable",
     "AsyncioWebSocket",
     "AsyncioWebSocketClient",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
 from .lifecycle import Lifecycle
 from .loops import AsyncioLoop, background_asyncio_loop, current_asyncio_loop, is_in_gevent
+from .protocol import data_frame
 from .servers import uwsgi
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _make_loop() -> AsyncioLoop:
 class AsyncioWebSocketClient(Lifecycle):
     """What a coroutine handler gets: the calls of :class:`WebSocketClient`, to be awaited.
 
-    All of them belong to the thread of the event loop; ``recv_nb()`` alone is no coroutine.
+    All of them belong to the thread of the event loop; ``recv_nb()`` and ``send_nb()`` alone are no coroutines.
     """
 
     make_loop = staticmethod(_make_loop)
@@ -81,6 +82,15 @@ class AsyncioWebSocketClient(Lifecycle):
     async def send_json(self, value: Any, *, timeout: float | None = None) -> None:
         """Send *value* as JSON in a text message, written by ``app.json``. See :meth:`send`."""
         await self._send(self._app.json.dumps(value), timeout=timeout)
+
+    def send_nb(self, message: str | ReadableBuffer) -> None:
+        """Send a message without waiting; it is no coroutine. See :meth:`send`.
+
+        :raises BlockingIOError: when more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for the peer.
+        """
+        message = message if isinstance(message, str) else bytes(memoryview(message))
+        if not self.offer(message, data_frame(message)):
+            raise BlockingIOError("the peer has not read what was sent before: nothing more was sent")
 
     async def send_from_sharedarea(self, id: int, pos: int) -> None:
         """Send what uWSGI's shared area *id* holds from *pos* on, as text."""

@@ -78,6 +78,8 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
                 "gevent-early-monkey-patch is missing: whatever waits in the standard library, such as a database, "
                 "holds up all connections."
             )
+    elif "asyncio" not in options and "async" in options:
+        yield "async without gevent or asyncio: a WebSocket holds up all other requests of its worker. Use gevent."
     elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
         yield "enable-threads is missing: no thread looks after the connections, so there are no pings and deadlines."
     cores = max(number_option(options, name, 1) for name in ("gevent", "asyncio", "async", "threads"))

@@ -57,6 +57,7 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         (without(GEVENT, "master"), {}, "master is missing"),
         (without(GEVENT, "gevent-early-monkey-patch"), {}, "gevent-early-monkey-patch is missing"),
         ({**GEVENT, "gevent": b"1"}, {}, "each worker has one core"),
+        ({"async": b"10", "ugreen": True, "master": True}, {}, "async without gevent or asyncio: a WebSocket holds up"),
         ({"processes": b"4", "master": True, "enable-threads": True}, {}, "each worker has one core"),
     ],
 )

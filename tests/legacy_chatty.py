@@ -1,0 +1,25 @@
+"""One more of the examples of 0.6.1, in legacy_app.py: it never forgets a user."""
+
+from flask import Blueprint
+from live_app import MODULE
+
+ws = Blueprint("chatty", __name__, url_prefix="/legacy")
+
+
+def sleep(seconds):  # gevent's in the example
+    MODULE.sleep(seconds / 100)
+
+
+# examples/chatty-gevent
+
+users = {}
+
+@ws.route('/chatty')
+def sender(ws):
+    users[ws.id] = ws
+
+    while True:
+        for id in users:
+            if id != ws.id:
+                users[id].send('hi from ' + ws.id)
+        sleep(3)
