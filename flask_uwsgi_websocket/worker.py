@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from random import random
 from time import monotonic
@@ -34,6 +35,8 @@ from .loops import Loop, ThreadLoop, current_asyncio_loop, current_blocking_loop
 from .servers import number_option, uwsgi
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from .lifecycle import Lifecycle
 
 #: Seconds between two looks at the connections of a worker that ends.
@@ -67,8 +70,21 @@ def prepare_workers() -> None:
     if getattr(previous, "func", None) is _after_fork:
         return
     uwsgi.post_fork_hook = partial(_after_fork, previous)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with suppress(ValueError):  # only the main thread of the main interpreter may
+            signal.signal(signal.SIGINT, _end_starting_worker)
     if uwsgi.worker_id() > 0:  # the app is loaded after the fork
         _after_fork(None)
+
+
+def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
+    """Stand in for Python's handler of SIGINT until uWSGI sets its own, at the end of a worker's start.
+
+    Within that start uWSGI drops every exception, a KeyboardInterrupt too.
+    """
+    if uwsgi.worker_id() > 0:
+        os._exit(_END_CODE)
+    signal.default_int_handler(signum, frame)
 
 
 def _after_fork(previous: Callable[[], object] | None) -> None:
@@ -78,16 +94,18 @@ def _after_fork(previous: Callable[[], object] | None) -> None:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         loop.call_soon(_handle_signals_in_asyncio, loop)  # by when uWSGI has set its own
-    elif uwsgi.loop == b"gevent":
-        from gevent import spawn
-
-        spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
-    elif uwsgi.has_threads:
+    elif uwsgi.loop != b"gevent" and uwsgi.has_threads:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
         _watch_limits(ThreadLoop)
-    if previous is not None:
-        previous()
+    try:
+        if previous is not None:
+            previous()
+    finally:
+        if uwsgi.loop == b"gevent":
+            from gevent import spawn
+
+            spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
 
 
 class Shutdown:

@@ -166,6 +166,10 @@ class Server:
         if self._process.poll() is None and not self._is_stopping:
             self._save_coverage()
             os.killpg(self._process.pid, signal.SIGINT)
+        self.wait_until_ended()
+
+    def wait_until_ended(self) -> None:
+        """Wait until it has stopped, and see to it that nothing of it is left."""
         try:
             self._process.wait(DEADLINE)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import types
 from contextlib import contextmanager
 from typing import Any
@@ -653,6 +654,7 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
     monkeypatch.setattr("flask_uwsgi_websocket.worker.uwsgi", uwsgi)
     loops: list[Any] = []
     monkeypatch.setattr(asyncio, "set_event_loop", loops.append)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         for name in ("one", "two"):
             AsyncioWebSocket(Flask(name))
@@ -668,6 +670,7 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
         AsyncioWebSocket(Flask("four"))
         assert len(loops) == 2
     finally:
+        signal.signal(signal.SIGINT, on_interrupt)
         for loop in loops:
             loop.close()
 
