@@ -70,21 +70,23 @@ def prepare_workers() -> None:
     if getattr(previous, "func", None) is _after_fork:
         return
     uwsgi.post_fork_hook = partial(_after_fork, previous)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        with suppress(ValueError):  # only the main thread of the main interpreter may
-            signal.signal(signal.SIGINT, _end_starting_worker)
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) in {signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler}:
+            with suppress(ValueError):  # only the main thread of the main interpreter may
+                signal.signal(signum, _end_starting_worker)
     if uwsgi.worker_id() > 0:  # the app is loaded after the fork
         _after_fork(None)
 
 
 def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
-    """Stand in for Python's handler of SIGINT until uWSGI sets its own, at the end of a worker's start.
+    """Handle a signal until uWSGI sets its own handlers, at the end of a worker's start.
 
-    Within that start uWSGI drops every exception, a KeyboardInterrupt too.
+    Until then uWSGI ignores SIGHUP and SIGTERM, and drops the KeyboardInterrupt that Python makes of SIGINT.
     """
     if uwsgi.worker_id() > 0:
-        os._exit(_END_CODE)
-    signal.default_int_handler(signum, frame)
+        os._exit(_QUIET_CODE if signum == signal.SIGHUP else _END_CODE)
+    if signum == signal.SIGINT:
+        signal.default_int_handler(signum, frame)
 
 
 def _after_fork(previous: Callable[[], object] | None) -> None:

@@ -1,4 +1,4 @@
-"""The application of the test of a stop within the start: each worker that is forked has its server stopped."""
+"""The application of the test of signals within the start: a worker has its server reload; the next one, stop."""
 
 import os
 import signal
@@ -10,13 +10,14 @@ import flask_uwsgi_websocket
 from flask_uwsgi_websocket import uwsgi
 
 
-def have_the_server_stopped():
+def signal_the_master():
+    signum = signal.SIGHUP if os.environ["UWSGI_RELOADS"] == "0" else signal.SIGINT
     while True:  # the master itself hears of it only when it has forked all its workers
-        os.kill(uwsgi.masterpid(), signal.SIGINT)
+        os.kill(uwsgi.masterpid(), signum)
         time.sleep(0.05)
 
 
-uwsgi.post_fork_hook = have_the_server_stopped
+uwsgi.post_fork_hook = signal_the_master
 
 app = Flask(__name__)
 getattr(flask_uwsgi_websocket, os.environ["LIVE_CLASS"])(app)

@@ -654,7 +654,7 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
     monkeypatch.setattr("flask_uwsgi_websocket.worker.uwsgi", uwsgi)
     loops: list[Any] = []
     monkeypatch.setattr(asyncio, "set_event_loop", loops.append)
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
     try:
         for name in ("one", "two"):
             AsyncioWebSocket(Flask(name))
@@ -670,7 +670,8 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
         AsyncioWebSocket(Flask("four"))
         assert len(loops) == 2
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
         for loop in loops:
             loop.close()
 

@@ -121,6 +121,6 @@ def test_behind_the_router_the_closed_signal_of_a_server_that_stops_is_sent_too(
 
 
 @pytest.mark.parametrize("mode", ["threads", "gevent-2-processes", "asyncio"])
-def test_a_worker_that_is_told_to_stop_while_it_starts_ends(tmp_path: Path, mode: str) -> None:
+def test_a_worker_that_is_told_to_reload_or_to_stop_while_it_starts_ends(tmp_path: Path, mode: str) -> None:
     server = Server(tmp_path, MODES[mode], "http-socket", module="live_starting_app")
     server.wait_until_ended()
