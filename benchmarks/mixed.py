@@ -138,10 +138,15 @@ SUSPICIOUS = re.compile("traceback|error|damn|warning", re.IGNORECASE)
 INTERVAL = 10.0
 #: Seconds until an echo counts as lost.
 PATIENCE = 30.0
-#: glibc keeps ever larger blocks for itself as it learns which sizes come and go, and threads have up to eight heaps for
-#: each processor, with gaps of their own. With these fixed, it gives back what the worker has freed, and what grows is
-#: the worker's.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
+#: glibc keeps ever larger blocks for itself as it learns which sizes come and go; threads have up to eight heaps for
+#: each processor, and each thread keeps up to 236 kB of small blocks. Without all that, it gives back what the worker
+#: has freed, and what grows is the worker's.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
+}
 
 #: Seconds after which the worker's memory has to be flat, and how many more it takes to tell.
 WARM_UP = 60.0
