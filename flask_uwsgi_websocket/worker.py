@@ -26,28 +26,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
-from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
 
-from .keepalive import connections, refuse_connections
+from .keepalive import refuse_connections
 from .loops import Loop, ThreadLoop, current_asyncio_loop, current_blocking_loop, run
 from .servers import number_option, uwsgi
+from .shutdown import INTERVAL, Shutdown
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from .lifecycle import Lifecycle
-
-#: Seconds between two looks at the connections of a worker that ends.
-INTERVAL = 0.05
-
 #: Seconds between two looks whether uWSGI wants a worker to end that gets no signal.
 CHECK_INTERVAL = 1.0
-
-#: Clients are told within so many seconds for each, and at most so many for all: they come back at as many moments.
-SPREAD = 0.01
-LONGEST_SPREAD = 1.0
 
 #: Seconds that uWSGI's asyncio engine, which would wait for none, gives to the other requests of a worker that reloads.
 REQUEST_TIME = 5.0
@@ -110,50 +101,15 @@ def _after_fork(previous: Callable[[], object] | None) -> None:
             spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
 
 
-class Shutdown:
-    """The end of this worker, carried out by one thread, greenlet or task.
+def make_shutdown(signum: int, loop: Loop) -> Shutdown:
+    """Return the end of this worker, which from now on takes only connections for which uWSGI will wait.
 
     :param signum: what uWSGI has sent. SIGHUP lets other requests end, and some may yet become connections.
     """
-
-    def __init__(self, signum: int, loop: Loop) -> None:
-        is_restart = signum != signal.SIGINT and uwsgi.masterpid() > 0
-        self._code = 1012 if is_restart else 1001
-        self._reason = "the server restarts" if is_restart else "the server stops"
-        self._loop = loop
-        self._closing_at: dict[Lifecycle, float] = {}
-        # After that, uWSGI would kill the worker.
-        mercy = number_option(uwsgi.opt, "worker-reload-mercy", 60)
-        self._longest = mercy - min(2, mercy / 2)
-        if signum != signal.SIGHUP:
-            refuse_connections()
-
-    async def finish(self) -> bool:
-        """Close all connections and wait for their handlers; return whether they have ended in time."""
-        while self._close_connections():
-            await self._loop.sleep(INTERVAL)
-        late = connections()
-        for connection in late:
-            await connection.abandon()
-        return not late
-
-    def _close_connections(self) -> bool:
-        """Begin to close what is open, and what has opened since; return whether there is still reason to wait."""
-        now = monotonic()
-        current = connections()
-        new = [connection for connection in current if connection not in self._closing_at]
-        spread = min(SPREAD * len(new), LONGEST_SPREAD)
-        self._closing_at.update((connection, now + random() * spread) for connection in new)
-        is_waiting = False
-        for connection in current:
-            age = now - self._closing_at[connection]
-            timeout = min(connection.shutdown_timeout, self._longest)
-            if age >= 0:
-                connection.begin_shutdown(self._code, self._reason)
-            if age >= timeout / 2:
-                connection.end_if_silent()
-            is_waiting |= age < timeout
-        return is_waiting
+    if signum != signal.SIGHUP:
+        refuse_connections()
+    restarts = signum != signal.SIGINT and uwsgi.masterpid() > 0
+    return Shutdown(loop, restarts=restarts, mercy=number_option(uwsgi.opt, "worker-reload-mercy", 60))
 
 
 def _exit(signum: int) -> NoReturn:
@@ -209,7 +165,7 @@ def _wait_for_signal() -> None:
     if signum == signal.SIGHUP:  # uWSGI's handler accepts no more, and lets the worker go after its last request
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.kill(os.getpid(), signum)
-    shutdown = Shutdown(signum, ThreadLoop())
+    shutdown = make_shutdown(signum, ThreadLoop())
     while run(shutdown.finish()) and signum == signal.SIGHUP:  # a request may yet become a connection
         time.sleep(INTERVAL)
     # uWSGI would do the same, but not in this thread.
@@ -239,7 +195,7 @@ def handle_signals_in_gevent() -> None:
             finishing.append(Greenlet.spawn(finish, signum))
 
     def finish(signum: int) -> None:
-        shutdown = Shutdown(signum, current_blocking_loop())
+        shutdown = make_shutdown(signum, current_blocking_loop())
         in_time = run(shutdown.finish())
         if signum == signal.SIGHUP:
             Greenlet.spawn(follow, shutdown, in_time)
@@ -276,7 +232,7 @@ def _handle_signals_in_asyncio(loop: asyncio.AbstractEventLoop) -> None:
 
     async def finish(signum: int) -> None:
         try:
-            shutdown = Shutdown(signum, current_asyncio_loop())
+            shutdown = make_shutdown(signum, current_asyncio_loop())
             deadline = monotonic() + REQUEST_TIME
             while await shutdown.finish() and signum == signal.SIGHUP and _is_busy() and monotonic() < deadline:
                 await asyncio.sleep(INTERVAL)

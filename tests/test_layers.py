@@ -38,6 +38,7 @@ ORDER = [
     "aio",
     "typing",
     "keepalive",
+    "shutdown",
     "worker",
     "middleware",
     "views",

@@ -25,7 +25,7 @@ import websockets.exceptions
 from live import DEADLINE, MODES, Mode, Raw, Server, in_threads, serving, wait_until
 from test_live_shutdown import COUNT, RELOADED, STOPPED, check_signals, expect_the_end
 
-from flask_uwsgi_websocket.worker import INTERVAL
+from flask_uwsgi_websocket.shutdown import INTERVAL
 
 pytest_plugins = ["live"]
 pytestmark = pytest.mark.live

@@ -12,7 +12,7 @@ import pytest
 from inprocess import Site, run
 from wire import CLOSE, close_body
 
-from flask_uwsgi_websocket import keepalive, worker
+from flask_uwsgi_websocket import keepalive, shutdown, worker
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def uwsgi(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         loop=None, opt={}, state=state, masterpid=lambda: 1, worker_id=lambda: 1, workers=lambda: (state, state, state)
     )
     monkeypatch.setattr(worker, "uwsgi", uwsgi)
-    monkeypatch.setattr(worker, "INTERVAL", 0.01)
+    monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
     monkeypatch.setattr(keepalive, "_is_closed", False)
     return uwsgi
 
@@ -58,7 +58,7 @@ def test_a_worker_that_ends_closes_its_connections_and_gives_up_handlers_that_do
     async def end(ws: Any) -> None:  # whose own connection is late, therefore
         client = getattr(ws, "blocking", ws)
         await ws.accept()
-        site.note(await worker.Shutdown(signum, client._loop).finish())
+        site.note(await worker.make_shutdown(signum, client._loop).finish())
 
     client = site.upgrade()
     assert site.noted() == "ready"
@@ -85,7 +85,7 @@ def test_a_handler_whose_client_does_not_answer_sees_the_end_in_time_to_end_itse
     async def end(ws: Any) -> None:
         client = getattr(ws, "blocking", ws)
         await ws.accept()
-        await worker.Shutdown(signal.SIGHUP, client._loop).finish()
+        await worker.make_shutdown(signal.SIGHUP, client._loop).finish()
         site.note("finished")
 
     silent = site.upgrade()
@@ -123,7 +123,7 @@ class Clock:
 
 
 def end(signum: int, loop: Any) -> bool:
-    in_time: bool = run(worker.Shutdown(signum, loop).finish())
+    in_time: bool = run(worker.make_shutdown(signum, loop).finish())
     return in_time
 
 
@@ -147,14 +147,14 @@ class Connection:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(worker, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(shutdown, "monotonic", lambda: clock.now)
     return clock
 
 
 @pytest.fixture
 def open_connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     connections: list[Connection] = []
-    monkeypatch.setattr(worker, "connections", connections.copy)
+    monkeypatch.setattr(shutdown, "connections", connections.copy)
     return connections
 
 
