@@ -27,6 +27,7 @@ from .middleware import (
     WebSocketMiddleware,
     tell_of_rejection,
 )
+from .process import prepare_process
 from .protocol import data_frame
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
@@ -120,6 +121,7 @@ class WebSocket(Registrar):
             app.test_client_class = WebSocketTestClient
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
         prepare_workers()
+        prepare_process()
         self._apps.add(app)
 
     def route(self, rule: str, **options: Any) -> Callable[[Handler[Client, P, R]], Handler[Client, P, R]]:

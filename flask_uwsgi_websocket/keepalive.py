@@ -104,6 +104,11 @@ def connections() -> list[Lifecycle]:
     return [connection for keepalive in list(_keepalives.values()) for connection in keepalive.connections()]
 
 
+def loops() -> list[Loop]:
+    """Return the loops in which there are connections."""
+    return [loop for loop, keepalive in list(_keepalives.items()) if keepalive.connections()]
+
+
 def refuse_connections() -> None:
     """Refuse every connection from now on, because the worker ends at once.
 

@@ -12,7 +12,7 @@ from math import inf
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from .loops import allocate_lock
-from .servers import uwsgi
+from .servers import gunicorn_worker, uwsgi
 
 #: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
 RETRY_AFTER = 10
@@ -149,11 +149,22 @@ def _network(address: str | None) -> str | None:
 
 
 def _most_connections() -> float:
-    """Return for how many connections a worker has room: an open one occupies one of uWSGI's cores."""
-    if uwsgi is None:
-        return inf
-    cores: int = uwsgi.cores
-    return max(1, cores - reserved_cores(cores))
+    """Return for how many connections this process has room: an open one occupies one of its server's cores."""
+    cores = _cores()
+    return inf if cores is None else max(1, cores - reserved_cores(cores))
+
+
+def _cores() -> int | None:
+    """Return how many requests this process serves at once; None when its server has no limit, or tells none."""
+    cores: int
+    if uwsgi is not None:
+        cores = uwsgi.cores
+        return cores
+    worker = gunicorn_worker()
+    if worker is None:
+        return None
+    cores = worker.cfg.threads if hasattr(worker, "tpool") else worker.cfg.worker_connections  # of gevent
+    return cores
 
 
 def reserved_cores(cores: int) -> int:

@@ -404,7 +404,8 @@ def _warn_if_unpatched() -> None:
     if not is_module_patched("socket"):
         logger.warning(
             "gevent serves this process, but the standard library is not patched: whatever else waits in a handler "
-            "holds up all connections. Start uwsgi with --gevent-early-monkey-patch."
+            "holds up all connections. Start uwsgi with --gevent-early-monkey-patch; elsewhere, begin with "
+            "gevent.monkey.patch_all()."
         )
 
 

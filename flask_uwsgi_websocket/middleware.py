@@ -18,6 +18,7 @@ from .handshake import is_upgrade, negotiate_handshake
 from .keepalive import keepalive_of
 from .lifecycle import forget_session
 from .limits import admissions
+from .process import watch_process
 from .servers import find_server
 from .settings import NAMES, Settings
 from .state import state_of
@@ -126,6 +127,7 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
             server = find_server(request.environ)
             loop = client.make_loop()
             handle_signals_in_gevent()
+            watch_process()
             keepalive = keepalive_of(loop)
             keepalive.add(client, loop)
             try:

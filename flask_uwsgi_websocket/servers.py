@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
 from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
@@ -152,29 +153,43 @@ def _open_null_device() -> int:
 _opening = allocate_lock()  # of two threads that are the first, each would open its own
 
 
-class WerkzeugServer:
-    """Werkzeug's development server, and whatever else puts a ``werkzeug.socket`` into the environ."""
+class SocketServer:
+    """What the servers that are written in Python have in common: the socket itself, with its buffers.
 
-    def __init__(self, environ: WSGIEnvironment) -> None:
-        self._socket: socket.socket = environ["werkzeug.socket"]
-        self._input: Any = environ["wsgi.input"]
+    :param sock: the socket of the request.
+    :raises RuntimeError: when it carries TLS.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        if hasattr(sock, "getpeercert"):  # the standard library's or gevent's
+            raise RuntimeError(
+                "this server ends TLS itself, so a WebSocket cannot use its connections: start it without a "
+                "certificate, behind a proxy such as nginx that ends TLS"
+            )
+        self._socket = sock
 
     def open(self) -> RawSocket:
         """Duplicate the server's socket."""
         if self._has_early_data():
             raise BadRequest(_EARLY_DATA)
-        sock = RawSocket(fileno=os.dup(self._socket.fileno()))
-        sock.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        fd = os.dup(self._socket.fileno())
+        is_blocking = os.get_blocking(fd)  # for the server's socket, too
+        sock = RawSocket(fileno=fd)
+        sock.setblocking(is_blocking)  # whatever socket.setdefaulttimeout() says
         return sock
 
     def _has_early_data(self) -> bool:
         """Tell whether the server has read more than the request into its buffer."""
-        if not isinstance(self._input, BufferedReader):
-            return False
+        raise NotImplementedError
+
+    def _has_read(self, reader: BufferedReader) -> bool:
+        """Tell whether there is something in the buffer of *reader*, or in the socket that it reads."""
         timeout = self._socket.gettimeout()
         self._socket.settimeout(0)  # an empty buffer would be filled
         try:
-            return bool(self._input.peek())
+            return bool(reader.peek())
+        except OSError:  # a reset, which whoever reads will find
+            return False
         finally:
             self._socket.settimeout(timeout)
 
@@ -184,16 +199,74 @@ class WerkzeugServer:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
+class WerkzeugServer(SocketServer):
+    """Werkzeug's development server (``flask run``), and whatever else puts a ``werkzeug.socket`` into the environ."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        if not environ["wsgi.multithread"] and not environ["wsgi.multiprocess"]:
+            raise RuntimeError(
+                "this server serves one request at a time, so that a WebSocket would hold up all others: start it "
+                "with threads, flask run without --without-threads"
+            )
+        super().__init__(environ["werkzeug.socket"])
+        self._input: Any = environ["wsgi.input"]
+
+    def _has_early_data(self) -> bool:
+        return isinstance(self._input, BufferedReader) and self._has_read(self._input)
+
+
+class GunicornServer(SocketServer):
+    """gunicorn, with threads (``gthread``) or gevent: https://docs.gunicorn.org/en/stable/design.html"""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        if not environ["wsgi.multithread"]:
+            raise RuntimeError(
+                "a sync worker of gunicorn serves one request at a time, and is killed when that takes longer than "
+                "its --timeout: start gunicorn with --threads 100, or with --worker-class gevent"
+            )
+        super().__init__(environ["gunicorn.socket"])
+        self._body: Any = environ["wsgi.input"]
+
+    def _has_early_data(self) -> bool:
+        """Look into the buffer from which the body would be read, if there were one."""
+        unreader = getattr(getattr(self._body, "reader", None), "unreader", None)
+        return unreader is not None and bool(unreader.buf.getvalue())
+
+
+class GeventServer(SocketServer):
+    """gevent's ``pywsgi.WSGIServer``, whose environ has the socket behind its input only."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        reader: Any = environ["wsgi.input"]  # buffered, or a reader of bodies around such a one
+        self._reader = getattr(reader, "rfile", reader)
+        super().__init__(self._reader.raw._sock)
+
+    def _has_early_data(self) -> bool:
+        return self._has_read(self._reader)
+
+
 def find_server(environ: WSGIEnvironment) -> Server:
     """Return the server that serves the request of *environ*.
 
-    :raises RuntimeError: when it is none that is known.
+    :raises RuntimeError: when it is none that is known, or cannot serve a WebSocket as it was started.
     """
     if uwsgi is not None:
         return UwsgiServer(environ)
     if "werkzeug.socket" in environ:
         return WerkzeugServer(environ)
+    if "gunicorn.socket" in environ:
+        return GunicornServer(environ)
+    software = environ.get("SERVER_SOFTWARE", "it has no name")
+    if software.startswith("gevent/"):
+        return GeventServer(environ)
     raise RuntimeError(
-        "this server does not lend its sockets, so it cannot serve WebSockets: run the app in uWSGI, with "
-        "app.run() or the uwsgi command"
+        f"this server ({software}) does not lend its sockets, so it cannot serve WebSockets: run the app in uWSGI, "
+        "with app.run() or the uwsgi command. To develop, flask run, gunicorn and gevent's WSGIServer will do, too."
     )
+
+
+def gunicorn_worker() -> Any:
+    """Return the worker of gunicorn that this process is, or None elsewhere: its methods handle the signals."""
+    base: Any = sys.modules.get("gunicorn.workers.base")
+    worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return worker if base is not None and isinstance(worker, base.Worker) else None

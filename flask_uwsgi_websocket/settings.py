@@ -34,7 +34,8 @@ class Settings:
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
     :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
     :param max_connections: beyond so many connections of a worker, whatever their routes, a handshake is answered
-        with 503; None for as many as uWSGI has cores, but for a tenth of them (1 to 20) kept for HTTP.
+        with 503; None for as many as uWSGI has cores, or gunicorn threads, but for a tenth of them (1 to 20) kept for
+        HTTP. Other servers have no such number, and no limit.
     :param max_connections_per_ip: beyond so many connections of a worker from one address (of IPv6, one /64), a
         handshake is answered with 429; None for any number.
     :param rate_limit: a :class:`RateLimit` of what one client may send, or None; beyond it, 1008.

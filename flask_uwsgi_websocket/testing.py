@@ -299,7 +299,7 @@ class WebSocketTestConnection:
         environ.pop("werkzeug.debug.preserve_context", None)  # contexts belong to the thread, and end with it
         self._environ = environ
         self._sock, theirs = socket.socketpair()
-        environ["werkzeug.socket"] = theirs
+        environ.update({"werkzeug.socket": theirs, "wsgi.multithread": True})
         self._sock.settimeout(self._timeout)
         self._running = 2
         self._reader = self._start(self._read)

@@ -1,4 +1,4 @@
-"""uWSGI servers for the live tests, one for each mode and front, and clients for them. A pytest plugin.
+"""Servers for the live tests, uWSGI's for each mode and front, and some others, and clients for them. A pytest plugin.
 
 A server stays up for all tests that use it. They wait for what its workers write into their journal, and for its
 access log. When it goes down, its log must hold no crash, no noise, and no traceback that was not deliberate.
@@ -37,6 +37,8 @@ import flask_uwsgi_websocket
 T = TypeVar("T")
 
 TESTS = Path(__file__).parent
+PATHS = [str(TESTS), str(Path(flask_uwsgi_websocket.__file__).parents[1])]
+SERVERS_PAGE = TESTS.parent / "docs" / "servers.md"
 UWSGI = Path(sys.executable).with_name("uwsgi")
 
 #: Seconds for whatever takes much less on an idle machine.
@@ -77,12 +79,23 @@ _NOISE = re.compile(
 )
 
 
-class Server:
-    """A running uWSGI.
+#: Servers other than uWSGI: the mode of their handlers, and how they are started, as docs/servers.md says.
+OTHERS = {
+    "flask-run": Mode("WebSocket", ["flask", "--app", "app", "run"], "time"),
+    "flask-run-asyncio": Mode("AsyncioWebSocket", ["flask", "--app", "app", "run"], "asyncio"),
+    "gunicorn-threads": Mode("WebSocket", ["gunicorn", "--threads", "150", "app:app"], "time"),
+    "gunicorn-threads-asyncio": Mode("AsyncioWebSocket", ["gunicorn", "--threads", "150", "app:app"], "asyncio"),
+    "gunicorn-gevent": Mode("GeventWebSocket", ["gunicorn", "--worker-class", "gevent", "app:app"], "time"),
+    "gevent": Mode("GeventWebSocket", ["python", "serve.py"], "time"),
+}
 
-    :param mode: the key of its mode.
-    :param front: the key of its front.
-    :param options: more options for uWSGI.
+
+class Server:
+    """A running server.
+
+    :param mode: its mode.
+    :param front: the key of uWSGI's front, or None for another server.
+    :param options: more options on its command line.
     :param hosts: more addresses to listen on.
     :param master: whether uWSGI has its master process.
     :param module: the module of the application.
@@ -91,11 +104,14 @@ class Server:
 
     host = "127.0.0.1"
 
+    #: Where a line of the access log has the status.
+    _status = re.compile(r"\(HTTP/1\.1 (\d+)\)")
+
     def __init__(
         self,
         directory: Path,
         mode: Mode,
-        front: str,
+        front: str | None,
         *,
         options: Sequence[str] = (),
         hosts: Sequence[str] = (),
@@ -116,22 +132,10 @@ class Server:
         self._reading = threading.Lock()
         self._read = 0  # of its bytes
         self._entries: list[dict[str, Any]] = []
-        *flags, listen = FRONTS[front]
-        addresses = [f"{host}:{self.port}" for host in (self.host, *hosts)]
-        arguments = [
-            str(UWSGI),
-            *("--master", "--die-on-term") * master,
-            *("--need-app", "--enable-threads", "--sharedarea", "1"),
-            *("--virtualenv", sys.prefix) * (sys.prefix != sys.base_prefix),
-            *("--pythonpath", str(TESTS), "--pythonpath", str(Path(flask_uwsgi_websocket.__file__).parents[1])),
-            *("--module", f"{module}:app"),
-            *flags,
-            *(item for address in addresses for item in (listen, address)),
-            *mode.options,
-            *options,
-        ]
+        arguments = [*self._arguments(directory, module, hosts, master=master), *options]
         environ = {
             **os.environ,
+            **self._environ(),
             "LIVE_CLASS": mode.extension,
             "LIVE_SLEEP": mode.sleep,
             "LIVE_JOURNAL": str(self._journal),
@@ -142,14 +146,32 @@ class Server:
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
             )
 
+    def _arguments(self, directory: Path, module: str, hosts: Sequence[str], *, master: bool) -> list[str]:
+        *flags, listen = FRONTS[self.front]
+        addresses = [f"{host}:{self.port}" for host in (self.host, *hosts)]
+        return [
+            str(UWSGI),
+            *("--master", "--die-on-term") * master,
+            *("--need-app", "--enable-threads", "--sharedarea", "1"),
+            *("--virtualenv", sys.prefix) * (sys.prefix != sys.base_prefix),
+            *(item for path in PATHS for item in ("--pythonpath", path)),
+            *("--module", f"{module}:app"),
+            *flags,
+            *(item for address in addresses for item in (listen, address)),
+            *self.mode.options,
+        ]
+
+    def _environ(self) -> Mapping[str, str]:
+        return {}
+
     def wait_until_ready(self) -> None:
         def answers() -> bool:
-            assert self._process.poll() is None, f"uWSGI has ended:\n{self.log}"
+            assert self._process.poll() is None, f"the server has ended:\n{self.log}"
             with suppress(OSError, http.client.HTTPException):
                 return self.get("/").status == 200
             return False
 
-        wait_until(answers, lambda: f"uWSGI does not answer:\n{self.log}")
+        wait_until(answers, lambda: f"the server does not answer:\n{self.log}")
         wait_until(lambda: len(self.workers) == self.mode.processes, lambda: f"workers are missing:\n{self.log}")
 
     def signal(self, signum: signal.Signals) -> None:
@@ -165,7 +187,7 @@ class Server:
         """Stop it, and check what it leaves behind."""
         if self._process.poll() is None and not self._is_stopping:
             self._save_coverage()
-            os.killpg(self._process.pid, signal.SIGINT)
+            self._interrupt()
         self.wait_until_ended()
 
     def wait_until_ended(self) -> None:
@@ -177,6 +199,10 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    def _interrupt(self) -> None:
+        """Press Ctrl-C."""
+        os.killpg(self._process.pid, signal.SIGINT)
+
     def check_log(self) -> None:
         """Check that no worker has died, and that nothing went wrong unnoticed."""
         log = self.log
@@ -184,7 +210,8 @@ class Server:
         assert noise is None, f"{noise[0]}:\n{log}"
         for traceback in log.split("Traceback (most recent call last):")[1:]:
             assert re.search(rf"^({self.expected})\b", traceback, re.MULTILINE), traceback
-        failed = [line for line in log.splitlines() if "(HTTP/1.1 500)" in line and " GET /raise-before?" not in line]
+        statuses = ((line, self._status.search(line)) for line in log.splitlines() if "GET /raise-before?" not in line)
+        failed = [line for line, status in statuses if status is not None and status[1] == "500"]
         assert not failed or "Deliberate" not in self.expected, failed
         assert len(self.workers) == self.mode.processes * (1 + self.reloads), log
 
@@ -192,9 +219,7 @@ class Server:
         if coverage_config():
             saved: set[int] = set()
             wait_until(
-                lambda: (
-                    saved.add(self.json("/save-coverage", method="POST")["pid"]) or saved >= self._running_workers()
-                ),
+                lambda: saved.add(self.json("/save-coverage", method="POST")["pid"]) or saved >= self.running_workers(),
                 lambda: f"a worker has not saved its coverage:\n{self.log}",
             )
 
@@ -209,7 +234,8 @@ class Server:
         """The process ids of all workers that have ever started."""
         return {entry["pid"] for entry in self.journal() if entry["event"] == "worker"}
 
-    def _running_workers(self) -> set[int]:
+    def running_workers(self) -> set[int]:
+        """Return the process ids of the workers that are there now."""
         return {pid for pid in self.workers if Path(f"/proc/{pid}").exists()}
 
     def journal(self) -> list[dict[str, Any]]:
@@ -231,14 +257,17 @@ class Server:
 
         return wait_until(find, lambda: f"no {event!r} of the handler of {token}:\n{self.log[-5000:]}")
 
-    def wait_for_access_log(self, client: Any) -> str:
-        """Wait for the line that uWSGI writes about the request of *client*."""
+    def wait_for_access_log(self, client: Any) -> int:
+        """Wait for the line in the access log about the request of *client*, and return the status in it."""
         token = token_of(client)
 
         def find() -> str | None:
             return next((line for line in self.log.splitlines() if f"token={token} " in line), None)
 
-        return wait_until(find, lambda: f"the request {token} is not in the access log:\n{self.log[-5000:]}")
+        line = wait_until(find, lambda: f"the request {token} is not in the access log:\n{self.log[-5000:]}")
+        status = self._status.search(line)
+        assert status is not None, line
+        return int(status[1])
 
     def open_files(self) -> dict[int, int]:
         """Return how many descriptors each worker has open."""
@@ -328,6 +357,42 @@ class Server:
         return json.loads(self.get(path, method=method).body)
 
 
+class OtherServer(Server):
+    """A running server that is not uWSGI, but one of ``OTHERS``."""
+
+    _status = re.compile(r'HTTP/1\.1\S*" (\d+) ')  # Werkzeug's is in colours
+
+    def _arguments(self, directory: Path, module: str, hosts: Sequence[str], *, master: bool) -> list[str]:
+        (directory / "serve.py").write_text(script(module, self.port))
+        names = {"app": module, "app:app": f"{module}:app", "serve.py": str(directory / "serve.py")}
+        command, *arguments = (names.get(argument, argument) for argument in self.mode.options)
+        return [str(Path(sys.executable).with_name(command)), *arguments]
+
+    def _environ(self) -> Mapping[str, str]:
+        return {
+            "PYTHONPATH": os.pathsep.join(PATHS),
+            "PYTHONUNBUFFERED": "1",
+            "FLASK_RUN_PORT": str(self.port),
+            "GUNICORN_CMD_ARGS": f"--bind {self.host}:{self.port} --access-logfile - --no-control-socket",
+        }
+
+    def _interrupt(self) -> None:
+        # Not all at once: gunicorn replaces a worker that ends before itself, and the new one does not hear of the end.
+        os.kill(self._process.pid, signal.SIGINT)
+
+    def check_log(self) -> None:
+        """Check that nothing went wrong unnoticed."""
+        super().check_log()
+        assert not re.search(r"\[(ERROR|CRITICAL)\]", self.log), self.log
+
+
+def script(module: str, port: int) -> str:
+    """Return the script of docs/servers.md that runs an app in gevent's server."""
+    (code,) = re.findall(r"(?s)```python\n(from gevent import monkey.*?)```", SERVERS_PAGE.read_text())
+    assert "from app import app" in code
+    return str(code).replace("from app import", f"from {module} import").replace("5000", str(port))
+
+
 class Response(NamedTuple):
     """A response to an HTTP request."""
 
@@ -354,7 +419,8 @@ class Raw:
         while line := self.file.readline().strip().decode():
             name, _, value = line.partition(": ")
             answered[name] = value
-        return Response(status, answered, b"" if status == 101 else self.file.read())
+        size = int(answered.get("Content-Length", -1))  # Werkzeug's server ends TCP only when the client has
+        return Response(status, answered, b"" if status == 101 else self.file.read(size))
 
     def send_handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> None:
         """Send the handshake.
@@ -485,13 +551,14 @@ def in_threads(count: int, function: Callable[[int], object]) -> None:
 
 @contextmanager
 def serving(
-    directory: Path, mode: Mode, front: str, *, trouble: re.Pattern[str] | None = None, **options: Any
+    directory: Path, mode: Mode, front: str | None, *, trouble: re.Pattern[str] | None = None, **options: Any
 ) -> Iterator[Server]:
     """Run a server, and check what it leaves behind.
 
+    :param front: the key of uWSGI's front, or None for another server.
     :param trouble: what may not be in its log, for one whose workers die or are replaced, of which uWSGI tells.
     """
-    server = Server(directory, mode, front, **options)
+    server = (OtherServer if front is None else Server)(directory, mode, front, **options)
     try:
         server.wait_until_ready()
         yield server

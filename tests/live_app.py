@@ -1,4 +1,4 @@
-"""The application of the live tests, run by uWSGI.
+"""The application of the live tests, run by uWSGI or another server.
 
 ``LIVE_CLASS`` names the extension, ``LIVE_SLEEP`` the module whose ``sleep()`` lets other connections run. To
 ``LIVE_JOURNAL`` each worker appends what happens in it, a JSON object a line: the tests wait for that.
@@ -15,11 +15,13 @@ from contextlib import suppress
 from functools import wraps
 
 from flask import Blueprint, Flask, abort, g, request, session
+from flask.helpers import get_debug_flag
+from werkzeug.serving import is_running_from_reloader
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import ConnectionClosed, WebSocketClient, keepalive, uwsgi
+from flask_uwsgi_websocket import ConnectionClosed, WebSocketClient, keepalive, process, uwsgi
 
-keepalive.INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
+keepalive.INTERVAL = process.CHECK_INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
 
 MODULE = importlib.import_module(os.environ["LIVE_SLEEP"])
 IS_ASYNCIO = os.environ["LIVE_CLASS"] == "AsyncioWebSocket"
@@ -53,7 +55,10 @@ def start_worker():
     journal("worker")
 
 
-if uwsgi.worker_id() > 0:  # with --lazy-apps, that is after the fork
+if uwsgi is None:
+    if is_running_from_reloader() or not get_debug_flag():  # else the reloader will start another process to serve
+        start_worker()
+elif uwsgi.worker_id() > 0:  # with --lazy-apps, that is after the fork
     start_worker()
 else:
     uwsgi.post_fork_hook = start_worker

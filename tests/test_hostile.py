@@ -54,7 +54,7 @@ def test_a_default_timeout_of_sockets_does_not_end_idle_connections(site: Site, 
 def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connection() -> None:
     ours, theirs = socket.socketpair()
     theirs.settimeout(DEADLINE)
-    server = WerkzeugServer({"werkzeug.socket": ours, "wsgi.input": io.BytesIO()})
+    server = WerkzeugServer({"werkzeug.socket": ours, "wsgi.input": io.BytesIO(), "wsgi.multithread": True})
     client = WebSocketClient({})
     handshake = Handshake("AAAAAAAAAAAAAAAAAAAAAA==", (), None, None)
     app = Flask(__name__)

@@ -40,6 +40,7 @@ ORDER = [
     "keepalive",
     "shutdown",
     "worker",
+    "process",
     "middleware",
     "views",
     "blueprints",

@@ -39,7 +39,7 @@ def test_the_access_log_has_status_101_once_the_connection_has_closed(server: Se
     with server.connect("/echo") as client:
         client.send("hello")
         client.recv(DEADLINE)
-    assert "(HTTP/1.1 101)" in server.wait_for_access_log(client)
+    assert server.wait_for_access_log(client) == 101
 
 
 def test_a_handler_that_does_nothing_gets_the_handshake_and_a_normal_close(server: Server) -> None:
@@ -47,7 +47,7 @@ def test_a_handler_that_does_nothing_gets_the_handshake_and_a_normal_close(serve
         assert client.receive_close() == (1000, "")
         client.send_frame(CLOSE, b"\x03\xe8")
         assert client.file.read() == b""
-    assert "(HTTP/1.1 101)" in server.wait_for_access_log(client)
+    assert server.wait_for_access_log(client) == 101
 
 
 @pytest.mark.parametrize("status", [401, 403, 503])
@@ -56,7 +56,7 @@ def test_a_handler_refuses_before_the_handshake_with_an_http_status(server: Serv
     with pytest.raises(InvalidStatus) as caught, server.connect(path):
         pass
     assert caught.value.response.status_code == status
-    assert f"(HTTP/1.1 {status})" in server.wait_for_access_log(path)
+    assert server.wait_for_access_log(path) == status
 
 
 def test_a_handler_may_answer_with_an_http_response_instead(server: Server) -> None:
@@ -119,7 +119,7 @@ def test_data_sent_with_the_handshake_is_refused_in_words_or_dropped_by_the_rout
     early = frame(TEXT, b"e" * size, key=KEY)
     with closing(Raw(server, server.path("/echo"))) as client:
         response = client.handshake({}, rest=early)
-        if server.front == "http-socket":
+        if server.front != "http":
             assert response.status == 400
             assert b"must wait for the answer" in response.body
         else:

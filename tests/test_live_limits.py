@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from live import MODES, Raw, serving, wait_until
+from live import MODES, Raw, Server, serving, wait_until
 from wire import TEXT
 
 pytest_plugins = ["live"]
@@ -22,7 +22,13 @@ CORES = {"threads": (["--threads", "10"], 9), "gevent": (["--gevent", "20"], 18)
 def test_a_worker_keeps_some_of_its_cores_for_http(
     tmp_path: Path, mode: str, options: Sequence[str], most: int
 ) -> None:
-    with serving(tmp_path, MODES[mode], "http-socket", options=options) as server, ExitStack() as stack:
+    with serving(tmp_path, MODES[mode], "http-socket", options=options) as server:
+        check_room(server, most)
+
+
+def check_room(server: Server, most: int) -> None:
+    """Check that a server takes so many connections and no more, and serves HTTP all the time."""
+    with ExitStack() as stack:
         clients = [stack.enter_context(server.raw("/echo")) for _ in range(most)]
         for _ in range(3):
             refused = Raw(server, server.path("/echo"))

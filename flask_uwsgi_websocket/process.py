@@ -1,0 +1,85 @@
+"""The end of a process that is no worker of uWSGI: of ``flask run``, of gunicorn, or with gevent's server in it.
+
+While the interpreter exits, the threads and greenlets of handlers go on until all that is registered by ``atexit`` is
+done. So their connections are closed there. Two servers tell more of their end:
+
+* ``flask run`` exits with 3 when its reloader is to start another process.
+* gunicorn's workers wait for their requests, of which each WebSocket is one, before they exit. That they are about to
+  end can be asked; whether another takes their place, cannot.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import sys
+from functools import cache, partial
+from math import inf
+from typing import Any
+
+import click
+from flask.cli import run_command
+
+from .keepalive import loops, refuse_connections
+from .loops import AsyncioLoop, BlockingLoop, ThreadLoop, current_blocking_loop, is_in_gevent, run
+from .servers import gunicorn_worker, uwsgi
+from .shutdown import Shutdown
+
+#: Seconds between two looks whether a worker of gunicorn is to end.
+CHECK_INTERVAL = 1.0
+
+#: Seconds within which such a worker has looked, too, and accepts no more: whoever comes then, comes to another one.
+ACCEPTING_TIME = 1.0
+
+#: The exit code with which Werkzeug's reloader asks its parent for another process.
+_RELOAD_CODE = 3
+
+
+def prepare_process() -> None:
+    """Prepare the end of ``flask run``. Called when an app is initialised."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.command is not run_command:
+        return
+    context.call_on_close(_end_command)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # which would leave no time for anything
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit())  # as Werkzeug does with its reloader
+
+
+def _end_command() -> None:
+    error = sys.exc_info()[1]  # that leaves the command
+    close_connections(restarts=isinstance(error, SystemExit) and error.code == _RELOAD_CODE)
+
+
+@cache
+def watch_process() -> None:
+    """Prepare the end of any other process. Called with each connection, as an app may be loaded before a fork."""
+    if uwsgi is not None:
+        return
+    atexit.register(_end_process)
+    worker = gunicorn_worker()
+    if worker is not None:
+        loop = current_blocking_loop() if is_in_gevent() else ThreadLoop()
+        loop.run_every(CHECK_INTERVAL, partial(_go_on_or_end, worker, loop))
+
+
+def _end_process() -> None:
+    close_connections(restarts=gunicorn_worker() is not None)
+
+
+def _go_on_or_end(worker: Any, loop: BlockingLoop) -> bool:
+    if worker.alive:
+        return True
+    run(loop.sleep(ACCEPTING_TIME))
+    close_connections(restarts=True, mercy=worker.cfg.graceful_timeout)
+    return False
+
+
+def close_connections(*, restarts: bool, mercy: float = inf) -> None:
+    """Close all connections of this process, wait for their handlers, and take no more; see :class:`Shutdown`."""
+    refuse_connections()
+    for loop in loops():
+        shutdown = Shutdown(loop, restarts=restarts, mercy=mercy)
+        if isinstance(loop, AsyncioLoop):  # in the background
+            loop.submit(shutdown.finish()).result()
+        else:
+            run(shutdown.finish())
