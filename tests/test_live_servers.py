@@ -22,7 +22,8 @@ pytest_plugins = ["live"]
 pytestmark = pytest.mark.live
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+# In the background there is the same event loop for coroutines, whichever server has the threads: one of them suffices.
+@pytest.fixture(scope="module", params=[name for name in OTHERS if name != "flask-run-asyncio"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One of the other servers, in place of uWSGI."""
     with serving(tmp_path_factory.mktemp(request.param), OTHERS[request.param], None) as server:
