@@ -1,0 +1,134 @@
+"""The end of a process that is not uWSGI's, as far as it need not be one of its own."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+from flask import Flask
+from flask.cli import run_command, shell_command
+from inprocess import RawClient, Site, serving
+from wire import CLOSE, close_body
+
+from flask_uwsgi_websocket import WebSocket, keepalive, process, shutdown
+
+RESTARTS = close_body(1012, b"the server restarts")
+STOPS = close_body(1001, b"the server stops")
+
+
+@pytest.fixture(params=["threads", "background"])
+def site(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A site on a server with threads, whose handlers are functions or coroutines."""
+    monkeypatch.setattr(keepalive, "_is_closed", False)
+    monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
+    yield from serving(request.param)
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """The handler of SIGTERM, to be changed."""
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def open_one(site: Site, **options: Any) -> RawClient:
+    """Connect to a handler that tells of its end."""
+
+    @site.route("/", **options)
+    async def handler(ws: Any) -> None:
+        async for _ in ws:
+            pass
+        site.note("ended")
+
+    return site.upgrade()
+
+
+def expect_the_end(site: Site, client: RawClient, body: bytes) -> None:
+    """Expect a Close frame, and that the handler has been waited for, without an answer."""
+    assert site.noted() == "ended"
+    assert client.read_frame() == (CLOSE, body)
+    assert site.refusal().status == 503
+
+
+@pytest.mark.parametrize(("restarts", "body"), [(True, RESTARTS), (False, STOPS)])
+def test_connections_are_closed_and_their_handlers_waited_for(site: Site, restarts: bool, body: bytes) -> None:
+    client = open_one(site, shutdown_timeout=0.2)
+    process.close_connections(restarts=restarts)
+    expect_the_end(site, client, body)
+
+
+@pytest.mark.parametrize(
+    ("error", "body"), [(SystemExit(3), RESTARTS), (SystemExit(0), STOPS), (KeyboardInterrupt(), STOPS), (None, STOPS)]
+)
+def test_at_the_end_of_flask_run_connections_are_closed_as_its_exit_code_says(
+    site: Site, sigterm: None, error: BaseException | None, body: bytes
+) -> None:
+    client = open_one(site, shutdown_timeout=0.2)
+    with suppress(SystemExit, KeyboardInterrupt), click.Context(run_command):
+        process.prepare_process()
+        if error is not None:
+            raise error
+    expect_the_end(site, client, body)
+
+
+def test_flask_run_makes_an_exit_of_sigterm_and_no_other_command_does(sigterm: None) -> None:
+    with click.Context(shell_command):
+        process.prepare_process()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with click.Context(run_command):
+        process.prepare_process()
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+
+        def own(signum: int, frame: object) -> None: ...
+
+        signal.signal(signal.SIGTERM, own)
+        process.prepare_process()
+        assert signal.getsignal(signal.SIGTERM) is own
+
+
+class Worker:
+    """As much as is looked at of gunicorn's."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.cfg = SimpleNamespace(graceful_timeout=30, threads=10)
+        self.tpool = None
+
+    def handle_exit(self, signum: int, frame: object) -> None:
+        self.alive = False
+
+
+def test_a_worker_of_gunicorn_that_is_about_to_end_closes_its_connections(
+    site: Site, sigterm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    monkeypatch.setitem(sys.modules, "gunicorn.workers.base", SimpleNamespace(Worker=Worker))
+    monkeypatch.setattr(process, "CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(process, "ACCEPTING_TIME", 0.02)
+    signal.signal(signal.SIGTERM, worker.handle_exit)
+    process.watch_process.cache_clear()
+    try:
+        client = open_one(site, shutdown_timeout=0.2)
+        others = [site.upgrade() for _ in range(8)]
+        assert site.refusal().status == 503  # one of its ten threads is for HTTP
+        signal.raise_signal(signal.SIGTERM)
+        assert client.read_frame() == (CLOSE, RESTARTS)
+        for _ in range(1 + len(others)):
+            assert site.noted() == "ended"
+    finally:
+        process.watch_process.cache_clear()
+
+
+def test_an_app_prepares_its_process_when_it_is_initialised(sigterm: None) -> None:
+    with click.Context(run_command):
+        WebSocket(Flask("app"))
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
