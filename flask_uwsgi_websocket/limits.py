@@ -101,7 +101,7 @@ class Admissions:
         """Count a connection while the block runs.
 
         :param address: where it comes from, as far as the application knows; None if it does not.
-        :param most: the connections of the worker, or None for as many as leave uWSGI something for HTTP.
+        :param most: the connections of the worker, or None for as many as leave the server something for HTTP.
         :param most_per_address: the connections of one address, or None for any number.
         :raises ServiceUnavailable: when the worker has no room for it (503).
         :raises TooManyRequests: when its address has too many already (429).
