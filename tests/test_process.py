@@ -22,11 +22,16 @@ RESTARTS = close_body(1012, b"the server restarts")
 STOPS = close_body(1001, b"the server stops")
 
 
-@pytest.fixture(params=["threads", "background"])
-def site(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A site on a server with threads, whose handlers are functions or coroutines."""
+@pytest.fixture(autouse=True)
+def _reopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test closes, is not closed for the next one."""
     monkeypatch.setattr(keepalive, "_is_closed", False)
     monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
+
+
+@pytest.fixture(params=["threads", "background"])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site on a server with threads, whose handlers are functions or coroutines."""
     yield from serving(request.param)
 
 
