@@ -154,6 +154,7 @@ def test_a_server_that_cannot_serve_websockets_as_it_was_started_says_so(
         assert server.handshake("/echo").status == 500
         assert server.get("/").status == 200
         assert sentence in server.log
+        server.signal(signal.SIGTERM)  # SIGINT could interrupt the sync worker that is still sending its last response
 
 
 @pytest.mark.parametrize("name", OTHERS)
