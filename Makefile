@@ -66,9 +66,7 @@ clean:
 
 # Tests: what needs no server on every interpreter, on the default one with its coverage; what is live on the oldest
 # and the newest that are here. One of these two runs everything on the pure-Python engine; the examples, with their
-# browser, and the servers other than uWSGI run on the newest alone.
-
-EXAMPLES = $(patsubst %,--ignore=tests/%.py,test_examples test_example_blueprints)
+# browser, the commands, and the servers in front of uWSGI and in its place run on the newest alone.
 
 # Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
 HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
@@ -76,9 +74,9 @@ HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test
 # What the coverage of the default interpreter needs besides: the pure-Python twin, and what only uWSGI runs.
 COVERED_LIVE = tests/test_live_shutdown.py tests/test_live_stats.py
 
-# Live tests wait most of their time: two halves of them run beside each other, and those of other servers.
+# Live tests wait most of their time: three parts of them run beside each other.
 SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
-OTHER_SERVERS = tests/test_live_servers.py
+LIVE_ONCE = $(patsubst %,tests/test_%.py,cli examples example_blueprints live_fronts live_servers)
 
 find-python = $(shell .ci/find-python $(1))
 
@@ -105,7 +103,7 @@ test: lint
 	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target tests
 
 LIVE  := $(filter-out $(DEFAULT),$(ENDS))
-tests: $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(patsubst %,live-servers-%,$(filter $(NEWEST),$(LIVE))) \
+tests: $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(patsubst %,live-once-%,$(filter $(NEWEST),$(LIVE))) \
     $(NAMES:%=test-%)
 
 test-default: .venv/ready
@@ -133,11 +131,10 @@ live-some-%: .venvs/%/ready
 	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE)
 
 live-others-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE:%=--ignore=%) --ignore=$(OTHER_SERVERS) \
-	    $(if $(filter $*,$(NEWEST)),,$(EXAMPLES))
+	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE:%=--ignore=%) $(LIVE_ONCE:%=--ignore=%)
 
-live-servers-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q -m live $(OTHER_SERVERS)
+live-once-%: .venvs/%/ready
+	.venvs/$*/bin/python -m pytest -q -m live $(LIVE_ONCE)
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
