@@ -289,6 +289,8 @@ class Machine:
 
     def stop(self) -> None:
         """Turn it off."""
+        # The system would take it away with the network at its other end, some time later, when there may be another.
+        subprocess.run(["ip", "link", "delete", self._interface], capture_output=True)
         self._process.kill()
         self._process.communicate()
         self._notifications.close()
