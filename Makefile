@@ -1,6 +1,7 @@
 # make run    serve an example at http://localhost:5000 (make run EXAMPLE=...: another directory of examples/)
 # make test   lint, then the tests on every supported CPython that this machine has
 # make lint   ruff and mypy
+# make docs   build the documentation into build/docs, where any warning is an error
 # make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
 # make wheel  build a wheel of this package, with its compiled extension, for this machine's Linux
 # make soak   every fault at once for half an hour: is the server unharmed and flat? (make soak SOAK="--mode threads")
@@ -17,7 +18,7 @@ EXAMPLE   ?= blueprints
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.PHONY: run test tests lint bench soak fuzz wheel sanitize clean toolchain test-default
+.PHONY: run test tests lint docs bench soak fuzz wheel sanitize clean toolchain test-default
 .SECONDARY:
 
 run: .venv/ready
@@ -27,6 +28,10 @@ lint: .venv/ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+docs: .venv/ready
+	@.venv/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	@echo "The documentation is in build/docs/index.html"
 
 bench: .venvs/bench/ready
 	.venvs/bench/bin/python -m benchmarks $(BENCH)
@@ -103,7 +108,7 @@ test: lint
 	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target tests
 
 LIVE  := $(filter-out $(DEFAULT),$(ENDS))
-tests: $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(patsubst %,live-once-%,$(filter $(NEWEST),$(LIVE))) \
+tests: docs $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(patsubst %,live-once-%,$(filter $(NEWEST),$(LIVE))) \
     $(NAMES:%=test-%)
 
 test-default: .venv/ready

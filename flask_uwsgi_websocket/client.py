@@ -119,7 +119,7 @@ class WebSocketClient(Lifecycle):
         run(self._send(uwsgi.sharedarea_read(id, pos), True))
 
     def ping(self) -> None:
-        """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
+        """Send a Ping; :attr:`.latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
 
         :raises ConnectionClosed: when the connection has closed.
         """

@@ -219,7 +219,7 @@ class Lifecycle(Connection):
         return message
 
     async def _receive_json(self, timeout: float | None = None) -> Any:
-        """Receive a message and read it as JSON, with ``app.json``. See :meth:`_receive`.
+        """Receive a message and read it as JSON, with ``app.json``. See :meth:`receive`.
 
         :raises ConnectionClosed: when the connection has closed: None would be a JSON null.
         :raises ValueError: when the message is not JSON.
@@ -291,7 +291,7 @@ class Lifecycle(Connection):
         return was_sent
 
     async def _ping(self) -> None:
-        """Send a Ping; :attr:`latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
+        """Send a Ping; :attr:`.latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).
 
         :raises ConnectionClosed: when the connection has closed.
         """

@@ -30,7 +30,7 @@ class Settings:
     :param shutdown_timeout: how long a handler may take to end when its worker ends.
     :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
     :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
-    :param compression: False, True, or a :class:`Compression`: offer permessage-deflate (RFC 7692).
+    :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
     :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
     :param max_connections: beyond so many connections of a worker, whatever their routes, a handshake is answered
@@ -38,7 +38,7 @@ class Settings:
         HTTP. Other servers have no such number, and no limit.
     :param max_connections_per_ip: beyond so many connections of a worker from one address (of IPv6, one /64), a
         handshake is answered with 429; None for any number.
-    :param rate_limit: a :class:`RateLimit` of what one client may send, or None; beyond it, 1008.
+    :param rate_limit: a :class:`.RateLimit` of what one client may send, or None; beyond it, 1008.
     """
 
     origins: str | Sequence[str] = "same-origin"

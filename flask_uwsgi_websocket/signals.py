@@ -6,7 +6,7 @@ Receivers are called with the client as ``ws`` and the keywords below, within th
 
 A receiver that raises is logged, and harms neither the connection nor the other receivers. In the asyncio mode,
 coroutine functions are awaited. blinker holds receivers weakly: a function that is defined in a factory is forgotten
-with it, unless it is connected with ``weak=False``. :meth:`WebSocketBlueprint.on_connect` and its like hold it.
+with it, unless it is connected with ``weak=False``. :meth:`.WebSocketBlueprint.on_connect` and its like hold it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Sphinx's configuration: ``make docs`` builds the pages of this directory into build/docs."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version as version_of
+
+from pallets_sphinx_themes import ProjectLink
+from sphinx.application import Sphinx
+
+REPOSITORY = "https://github.com/zeekay/flask-uwsgi-websocket"
+
+project = "Flask-uWSGI-WebSocket"
+copyright = "Zach Kelling and the Flask-uWSGI-WebSocket contributors"
+version = release = version_of("Flask-uWSGI-WebSocket")
+
+extensions = ["myst_parser", "pallets_sphinx_themes", "sphinx.ext.autodoc"]
+root_doc = "index"
+exclude_patterns = ["deploy"]
+
+# Links to headings, as on GitHub.
+myst_heading_anchors = 3
+myst_ref_domains = ["std", "py"]
+
+# As the code has them: the members in the order of the source, None for what is not given.
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
+
+# Every reference leads somewhere, but for those into other projects, whose lists of names Sphinx would have to
+# download, and for types that are not public.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(asyncio|blinker|collections|flask|typing|werkzeug)\..*"),
+    (r"py:class", r"(flask_uwsgi_websocket\..*\.F|AppContext|Flask|Lifecycle|ReadableBuffer|WSGI\w+)"),
+]
+
+html_theme = "flask"
+html_title = f"Flask-uWSGI-WebSocket {version}"
+html_theme_options = {"index_sidebar_logo": False}
+html_context = {
+    "project_links": [
+        ProjectLink("PyPI", "https://pypi.org/project/Flask-uWSGI-WebSocket/"),
+        ProjectLink("Source code", REPOSITORY),
+    ]
+}
+html_sidebars = {
+    "index": ["project.html", "localtoc.html", "searchbox.html"],
+    "**": ["localtoc.html", "relations.html", "searchbox.html"],
+}
+html_show_sourcelink = False
+
+
+def link_to_repository(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Let links to files outside of this directory lead to the repository, as they do there."""
+    source[0] = re.sub(r"\]\(\.\./", f"]({REPOSITORY}/blob/HEAD/", source[0])
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", link_to_repository)
