@@ -70,8 +70,8 @@ clean:
 
 
 # Tests: what needs no server on every interpreter, on the default one with its coverage; what is live on the oldest
-# and the newest that are here. One of these two runs everything on the pure-Python engine; the examples, with their
-# browser, the commands, and the servers in front of uWSGI and in its place run on the newest alone.
+# and the newest that are here. One of these two runs everything on the pure-Python engine; the examples and the pages,
+# with their browser, the commands, and the servers in front of uWSGI and in its place run on the newest alone.
 
 # Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
 HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
@@ -81,7 +81,7 @@ COVERED_LIVE = tests/test_live_shutdown.py tests/test_live_stats.py
 
 # Live tests wait most of their time: three parts of them run beside each other.
 SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
-LIVE_ONCE = $(patsubst %,tests/test_%.py,cli examples example_blueprints live_fronts live_servers)
+LIVE_ONCE = $(patsubst %,tests/test_%.py,cli docs examples example_blueprints live_fronts live_servers)
 
 find-python = $(shell .ci/find-python $(1))
 

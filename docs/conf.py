@@ -35,7 +35,7 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|blinker|collections|flask|typing|werkzeug)\..*"),
-    (r"py:class", r"(flask_uwsgi_websocket\..*\.F|AppContext|Flask|Lifecycle|ReadableBuffer|WSGI\w+)"),
+    (r"py:class", r"(flask_uwsgi_websocket\..*\.F|AppContext|Flask|Lifecycle|ReadableBuffer|TestResponse|WSGI\w+)"),
 ]
 
 html_theme = "flask"
