@@ -1,4 +1,4 @@
-"""Sphinx's configuration: ``make docs`` builds the pages of this directory into build/docs."""
+"""Sphinx's configuration: ``make docs`` builds these pages into build/docs."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ exclude_patterns = ["deploy"]
 myst_heading_anchors = 3
 myst_ref_domains = ["std", "py"]
 
-# As the code has them: the members in the order of the source, None for what is not given.
+# As the code has them: members in the order of the source, defaults as written.
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
-maximum_signature_line_length = 100
+maximum_signature_line_length = 160
 toc_object_entries_show_parents = "hide"
 
-# Every reference leads somewhere, but for those into other projects, whose lists of names Sphinx would have to
-# download, and for types that are not public.
+# Every reference leads somewhere, but for those into other projects, whose lists of
+# names Sphinx would have to download, and for types that are not public.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|blinker|collections|flask|typing|werkzeug)\..*"),
-    (r"py:class", r"(flask_uwsgi_websocket\..*\.F|AppContext|Flask|Lifecycle|ReadableBuffer|TestResponse|WSGI\w+)"),
+    (
+        r"py:class",
+        r"(flask_uwsgi_websocket\..*\.F|AppContext|Flask|Lifecycle|ReadableBuffer|TestResponse|WSGI\w+)",
+    ),
 ]
 
 html_theme = "flask"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"Flask-uWSGI-WebSocket {version}"
 html_theme_options = {"index_sidebar_logo": False}
 html_context = {
@@ -55,7 +60,7 @@ html_show_sourcelink = False
 
 
 def link_to_repository(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Let links to files outside of this directory lead to the repository, as they do there."""
+    """Let links to files outside of this directory lead to the repository."""
     source[0] = re.sub(r"\]\(\.\./", f"]({REPOSITORY}/blob/HEAD/", source[0])
 
 

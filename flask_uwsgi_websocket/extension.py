@@ -283,7 +283,7 @@ class AsyncioWebSocket(WebSocket):
     """WebSockets with coroutine handlers, for uWSGI's asyncio mode (``--asyncio 100 --greenlet``).
 
     uWSGI must have been built for it: ``UWSGI_EMBED_PLUGINS=asyncio,greenlet pip install uwsgi``, with greenlet's
-    header in the include path; see the README.
+    header in the include path; see ``docs/modes.md``.
 
     :raises AsyncioNotAvailable: when greenlet is not installed.
     """

@@ -37,7 +37,7 @@ from websockets.sync.client import connect
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket import HandshakeRejected, WebSocket
 from flask_uwsgi_websocket.doctor import read_ini
-from flask_uwsgi_websocket.settings import Settings, resolve
+from flask_uwsgi_websocket.settings import Settings
 from flask_uwsgi_websocket.stats import NAMES as COUNTERS
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +219,7 @@ def use_echo_page(request: pytest.FixtureRequest) -> None:
 def use_accounts(request: pytest.FixtureRequest) -> None:
     browser = request.getfixturevalue("browser")
     browser.get("http://localhost:5000")
-    browser.find_element(By.LINK_TEXT, "Sign up").click()
+    browser.find_element(By.LINK_TEXT, "signup").click()
     browser.find_element(By.NAME, "name").send_keys("Ann")
     browser.find_element(By.NAME, "password").send_keys("a long password\n")
     WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_element(By.TAG_NAME, "header").text == "Ann")
@@ -492,8 +492,9 @@ def test_the_api_reference_has_every_public_name_once() -> None:
 
 def test_the_configuration_has_every_setting_with_its_default() -> None:
     page = (DOCS / "configuration.md").read_text()
-    rows = re.findall(r"^\| `(WEBSOCKET_\w+)` \| `(\w+)` \| `(.+?)` \|", page, re.MULTILINE)
-    assert {name: eval(default) for _, name, default in rows} == {f.name: f.default for f in fields(Settings)}
-    for key, name, default in rows:
-        assert key == ("WEBSOCKET_ALLOWED_ORIGINS" if name == "origins" else f"WEBSOCKET_{name.upper()}")
-        assert resolve({key: eval(default)}) == Settings()
+    rows = re.findall(r"^\| `WEBSOCKET_(\w+)` \| `(.+?)`(.*?) \|", page, re.MULTILINE)
+    defaults = {name.lower().replace("allowed_", ""): eval(default) for name, default, _ in rows}
+    assert defaults == {field.name: field.default for field in fields(Settings)}
+    for name, _, unit in rows:
+        is_time = name.endswith(("_TIMEOUT", "_INTERVAL"))
+        assert unit == " seconds" * is_time + " bytes" * name.endswith(("_SIZE", "_BUFFER"))

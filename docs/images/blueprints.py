@@ -1,4 +1,7 @@
-"""Make blueprints.png: two people chat in examples/blueprints. Run it in an environment that has the extra "dev"."""
+"""Make blueprints.png: two people chat in examples/blueprints.
+
+Run it in an environment that has the extra "dev".
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,21 @@ TALK = [
 def main() -> None:
     with ExitStack() as stack:
         stack.enter_context(serving(stack.enter_context(tempfile.TemporaryDirectory())))
-        people = {name: stack.enter_context(browsing()) for name in ("Ann", "Bob", "Cleo")}
+        people = {
+            name: stack.enter_context(browsing()) for name in ("Ann", "Bob", "Cleo")
+        }
         for name, browser in people.items():
             scheme = "dark" if name == "Bob" else "light"
             features = [{"name": "prefers-color-scheme", "value": scheme}]
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            metrics = {"width": 780, "height": 720, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd(
+                "Emulation.setEmulatedMedia", {"features": features}
+            )
+            metrics = {
+                "width": 780,
+                "height": 720,
+                "deviceScaleFactor": 1,
+                "mobile": False,
+            }
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             browser.get(f"{URL}/signup")
             browser.find_element(By.ID, "name").send_keys(name)
@@ -47,16 +59,27 @@ def main() -> None:
             wait_for(browser, "connected")
         for number, (name, text) in enumerate(TALK, 1):
             people[name].execute_script(
-                "document.getElementById('text').value = arguments[0]; say.requestSubmit()", text
+                "document.getElementById('text').value = arguments[0];"
+                "say.requestSubmit()",
+                text,
             )
             for browser in people.values():
-                until(browser, lambda b, n=number: len(b.find_elements(By.CSS_SELECTOR, "#log li")) == n)
+                until(
+                    browser,
+                    lambda b, n=number: (
+                        len(b.find_elements(By.CSS_SELECTOR, "#log li")) == n
+                    ),
+                )
         people["Cleo"].get("about:blank")
         shots = []
         for name in ("Ann", "Bob"):
-            until(people[name], lambda b: "Cleo" in b.find_element(By.ID, "earlier").text)
+            until(
+                people[name], lambda b: "Cleo" in b.find_element(By.ID, "earlier").text
+            )
             shots.append(people[name].get_screenshot_as_base64())
-        Path(__file__).with_suffix(".png").write_bytes(side_by_side(people["Cleo"], shots))
+        Path(__file__).with_suffix(".png").write_bytes(
+            side_by_side(people["Cleo"], shots)
+        )
 
 
 @contextmanager
@@ -82,9 +105,16 @@ def serving(directory):
 @contextmanager
 def browsing():
     options = webdriver.ChromeOptions()
-    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+    ):
         options.add_argument(argument)
-    browser = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+    browser = webdriver.Chrome(
+        options, webdriver.ChromeService("/usr/bin/chromedriver")
+    )
     try:
         yield browser
     finally:
@@ -93,11 +123,17 @@ def browsing():
 
 def side_by_side(browser, shots):
     images = "".join(f'<img src="data:image/png;base64,{shot}">' for shot in shots)
-    page = f"<style>body{{margin:0;display:flex;gap:1px;background:#888}}img{{width:780px}}</style>{images}"
+    style = "body{margin:0;display:flex;gap:1px;background:#888}img{width:780px}"
+    page = f"<style>{style}</style>{images}"
     metrics = {"width": 1561, "height": 720, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.execute_script("document.documentElement.innerHTML = arguments[0]", page)
-    until(browser, lambda b: b.execute_script("return [...document.images].every((i) => i.complete)"))
+    until(
+        browser,
+        lambda b: b.execute_script(
+            "return [...document.images].every((i) => i.complete)"
+        ),
+    )
     return base64.b64decode(browser.get_screenshot_as_base64())
 
 
