@@ -16,7 +16,6 @@ version = release = version_of("Flask-uWSGI-WebSocket")
 
 extensions = ["myst_parser", "pallets_sphinx_themes", "sphinx.ext.autodoc"]
 root_doc = "index"
-exclude_patterns = ["deploy"]
 
 # Links to headings, as on GitHub.
 myst_heading_anchors = 3

@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -68,7 +69,7 @@ class Block(NamedTuple):
 
 def blocks_of(path: Path) -> list[Block]:
     page, text = str(path.relative_to(ROOT)), path.read_text()
-    pattern = r"(?:(?<=\n\n)((?:At the end of )?`[^`\n]+`:)\n\n)?^```(\S*)\n(.*?)^```$"
+    pattern = r"(?:(?<=\n\n)((?:At the end of )?`[^`\n]+`:)\n\n)?^```([^\n]*)\n(.*?)^```$"
     return [
         Block(page, text.count("\n", 0, match.start(3)) + 1, match[1] or "", match[2], match[3])
         for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL)
@@ -80,6 +81,10 @@ BLOCKS = {str(path.relative_to(ROOT)): blocks_of(path) for path in PAGES}
 #: How the blocks begin that are not run as the others are; and what is done instead, or why nothing is.
 NOT_RUN = {
     "README.md: make run": "test_make_has_the_goals_of_the_readme",
+    "docs/cli.md: cd /srv/chat": "test_the_configuration_that_is_printed_is_as_shown",
+    "docs/cli.md:  * Serving": "test_cli.py reads this from a terminal",
+    "docs/cli.md: ; /srv/chat/uwsgi.ini": "test_the_configuration_that_is_printed_is_as_shown",
+    "docs/cli.md: $ flask websocket stats": "test_live_stats.py has such counters",
     "docs/deploying.md: adduser": "test_live_fronts.py installs the same files",
     "docs/deploying.md: apt-get install nginx": "so it does with these",
     "docs/deploying.md: cd /etc/letsencrypt": "it needs a certificate of Let's Encrypt",
@@ -92,7 +97,49 @@ NOT_RUN = {
 #: Commands that are not run, as the environment of the tests is active already.
 ENVIRONMENT = {"python3 -m venv .venv", ". .venv/bin/activate"}
 
-SERVERS = ("python app.py", "flask run", "uwsgi ")
+#: How commands begin that start a server, and in them what stands for another port than 5000.
+SERVERS = r"python app\.py|flask run|flask .*uwsgi run|uwsgi "
+PORT = r":(\d+)"
+
+#: What a page takes for granted: files.
+GIVEN = {
+    "docs/cli.md": {
+        "app.py": """\
+from chat import create_app
+
+app = create_app("development")
+""",
+        "chat.py": """\
+from flask import Flask
+from flask_uwsgi_websocket import GeventWebSocket, WebSocketBlueprint
+
+websocket = GeventWebSocket()
+chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
+
+
+@chat.websocket("/<room>")
+def talk(ws, room):
+    for message in ws:
+        ws.send(message)
+
+
+def create_app(kind):
+    app = Flask(__name__)
+    app.register_blueprint(chat)
+    app.add_url_rule("/", "index", lambda: kind)
+    websocket.init_app(app)
+    return app
+""",
+        "uwsgi.ini": """\
+[uwsgi]
+master = true
+enable-threads = true
+gevent = 100
+gevent-early-monkey-patch = true
+harakiri = 30
+""",
+    }
+}
 
 
 @pytest.fixture
@@ -118,7 +165,7 @@ class Reader:
 
     def __init__(self, directory: Path, server_uses: Iterable[Callable[[], None]]) -> None:
         self._root = self._directory = directory
-        self._server_uses = list(server_uses)
+        self.server_uses = list(server_uses)
         self._output: str | None = None
         #: The module that the Python of the page is. It may take an app for granted, and nothing else.
         self.module = ModuleType("page")
@@ -132,11 +179,20 @@ class Reader:
             exec(compile("\n" * (block.line - 1) + block.text, ROOT / block.page, "exec"), vars(self.module))
         elif block.language == "sh":
             self._run(block.text)
+        elif block.language == "console":
+            command, expected = block.text.removeprefix("$ ").split("\n", 1)
+            self._run(f"{command} || true")
+            self._check(expected)
         elif block.language == "text":
-            assert self._output is not None, "there is no command whose output this could be"
-            assert re.search(re.escape(block.text.strip()).replace("…", ".*"), self._output), self._output
+            self._check(block.text)
         else:  # what Sphinx runs
             assert block.language.startswith("{"), f"nobody runs the {block.language!r} of {block.name}"
+
+    def _check(self, expected: str) -> None:
+        """Check what the last command has printed."""
+        assert self._output is not None, "there is no command whose output this could be"
+        output = "\n".join(map(str.rstrip, self._output.splitlines()))
+        assert re.search(re.escape(expected.strip()).replace("…", ".*"), output), output
 
     def _save(self, block: Block) -> None:
         path = self._directory / block.where.split("`")[1]
@@ -147,9 +203,9 @@ class Reader:
             path.write_text(block.text)
 
     def _run(self, commands: str) -> None:
-        if commands.startswith(SERVERS):
+        if re.match(SERVERS, commands):
             with self._serving(commands):
-                self._server_uses.pop(0)()
+                self.server_uses.pop(0)()
             return
         commands = "\n".join(line for line in commands.splitlines() if line not in ENVIRONMENT)
         command = ["sh", "-ec", f'{commands}\npwd >"$WHERE"']
@@ -171,7 +227,11 @@ class Reader:
                 start_new_session=True,
             )
         try:
-            wait_until(lambda: _answers() or process.poll() is not None, lambda: f"no answer:\n{log.read_text()}")
+            port = re.search(PORT, command)
+            wait_until(
+                lambda: _answers(int(port[1]) if port else 5000) or process.poll() is not None,
+                lambda: f"no answer:\n{log.read_text()}",
+            )
             yield
             os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
             process.wait(DEADLINE)
@@ -190,8 +250,8 @@ class Reader:
         }
 
 
-def _answers() -> bool:
-    client = http.client.HTTPConnection("localhost", 5000, timeout=DEADLINE)
+def _answers(port: int) -> bool:
+    client = http.client.HTTPConnection("localhost", port, timeout=DEADLINE)
     try:
         client.request("GET", "/")
         return client.getresponse().status < 500
@@ -214,6 +274,11 @@ def use_echo_page(request: pytest.FixtureRequest) -> None:
     WebDriverWait(browser, DEADLINE).until(
         lambda browser: browser.find_element(By.TAG_NAME, "pre").text == "Grüße & <b>tags</b>"
     )
+
+
+def use_index(port: int, kind: str) -> None:
+    with urllib.request.urlopen(f"http://localhost:{port}/") as response:
+        assert response.read().decode() == kind
 
 
 def use_accounts(request: pytest.FixtureRequest) -> None:
@@ -249,6 +314,7 @@ def use_chat(request: pytest.FixtureRequest) -> None:
 #: How each server of a page is used.
 SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest], None]]] = {
     "README.md": [use_echo],
+    "docs/cli.md": [lambda _: use_index(5000, "production"), lambda _: use_index(8000, "development")],
     "docs/quickstart.md": [use_echo_page, use_echo, use_echo],
     "docs/tutorial.md": [use_accounts, use_chat],
 }
@@ -393,12 +459,15 @@ def test_every_block_of_a_page_works(
     monkeypatch.chdir(tmp_path)
     reader = Reader(tmp_path, [partial(use, request) for use in SERVER_USES.get(page, ())])
     monkeypatch.setitem(sys.modules, "page", reader.module)  # where SQLAlchemy looks annotations up
+    for name, text in GIVEN.get(page, {}).items():
+        (tmp_path / name).write_text(text)
     is_defining = False
     for block in BLOCKS[page]:
         if not block.name.startswith(tuple(NOT_RUN)):
             reader.read(block)
             is_defining |= block.language == "python" and not block.where
-    assert is_defining == (page in USES), "what a page defines, is to be used"
+    assert not reader.server_uses
+    assert is_defining == (page in USES), "what a page defines is to be used"
     if is_defining:
         USES[page](vars(reader.module))
 
@@ -412,9 +481,12 @@ def block_not_run(start: str) -> str:
     return text
 
 
-def test_all_blocks_that_are_not_run_exist() -> None:
+def test_no_block_is_passed_over() -> None:
     for start in NOT_RUN:
         assert block_not_run(start)
+    for path in PAGES:
+        fences = re.findall(r"^\s*(?:```|~~~)", path.read_text(), re.MULTILINE)
+        assert len(fences) == 2 * len(BLOCKS[str(path.relative_to(ROOT))]), path
 
 
 def test_make_has_the_goals_of_the_readme() -> None:
@@ -466,6 +538,18 @@ def test_the_metrics_are_those_of_all_counters(tmp_path: Path) -> None:
     assert options["metric"] == [
         f"name=websocket.{name},type={'gauge' if name == 'open' else 'counter'}" for name in COUNTERS
     ]
+
+
+def test_the_configuration_that_is_printed_is_as_shown(tmp_path: Path) -> None:
+    directory = tmp_path / "chat"
+    directory.mkdir()
+    for name, text in GIVEN["docs/cli.md"].items():
+        (directory / name).write_text(text)
+    command = [sys.executable, "-m", "flask", "--app", "chat:create_app('production')", "uwsgi", "config", "ini"]
+    printed = subprocess.run(command, cwd=directory, capture_output=True, check=True, text=True).stdout
+    printed = printed.replace(sys.prefix, "/srv/chat/venv").replace(str(directory), "/srv/chat")
+    printed = re.sub("pythonpath = .*\n", "", printed)  # where this package is, as it is no installed one
+    assert printed.startswith(block_not_run("docs/cli.md: ; /srv/chat/uwsgi.ini").removesuffix("...\n"))
 
 
 # Claims
