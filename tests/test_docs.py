@@ -98,9 +98,8 @@ NOT_RUN = {
 #: Commands that are not run, as the environment of the tests is active already.
 ENVIRONMENT = {"python3 -m venv .venv", ". .venv/bin/activate"}
 
-#: How commands begin that start a server, and in them what stands for another port than 5000.
-SERVERS = r"python app\.py|flask run|flask .*uwsgi run|uwsgi "
-PORT = r":(\d+)"
+#: How commands begin that start a server.
+SERVERS = r"python (app|serve)\.py|flask .*\brun\b|flask run|gunicorn |uwsgi "
 
 #: What a page takes for granted: files.
 GIVEN = {
@@ -164,7 +163,7 @@ class Reader:
     :param server_uses: one for each server that the page starts.
     """
 
-    def __init__(self, directory: Path, server_uses: Iterable[Callable[[], None]]) -> None:
+    def __init__(self, directory: Path, server_uses: Iterable[Callable[[int], None]]) -> None:
         self._root = self._directory = directory
         self.server_uses = list(server_uses)
         self._output: str | None = None
@@ -205,8 +204,9 @@ class Reader:
 
     def _run(self, commands: str) -> None:
         if re.match(SERVERS, commands):
-            with self._serving(commands):
-                self.server_uses.pop(0)()
+            for command in re.split(r"(?<!\\)\n", commands.strip()):
+                with self._serving(command) as port:
+                    self.server_uses.pop(0)(port)
             return
         commands = "\n".join(line for line in commands.splitlines() if line not in ENVIRONMENT)
         command = ["sh", "-ec", f'{commands}\npwd >"$WHERE"']
@@ -216,7 +216,10 @@ class Reader:
         self._directory = Path((self._root / "where").read_text().strip())
 
     @contextmanager
-    def _serving(self, command: str) -> Iterator[None]:
+    def _serving(self, command: str) -> Iterator[int]:
+        """Run a server while the block runs, which gets its port."""
+        named = re.search(r":(\d+)", command)
+        port = int(named[1]) if named else 8000 if command.startswith("gunicorn") else 5000
         log = self._root / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -228,15 +231,11 @@ class Reader:
                 start_new_session=True,
             )
         try:
-            port = re.search(PORT, command)
-            wait_until(
-                lambda: _answers(int(port[1]) if port else 5000) or process.poll() is not None,
-                lambda: f"no answer:\n{log.read_text()}",
-            )
-            yield
+            wait_until(lambda: _answers(port) or process.poll() is not None, lambda: f"no answer:\n{log.read_text()}")
+            yield port
             os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
             process.wait(DEADLINE)
-            assert "Traceback" not in log.read_text(), log.read_text()
+            assert not re.search(r"^\S*(Error|Exception)\b", log.read_text(), re.MULTILINE), log.read_text()
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -262,43 +261,46 @@ def _answers(port: int) -> bool:
         client.close()
 
 
-def use_echo(request: pytest.FixtureRequest) -> None:
-    with connect("ws://localhost:5000/echo", origin="http://localhost:5000") as ws:
+def use_echo(request: pytest.FixtureRequest, port: int) -> None:
+    with connect(f"ws://localhost:{port}/echo", origin=f"http://localhost:{port}") as ws:
         ws.send("hello")
         assert ws.recv(DEADLINE) == "hello"
 
 
-def use_echo_page(request: pytest.FixtureRequest) -> None:
+def use_echo_page(request: pytest.FixtureRequest, port: int) -> None:
     browser = request.getfixturevalue("browser")
-    browser.get("http://localhost:5000")
-    browser.find_element(By.TAG_NAME, "input").send_keys("Grüße & <b>tags</b>\n")
+    browser.get(f"http://localhost:{port}")
+    entry = browser.find_element(By.TAG_NAME, "input")
+    WebDriverWait(browser, DEADLINE).until(lambda browser: entry.is_enabled())
+    entry.send_keys("Grüße & <b>tags</b>\n")
     WebDriverWait(browser, DEADLINE).until(
         lambda browser: browser.find_element(By.TAG_NAME, "pre").text == "Grüße & <b>tags</b>"
     )
 
 
-def use_index(port: int, kind: str) -> None:
+def use_index(kind: str, request: pytest.FixtureRequest, port: int) -> None:
     with urllib.request.urlopen(f"http://localhost:{port}/") as response:
         assert response.read().decode() == kind
 
 
-def use_accounts(request: pytest.FixtureRequest) -> None:
+def use_accounts(request: pytest.FixtureRequest, port: int) -> None:
     browser = request.getfixturevalue("browser")
-    browser.get("http://localhost:5000")
+    browser.get(f"http://localhost:{port}")
     browser.find_element(By.LINK_TEXT, "signup").click()
     browser.find_element(By.NAME, "name").send_keys("Ann")
     browser.find_element(By.NAME, "password").send_keys("a long password\n")
     WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_element(By.TAG_NAME, "header").text == "Ann")
 
 
-def use_chat(request: pytest.FixtureRequest) -> None:
+def use_chat(request: pytest.FixtureRequest, port: int) -> None:
     browser = request.getfixturevalue("browser")
-    browser.get("http://localhost:5000")  # she is still known, but not logged in: the server has another secret key
+    browser.get(f"http://localhost:{port}")  # she is still known, but not logged in: the server has another secret key
     browser.find_element(By.NAME, "name").send_keys("Ann")
     browser.find_element(By.NAME, "password").send_keys("a long password\n")
     WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_elements(By.LINK_TEXT, "Lobby"))
     browser.find_element(By.LINK_TEXT, "Lobby").click()
     wait_for_text(browser, "here", "Ann")
+    WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_element(By.ID, "send").is_enabled())
     browser.find_element(By.ID, "text").send_keys("Grüße & <b>tags</b>\n")
     wait_for_text(browser, "log", "Ann: Grüße & <b>tags</b>")
     page = browser.current_url
@@ -313,9 +315,9 @@ def use_chat(request: pytest.FixtureRequest) -> None:
 
 
 #: How each server of a page is used.
-SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest], None]]] = {
+SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest, int], None]]] = {
     "README.md": [use_echo],
-    "docs/cli.md": [lambda _: use_index(5000, "production"), lambda _: use_index(8000, "development")],
+    "docs/cli.md": [partial(use_index, "production"), partial(use_index, "development")],
     "docs/quickstart.md": [use_echo_page, use_echo, use_echo],
     "docs/tutorial.md": [use_accounts, use_chat],
 }
