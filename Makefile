@@ -151,6 +151,8 @@ live-once-%: .venvs/%/ready
 .venvs/bench/bin/uwsgi:  python = $(PYTHON)
 .venvs/lowest/%:         export PIP_CONSTRAINT = tests/lowest.txt
 .venvs/lowest/ready:     tests/lowest.txt
+%/ready:                 extras = dev
+.venv/ready:             extras = dev,docs
 
 %/bin/uwsgi: | toolchain
 	@echo "Making $*, with uWSGI compiled: about half a minute"
@@ -162,7 +164,7 @@ live-once-%: .venvs/%/ready
 	    $*/bin/pip install -qq --no-binary uwsgi "$$(grep -i '^ *uwsgi>' setup.cfg)"  # cached apart, with its plugins
 
 %/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml flask_uwsgi_websocket/_speedups.pyx
-	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[dev]"  # which writes into build, too
+	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[$(extras)]"  # which writes into build, too
 	@touch $@
 
 # The peers, and 0.6.1 in a directory of its own.
