@@ -234,7 +234,7 @@ def test_a_hanging_handler_is_named(app: Flask, mode: Threads) -> None:
     @mode.extension(app).route("/<where>")
     @mode.handler
     async def hang(ws: Any, where: str) -> None:
-        if where != "at the start":
+        if where == "meanwhile":
             await ws.accept()
         while not released.is_set():
             await asyncio.sleep(0.01) if isinstance(mode, Background) else time.sleep(0.01)
@@ -243,17 +243,32 @@ def test_a_hanging_handler_is_named(app: Flask, mode: Threads) -> None:
     name = r"the handler test_testing.hang\(\) of /<where> has"
     try:
         with pytest.raises(TimeoutError, match=f"{name} neither sent nor received anything for 0.05 s"):
-            client.websocket("/at the start", timeout=0.05)
-        with (
-            pytest.raises(TimeoutError, match=f"{name} sent nothing for 0.05 s"),
-            client.websocket("/meanwhile", timeout=0.1) as ws,
-        ):
+            client.websocket("/at first", timeout=0.05)
+        ws = client.websocket("/meanwhile", timeout=DEADLINE)
+        with pytest.raises(TimeoutError, match=f"{name} sent nothing for 0.05 s"):
             ws.receive(timeout=0.05)
-        with pytest.raises(TimeoutError, match=f"{name} not ended within 0.05 s of the close"):
-            client.websocket("/at the end", timeout=0.05).close()
-        ws = client.websocket("/in between", timeout=0.3)
-        with pytest.raises(TimeoutError, match=f"{name} received nothing for 0.3 s"):
+    finally:
+        released.set()
+    ws.close()
+
+
+def test_a_handler_that_hangs_at_the_end_or_before_it_receives_is_named_too(app: Flask, websocket: WebSocket) -> None:
+    released = threading.Event()
+
+    @websocket.route("/hang")
+    def hang(ws: Any) -> None:
+        ws.accept()
+        released.wait(DEADLINE)
+
+    client = app.test_client()
+    name = r"the handler test_testing.hang\(\) of /hang has"
+    try:
+        ws = client.websocket("/hang", timeout=2)
+        with pytest.raises(TimeoutError, match=f"{name} received nothing for 2 s"):
             send_for_ever(ws)
+        ws = client.websocket("/hang", timeout=2)
+        with pytest.raises(TimeoutError, match=f"{name} not ended within 2 s of the close"):
+            ws.close()
     finally:
         released.set()
 
