@@ -451,7 +451,7 @@ def test_many_clients_talk_to_each_other(app: Flask, websocket: WebSocket) -> No
 
 
 def test_a_page_that_closes_connections_does_not_wait_for_the_test(app: Flask, websocket: WebSocket) -> None:
-    app.config["WEBSOCKET_CLOSE_TIMEOUT"] = DEADLINE
+    app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 10 * DEADLINE  # longer than a test may take
     connections: list[Any] = []
     websocket.on_connect(lambda app, ws, **extra: connections.append(ws))
 
@@ -465,9 +465,7 @@ def test_a_page_that_closes_connections_does_not_wait_for_the_test(app: Flask, w
     with client.websocket("/echo", timeout=DEADLINE) as ws:
         ws.send("x")
         assert ws.receive() == "x"
-        started = time.monotonic()
         client.post("/logout")
-        assert time.monotonic() - started < DEADLINE
         assert ws.receive() is None
     assert (ws.close_code, ws.close_reason) == (4401, "logged out")
 
