@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import base64
 import os
+import select
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
@@ -92,6 +95,8 @@ class WebSocketTestClient(FlaskClient):
         if subprotocols:
             fields["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
         fields.update(headers)
+        if options.get("follow_redirects"):
+            raise TypeError("the handshake of a WebSocket follows no redirects: HandshakeRejected has the response")
         if path.startswith(("ws://", "wss://")):
             path = path.replace("ws", "http", 1)
         connection = WebSocketTestConnection(self.application, timeout)
@@ -107,12 +112,9 @@ class WebSocketTestClient(FlaskClient):
         connection: WebSocketTestConnection | None = environ.get(_ENVIRON_KEY)
         if connection is None:
             return super().run_wsgi_app(environ, buffered)
-        application = self.application
-        self.application = partial(connection.open, application)  # type: ignore[assignment]
-        try:
-            return super().run_wsgi_app(environ, buffered)
-        finally:
-            self.application = application
+        opening = copy(self)  # which has the same cookies
+        opening.application = partial(connection.open, self.application)  # type: ignore[assignment]
+        return super(WebSocketTestClient, opening).run_wsgi_app(environ, buffered)
 
 
 class WebSocketTestConnection:
@@ -130,7 +132,8 @@ class WebSocketTestConnection:
         self._app = app
         self._timeout = timeout
         self._protocol = Protocol(is_client=True)
-        self._writing = threading.Lock()  # held around the output and the sending half of the protocol
+        self._writing = threading.Lock()  # held, never for long, around the output and the sending half of the protocol
+        self._outbox = bytearray()  # what the socket has not taken
         self._changed = threading.Condition()  # held around what follows
         self._running = 0  # of the two threads
         self._answer: tuple[Iterable[bytes], str, Headers] | None = None
@@ -178,10 +181,10 @@ class WebSocketTestConnection:
         try:
             with self._writing:
                 if isinstance(message, str):
-                    frame = self._protocol.send_text(message)
+                    self._outbox += self._protocol.send_text(message)
                 else:
-                    frame = self._protocol.send_binary(bytes(memoryview(message)))
-                self._sock.sendall(frame)
+                    self._outbox += self._protocol.send_binary(bytes(memoryview(message)))
+            self._flush_all()
         except TimeoutError:
             self._leave()
             raise TimeoutError(f"{self._handler()} has received nothing for {self._timeout:g} s") from None
@@ -239,16 +242,41 @@ class WebSocketTestConnection:
         :raises ValueError: when they are not that.
         :raises TimeoutError: when the handler does not end.
         """
-        with self._writing, suppress(OSError):  # it has closed
-            self._sock.sendall(self._protocol.send_close(code, reason))
+        with self._writing:
+            self._outbox += self._protocol.send_close(code, reason)
         with self._changed:
             self._is_leaving = True
             self._changed.notify_all()
+        with suppress(OSError):  # it has closed, or does not read
+            self._flush_all()
         has_ended = self._wait(lambda: not self._running, self._timeout)
         self._leave()
         if not has_ended:
             raise TimeoutError(f"{self._handler()} has not ended within {self._timeout:g} s of the close")
         self._raise_failure()
+
+    def _flush_all(self) -> None:
+        """Send what is in the outbox.
+
+        :raises TimeoutError: when the handler does not take it in time.
+        """
+        deadline = monotonic() + self._timeout
+        while not self._flush():
+            if not self._poll(select.POLLOUT, deadline - monotonic()):
+                raise TimeoutError
+
+    def _flush(self) -> bool:
+        """Send what the socket takes; return whether that was all."""
+        with self._writing, suppress(BlockingIOError):
+            while self._outbox:
+                del self._outbox[: self._sock.send(self._outbox)]
+        return not self._outbox
+
+    def _poll(self, events: int, timeout: float | None) -> bool:
+        """Wait for the socket, without a lock; return False when *timeout* seconds have passed."""
+        poll = select.poll()
+        poll.register(self._sock, events)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     def _raise_failure(self) -> None:
         """Raise what has left the handler. Called when the connection has closed."""
@@ -300,7 +328,7 @@ class WebSocketTestConnection:
         self._environ = environ
         self._sock, theirs = socket.socketpair()
         environ.update({"werkzeug.socket": theirs, "wsgi.multithread": True})
-        self._sock.settimeout(self._timeout)
+        self._sock.setblocking(False)
         self._running = 2
         self._reader = self._start(self._read)
         self._start(self._serve, app, environ, theirs)
@@ -376,19 +404,25 @@ class WebSocketTestConnection:
                 self._is_input_over = True
 
     def _receive_some(self) -> bytes:
-        """Return what has come, or nothing at the end."""
+        """Return what has come, or nothing at the end; send meanwhile what there was no room for."""
         while True:
             try:
                 return self._sock.recv(READ_SIZE)
-            except TimeoutError:  # which is for sending
-                continue
+            except BlockingIOError:
+                events = select.POLLIN
             except OSError:
                 return b""
+            with suppress(OSError):
+                if not self._flush():
+                    events |= select.POLLOUT
+            self._poll(events, None)
 
     def _take(self, data: bytes) -> None:
         events = self._protocol.receive_data(data)
-        with self._writing, suppress(OSError):
-            self._sock.sendall(self._protocol.replies())
+        with self._writing:
+            self._outbox += self._protocol.replies()
+        with suppress(OSError):
+            self._flush()
         with self._changed:
             self._inbox.extend(event for event in events if isinstance(event, (str, bytes)))
             self._is_input_over = self._protocol.input_ended

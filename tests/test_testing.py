@@ -481,6 +481,36 @@ def test_pings_are_answered_while_the_test_does_something_else(app: Flask, webso
         assert ws.receive() == "answered"
 
 
+def test_much_may_be_sent_before_anything_is_received(app: Flask, websocket: WebSocket) -> None:
+    messages = [f"{number} {'x' * 100_000}" for number in range(100)]
+    with app.test_client().websocket("/echo", timeout=DEADLINE) as ws:
+        for message in messages:
+            ws.send(message)
+        assert [ws.receive() for _ in messages] == messages
+
+
+def test_threads_may_share_a_client(app: Flask, websocket: WebSocket) -> None:
+    client = app.test_client()
+    heard = []
+
+    def talk(number: int) -> None:
+        with client.websocket("/echo", timeout=DEADLINE) as ws:
+            ws.send(str(number))
+            heard.append(ws.receive())
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(heard) == [str(number) for number in range(8)]
+
+
+def test_redirects_are_not_followed(app: Flask, websocket: WebSocket) -> None:
+    with pytest.raises(TypeError, match="follows no redirects"):
+        app.test_client().websocket("/echo", follow_redirects=True)
+
+
 def test_compression_may_be_offered(app: Flask, websocket: WebSocket) -> None:
     app.config["WEBSOCKET_COMPRESSION"] = True
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits=12"}
