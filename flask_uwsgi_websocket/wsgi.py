@@ -31,7 +31,9 @@ def _keep_watching(error: BaseException | None) -> None:
 
     It watches the files of ``sys.modules``, which Python has removed them from.
     """
-    while error is not None:
+    seen: set[BaseException] = set()  # one may be its own cause
+    while error is not None and error not in seen:
+        seen.add(error)
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         if isinstance(error, SyntaxError) and error.filename:
             files.append(error.filename)
