@@ -104,9 +104,9 @@ def connections() -> list[Lifecycle]:
     return [connection for keepalive in list(_keepalives.values()) for connection in keepalive.connections()]
 
 
-def loops() -> list[Loop]:
-    """Return the loops in which there are connections."""
-    return [loop for loop, keepalive in list(_keepalives.items()) if keepalive.connections()]
+def keepalives() -> list[tuple[Loop, Keepalive]]:
+    """Return the loops of this process in which there are connections, with their housekeepers."""
+    return [(loop, keepalive) for loop, keepalive in list(_keepalives.items()) if keepalive.connections()]
 
 
 def refuse_connections() -> None:

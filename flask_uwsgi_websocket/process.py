@@ -11,8 +11,11 @@ done. So their connections are closed there. Two servers tell more of their end:
 from __future__ import annotations
 
 import atexit
+import logging
+import os
 import signal
 import sys
+from concurrent.futures import TimeoutError as FutureTimeoutError  # Python 3.10 has two
 from functools import cache, partial
 from math import inf
 from typing import Any
@@ -20,10 +23,10 @@ from typing import Any
 import click
 from flask.cli import run_command
 
-from .keepalive import loops, refuse_connections
+from .keepalive import keepalives, refuse_connections
 from .loops import AsyncioLoop, BlockingLoop, ThreadLoop, current_blocking_loop, is_in_gevent, run
 from .servers import gunicorn_worker, uwsgi
-from .shutdown import Shutdown
+from .shutdown import LONGEST_SPREAD, Shutdown
 
 #: Seconds between two looks whether a worker of gunicorn is to end.
 CHECK_INTERVAL = 1.0
@@ -31,8 +34,13 @@ CHECK_INTERVAL = 1.0
 #: Seconds within which such a worker has looked, too, and accepts no more: whoever comes then, comes to another one.
 ACCEPTING_TIME = 1.0
 
+#: Seconds after which an event loop that should have closed its connections is taken to be blocked for good.
+BLOCKED_TIME = 2.0
+
 #: The exit code with which Werkzeug's reloader asks its parent for another process.
 _RELOAD_CODE = 3
+
+logger = logging.getLogger(__package__)
 
 
 def prepare_process() -> None:
@@ -55,15 +63,16 @@ def watch_process() -> None:
     """Prepare the end of any other process. Called with each connection, as an app may be loaded before a fork."""
     if uwsgi is not None:
         return
-    atexit.register(_end_process)
+    atexit.register(_end_process, os.getpid())
     worker = gunicorn_worker()
     if worker is not None:
         loop = current_blocking_loop() if is_in_gevent() else ThreadLoop()
         loop.run_every(CHECK_INTERVAL, partial(_go_on_or_end, worker, loop))
 
 
-def _end_process() -> None:
-    close_connections(restarts=gunicorn_worker() is not None)
+def _end_process(pid: int) -> None:
+    if os.getpid() == pid:  # a process that was forked has the same descriptors
+        close_connections(restarts=gunicorn_worker() is not None)
 
 
 def _go_on_or_end(worker: Any, loop: BlockingLoop) -> bool:
@@ -77,9 +86,14 @@ def _go_on_or_end(worker: Any, loop: BlockingLoop) -> bool:
 def close_connections(*, restarts: bool, mercy: float = inf) -> None:
     """Close all connections of this process, wait for their handlers, and take no more; see :class:`Shutdown`."""
     refuse_connections()
-    for loop in loops():
-        shutdown = Shutdown(loop, restarts=restarts, mercy=mercy)
-        if isinstance(loop, AsyncioLoop):  # in the background
-            loop.submit(shutdown.finish()).result()
-        else:
+    atexit.unregister(_end_process)  # those that have not ended by then, never will
+    for loop, keepalive in keepalives():
+        shutdown = Shutdown(loop, keepalive.connections, restarts=restarts, mercy=mercy)
+        if not isinstance(loop, AsyncioLoop):
             run(shutdown.finish())
+            continue
+        longest = max((each.shutdown_timeout for each in keepalive.connections()), default=0) + LONGEST_SPREAD
+        try:
+            loop.submit(shutdown.finish()).result(longest + BLOCKED_TIME)
+        except FutureTimeoutError:
+            logger.error("a coroutine blocks the event loop: its connections are not closed properly")

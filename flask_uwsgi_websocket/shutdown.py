@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .keepalive import connections
 from .loops import Loop
 
 if TYPE_CHECKING:
@@ -25,12 +25,16 @@ class Shutdown:
     """The end of this process, carried out by one thread, greenlet or task.
 
     :param loop: how it waits.
+    :param connections: returns those to be closed.
     :param restarts: whether another process takes the place of this one: clients get 1012 instead of 1001.
     :param mercy: the seconds after which the server would kill this process.
     """
 
-    def __init__(self, loop: Loop, *, restarts: bool, mercy: float = inf) -> None:
+    def __init__(
+        self, loop: Loop, connections: Callable[[], list[Lifecycle]], *, restarts: bool, mercy: float = inf
+    ) -> None:
         self._loop = loop
+        self._connections = connections
         self._code = 1012 if restarts else 1001
         self._reason = "the server restarts" if restarts else "the server stops"
         self._longest = mercy - min(2, mercy / 2)
@@ -40,7 +44,7 @@ class Shutdown:
         """Close all connections and wait for their handlers; return whether they have ended in time."""
         while self._close_connections():
             await self._loop.sleep(INTERVAL)
-        late = connections()
+        late = self._connections()
         for connection in late:
             await connection.abandon()
         return not late
@@ -48,7 +52,7 @@ class Shutdown:
     def _close_connections(self) -> bool:
         """Begin to close what is open, and what has opened since; return whether there is still reason to wait."""
         now = monotonic()
-        current = connections()
+        current = self._connections()
         new = [connection for connection in current if connection not in self._closing_at]
         spread = min(SPREAD * len(new), LONGEST_SPREAD)
         self._closing_at.update((connection, now + random() * spread) for connection in new)

@@ -29,7 +29,7 @@ from functools import cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
 
-from .keepalive import refuse_connections
+from .keepalive import connections, refuse_connections
 from .loops import Loop, ThreadLoop, current_asyncio_loop, current_blocking_loop, run
 from .servers import number_option, uwsgi
 from .shutdown import INTERVAL, Shutdown
@@ -109,7 +109,7 @@ def make_shutdown(signum: int, loop: Loop) -> Shutdown:
     if signum != signal.SIGHUP:
         refuse_connections()
     restarts = signum != signal.SIGINT and uwsgi.masterpid() > 0
-    return Shutdown(loop, restarts=restarts, mercy=number_option(uwsgi.opt, "worker-reload-mercy", 60))
+    return Shutdown(loop, connections, restarts=restarts, mercy=number_option(uwsgi.opt, "worker-reload-mercy", 60))
 
 
 def _exit(signum: int) -> NoReturn:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import click
 import pytest
 from flask import Flask
 from flask.cli import run_command, shell_command
-from inprocess import RawClient, Site, serving
+from inprocess import DEADLINE, RawClient, Site, serving
 from wire import CLOSE, close_body
 
 from flask_uwsgi_websocket import WebSocket, keepalive, process, shutdown
@@ -68,6 +70,62 @@ def test_connections_are_closed_and_their_handlers_waited_for(site: Site, restar
     client = open_one(site, shutdown_timeout=0.2)
     process.close_connections(restarts=restarts)
     expect_the_end(site, client, body)
+
+
+@pytest.fixture
+def other_site() -> Iterator[Site]:
+    """A site with handlers of the other kind, in the same process."""
+    yield from serving("background")
+
+
+@pytest.mark.parametrize("site", ["threads"], indirect=True)
+def test_connections_of_both_kinds_of_handlers_end_in_one_process(site: Site, other_site: Site) -> None:
+    told: list[str] = []
+    released = threading.Event()
+    for each in (site, other_site):
+        each.websocket.on_close(lambda app, ws, initiator, **extra: told.append(initiator))
+
+    @site.route("/", shutdown_timeout=0.1)
+    async def stubborn(ws: Any) -> None:
+        await ws.accept()
+        released.wait(DEADLINE)
+
+    @other_site.route("/", shutdown_timeout=0.1)
+    async def stubborn_too(ws: Any) -> None:
+        await ws.accept()
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+
+    site.upgrade()
+    other_site.upgrade()
+    try:
+        process.close_connections(restarts=False)
+        assert told == ["shutdown", "shutdown"]
+    finally:
+        released.set()
+
+
+@pytest.mark.parametrize("site", ["background"], indirect=True)
+def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(process, "BLOCKED_TIME", 0.1)
+    monkeypatch.setattr(process, "LONGEST_SPREAD", 0)
+
+    @site.route("/", shutdown_timeout=0.1)
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        site.note("blocks")
+        released.wait(DEADLINE)
+
+    site.upgrade()
+    assert site.noted() == "blocks"
+    try:
+        process.close_connections(restarts=False)
+        assert "a coroutine blocks the event loop" in site.logged().getMessage()
+    finally:
+        released.set()
 
 
 @pytest.mark.parametrize(

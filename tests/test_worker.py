@@ -154,7 +154,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def open_connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     connections: list[Connection] = []
-    monkeypatch.setattr(shutdown, "connections", connections.copy)
+    monkeypatch.setattr(worker, "connections", connections.copy)
     return connections
 
 
