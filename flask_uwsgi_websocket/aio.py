@@ -23,28 +23,40 @@ from .servers import uwsgi
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from flask.ctx import AppContext
+    from greenlet import greenlet
 
 
 def _make_loop() -> AsyncioLoop:
     """Return the event loop for a caller that can wait for its tasks: a greenlet of uWSGI's engine, or a thread."""
+    if _parent() is not None:
+        return current_asyncio_loop()
+    if uwsgi is not None or is_in_gevent() or _is_in_loop():
+        raise AsyncioNotAvailable(
+            "AsyncioWebSocket needs uWSGI's asyncio engine, or a server with threads: "
+            "start uwsgi with --asyncio 100 --greenlet"
+        )
+    return background_asyncio_loop()
+
+
+def _is_in_loop() -> bool:
     try:
-        loop = current_asyncio_loop()
+        asyncio.get_running_loop()
     except RuntimeError:
-        if uwsgi is None and not is_in_gevent():
-            return background_asyncio_loop()
-        loop = None
+        return False
+    return True
+
+
+def _parent() -> greenlet | None:
+    """Return the greenlet that runs this thread's event loop, if the caller is one that can give way to it."""
+    if not _is_in_loop():
+        return None
     try:
         from greenlet import getcurrent
     except ImportError:
         raise AsyncioNotAvailable(
             "AsyncioWebSocket needs greenlet: pip install Flask-uWSGI-WebSocket[asyncio]"
         ) from None
-    if loop is None or getcurrent().parent is None:
-        raise AsyncioNotAvailable(
-            "AsyncioWebSocket needs uWSGI's asyncio engine, or a server with threads: "
-            "start uwsgi with --asyncio 100 --greenlet"
-        )
-    return loop
+    return getcurrent().parent
 
 
 class AsyncioWebSocketClient(Lifecycle):
@@ -112,18 +124,15 @@ class AsyncioWebSocketClient(Lifecycle):
 
     def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run one of the connection's coroutines in a task, from the greenlet or thread of the request."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        parent = _parent()
+        if parent is None:
             return background_asyncio_loop().submit(coroutine).result()
         from greenlet import getcurrent
 
-        greenlet = getcurrent()
-        parent = greenlet.parent
-        assert parent is not None  # it runs the loop, as _make_loop() has checked
-        task = loop.create_task(coroutine, name=f"WebSocket {self.id}")
+        current = getcurrent()
+        task = asyncio.get_running_loop().create_task(coroutine, name=f"WebSocket {self.id}")
         if not task.done():  # an eager task may be
-            task.add_done_callback(lambda task: greenlet.switch())
+            task.add_done_callback(lambda task: current.switch())
             while not task.done():
                 parent.switch()
         return task.result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
 
-#: What ends a handler and no more. An exit belongs to these: it would cost uWSGI a thread, or hang a gevent worker.
-_FAILURES = (Exception, SystemExit)
+#: What ends a handler and no more. An exit belongs to these, as it would cost uWSGI a thread or hang a gevent worker;
+#: and what awaiting a cancelled task raises, which would end a worker of gunicorn.
+_FAILURES = (Exception, SystemExit, CancelledError)
 
 logger = logging.getLogger(__package__)
 
@@ -170,7 +172,7 @@ class Lifecycle(Connection):
             response = self._handshake.response(self.subprotocol, more)
         except BaseException as error:
             # _serve() raises it for the handler that it belongs to; here may be another one's, in a broadcast.
-            error = _without_exit(error)
+            error = _as_exception(error)
             is_interrupt = not isinstance(error, Exception)
             self._handshake_error = RuntimeError("the handshake was interrupted") if is_interrupt else error
             self._refuse()
@@ -333,7 +335,7 @@ class Lifecycle(Connection):
                     value = await handler()
             except BaseException as error:
                 if self._refuse():
-                    failure = self._handshake_error or _without_exit(error)
+                    failure = self._handshake_error or _as_exception(error)
                     raise failure from failure.__cause__
                 failure = error
                 await self._fail(error)
@@ -463,11 +465,11 @@ class Lifecycle(Connection):
         await self._tell(websocket_rejected, (), response=response)
 
 
-def _without_exit(error: BaseException) -> BaseException:
-    """Return what has failed before the handshake. Flask passes an exit on to uWSGI, whose worker it ends or hangs."""
-    if not isinstance(error, SystemExit):
+def _as_exception(error: BaseException) -> BaseException:
+    """Return what has failed before the handshake as something that Flask does not pass on to the server."""
+    if isinstance(error, Exception) or not isinstance(error, _FAILURES):
         return error
-    failure = RuntimeError(f"a handler or hook of a WebSocket called sys.exit({error.code!r}) before its handshake")
+    failure = RuntimeError(f"a handler or hook of a WebSocket raised {error!r} before its handshake")
     failure.__cause__ = error
     return failure
 

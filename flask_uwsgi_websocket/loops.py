@@ -426,10 +426,21 @@ def background_asyncio_loop() -> AsyncioLoop:
     with _starting:
         if _background is None or not _background[0].is_alive():  # a fork has left it behind
             loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="flask-uwsgi-websocket-asyncio", daemon=True)
+            thread = threading.Thread(
+                target=_keep_running, args=(loop,), name="flask-uwsgi-websocket-asyncio", daemon=True
+            )
             thread.start()
             _background = thread, _asyncio_loop(loop)
         return _background[1]
+
+
+def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop of all handlers whatever one of their tasks does: an exit, or ``stop()``, would end it for all."""
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException:
+            logger.exception("a task would have ended the event loop of all coroutine handlers")
 
 
 _background: tuple[threading.Thread, AsyncioLoop] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import request, session
 from inprocess import DEADLINE, Site, serving
-from wire import CLOSE, PING, PONG
+from wire import CLOSE, PING, PONG, close_body
 
 from flask_uwsgi_websocket import websocket_connected, websocket_rejected
 from flask_uwsgi_websocket.loops import background_asyncio_loop
@@ -100,18 +100,70 @@ def test_the_housekeeper_pings_and_answers_for_a_handler_that_does_not_receive(s
     assert site.noted() == "gone"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
-def test_an_interrupt_ends_one_request_and_not_the_event_loop(site: Site, error: type[BaseException]) -> None:
-    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+def echo_at(site: Site) -> Any:
+    """Connect to a handler of its own, which is to live on."""
 
     @site.route("/echo")
     async def echo(ws: Any) -> None:
         async for message in ws:
             await ws.send(message)
 
+    return site.connect("/echo")
+
+
+def check_service(client: Any) -> None:
+    client.send("still here?")
+    assert client.recv(DEADLINE) == "still here?"
+
+
+@pytest.mark.parametrize("when", ["before the handshake", "after it"])
+def test_a_cancelled_task_that_is_awaited_is_an_error_like_any_other(site: Site, when: str) -> None:
+    # It is no Exception, and would end a worker of gunicorn.
     @site.route("/")
     async def handler(ws: Any) -> None:
-        raise error
+        if when == "after it":
+            await ws.accept()
+        task = asyncio.ensure_future(asyncio.sleep(DEADLINE))
+        task.cancel()
+        await task
+
+    other = echo_at(site)
+    if when == "after it":
+        assert site.upgrade().read_frame() == (CLOSE, close_body(1011, b"internal error"))
+    else:
+        assert site.refusal().status == 500
+    assert "CancelledError" in repr(site.logged().exc_info)
+    check_service(other)
+
+
+@pytest.mark.parametrize("how", ["exit", "stop"])
+def test_the_event_loop_goes_on_whatever_one_task_does(site: Site, how: str) -> None:
+    async def exit() -> None:
+        raise SystemExit
+
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        if how == "exit":
+            await asyncio.wait([asyncio.ensure_future(exit())])
+        else:
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0)
+        await ws.send("so do I")
+
+    other = echo_at(site)
+    assert site.connect().recv(DEADLINE) == "so do I"
+    check_service(other)
+    if how == "exit":
+        assert "would have ended the event loop" in site.logged().getMessage()
+
+
+def test_an_interrupt_ends_one_request_and_not_the_event_loop(site: Site) -> None:
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        raise KeyboardInterrupt
 
     outcomes: list[Any] = []
 
@@ -124,11 +176,10 @@ def test_an_interrupt_ends_one_request_and_not_the_event_loop(site: Site, error:
             return [b""]
 
     wsgi_app, site.app.wsgi_app = site.app.wsgi_app, catching  # type: ignore[method-assign]
-    other = site.connect("/echo")
+    other = echo_at(site)
     assert site.refusal().status == 500
-    assert outcomes == [error]
-    other.send("still here")
-    assert other.recv(DEADLINE) == "still here"
+    assert outcomes == [KeyboardInterrupt]
+    check_service(other)
 
 
 def test_the_session_is_saved_with_the_handshake(site: Site) -> None:
@@ -150,6 +201,14 @@ def test_a_rejection_is_told_to_receivers_that_are_coroutines(site: Site) -> Non
     with websocket_rejected.connected_to(told, site.app):
         assert site.refusal("/nowhere").status == 404
     assert site.noted() == 404
+
+
+def test_a_refusal_inside_of_an_event_loop_is_told_by_the_one_in_the_background(site: Site) -> None:
+    async def upgrade() -> int:
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        return site.app.test_client().get("/nowhere", headers=headers).status_code
+
+    assert asyncio.run(upgrade()) == 404
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
