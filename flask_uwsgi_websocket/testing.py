@@ -184,14 +184,18 @@ class WebSocketTestConnection:
                     self._outbox += self._protocol.send_text(message)
                 else:
                     self._outbox += self._protocol.send_binary(bytes(memoryview(message)))
+        except ConnectionClosed:
+            self._wait(lambda: self._is_input_over, self._timeout)
+            self._raise_failure()
+            raise self._end() from None
+        try:
             self._flush_all()
         except TimeoutError:
             self._leave()
             raise TimeoutError(f"{self._handler()} has received nothing for {self._timeout:g} s") from None
-        except (ConnectionClosed, OSError):
-            self._wait(lambda: self._is_input_over, self._timeout)
-            self._raise_failure()
-            raise self._end() from None
+        except OSError:  # it has closed meanwhile, as receive() will tell
+            with self._writing:
+                self._outbox.clear()
 
     def send_json(self, value: Any) -> None:
         """Send *value* as JSON in a text message, written by ``app.json``. See :meth:`send`."""

@@ -542,10 +542,11 @@ def test_a_handler_that_never_stops_sending_waits_for_the_test(app: Flask, webso
 
 def test_what_breaks_a_rule_ends_the_connection_at_once(app: Flask, websocket: WebSocket) -> None:
     app.config.update(WEBSOCKET_MAX_MESSAGE_SIZE=10, WEBSOCKET_CLOSE_TIMEOUT=10 * DEADLINE)
-    with app.test_client().websocket("/echo", timeout=DEADLINE) as ws:
-        ws.send("more than ten")
-        assert ws.receive() is None
-    assert ws.close_code == 1009
+    for size in (11, 2**22):  # of which the larger one is refused while it is being sent
+        with app.test_client().websocket("/echo", timeout=DEADLINE) as ws:
+            ws.send(bytes(size))
+            assert ws.receive() is None
+        assert ws.close_code == 1009
 
 
 def test_signals_are_sent(app: Flask, websocket: WebSocket) -> None:
