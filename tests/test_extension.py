@@ -263,7 +263,8 @@ def test_one_handler_may_have_two_urls(blocking: Site) -> None:
 
 
 def test_two_handlers_may_not_have_one_endpoint() -> None:
-    websocket = WebSocket(Flask("app"))
+    app = Flask("app")  # which the extension alone does not keep
+    websocket = WebSocket(app)
     websocket.add_url_rule("/a", "x", say("a"))
     with pytest.raises(AssertionError, match="overwriting an existing endpoint function: x"):
         websocket.add_url_rule("/b", "x", say("b"))
@@ -338,7 +339,8 @@ def test_a_blueprint_may_be_registered_under_two_names(blocking: Site) -> None:
 
 
 def test_a_blueprint_may_not_be_registered_twice_under_one_name() -> None:
-    websocket = WebSocket(Flask("app"))
+    app = Flask("app")  # which the extension alone does not keep
+    websocket = WebSocket(app)
     blueprint = Blueprint("bp", "x")
     websocket.register_blueprint(blueprint)
     with pytest.raises(ValueError, match="already registered"):
