@@ -147,11 +147,7 @@ class AsyncioWebSocketClient(Lifecycle):
         return await value if inspect.isawaitable(value) else value
 
     def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        try:
-            is_at_home = current_asyncio_loop() is self._loop
-        except RuntimeError:
-            is_at_home = False
-        if not is_at_home:  # a broadcast from another thread
+        if not _is_in_loop() or current_asyncio_loop() is not self._loop:  # a broadcast from another thread
             self._loop.submit(coroutine)
             return
         try:
