@@ -176,8 +176,11 @@ def test_ten_reloads_under_a_load_of_clients_that_come_back_lose_nothing_that_wa
     for load in loads:
         assert load.figures()["of these lost"] == 0
         assert not load.failures
-        # Each client that stays is closed once by each reload, and at last closes itself.
-        assert load.staying == {1012: STAYING * RELOADS, 1000: STAYING}
+        # Each client that stays is closed by each reload, and at last closes itself. It is closed twice if it comes
+        # back to a worker that the signal has not reached yet.
+        assert load.staying.keys() == {1012, 1000}
+        assert STAYING * RELOADS <= load.staying[1012] <= STAYING * RELOADS * load.server.mode.processes
+        assert load.staying[1000] == STAYING
         assert load.visiting.keys() <= {1012, 1000}
 
 
