@@ -107,9 +107,10 @@ NAMES := default $(OTHERS) $(LOWEST_IF_PRESENT)
 test: lint
 	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target tests
 
+# What takes longest comes first.
 LIVE  := $(filter-out $(DEFAULT),$(ENDS))
-tests: docs $(LIVE:%=live-some-%) $(LIVE:%=live-others-%) $(patsubst %,live-once-%,$(filter $(NEWEST),$(LIVE))) \
-    $(NAMES:%=test-%)
+tests: test-default $(LIVE:%=live-others-%) $(patsubst %,live-once-%,$(filter $(NEWEST),$(LIVE))) \
+    $(LIVE:%=live-some-%) $(filter-out test-default,$(NAMES:%=test-%)) docs
 
 test-default: .venv/ready
 	.venv/bin/coverage erase
