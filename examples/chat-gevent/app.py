@@ -8,7 +8,7 @@ from flask import Flask, render_template, request
 
 from flask_uwsgi_websocket import ConnectionClosed, GeventWebSocket
 
-app = Flask(__name__)
+app = Flask(__name__, template_folder="../templates")
 websocket = GeventWebSocket(app)
 
 # The members of each room, in this process: a room that is spread over several needs a broker such as Redis.
@@ -17,7 +17,7 @@ rooms = defaultdict(set)
 
 @app.route("/")
 def index():
-    return render_template("index.html")
+    return render_template("chat.html")
 
 
 @websocket.route("/chat/<room>")

@@ -6,13 +6,13 @@ from flask import Flask, render_template
 
 from flask_uwsgi_websocket import GeventWebSocket
 
-app = Flask(__name__)
+app = Flask(__name__, template_folder="../templates")
 websocket = GeventWebSocket(app)
 
 
 @app.route("/")
 def index():
-    return render_template("index.html")
+    return render_template("echo.html")
 
 
 @websocket.route("/echo")
