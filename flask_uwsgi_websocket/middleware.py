@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import Forbidden
 
 from .aio import AsyncioWebSocketClient
 from .client import GeventWebSocketClient, WebSocketClient
@@ -21,7 +22,7 @@ from .limits import admissions
 from .process import watch_process
 from .servers import find_server
 from .settings import NAMES, Settings
-from .state import state_of
+from .state import State, state_of
 from .worker import handle_signals_in_gevent
 
 if TYPE_CHECKING:
@@ -115,14 +116,18 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
         assert request.endpoint is not None
         route = state.route(request.endpoint, request.blueprints, app.config, options)
         settings = route.settings
-        handshake = negotiate_handshake(
-            request.environ,
-            host=request.host,
-            secure=request.is_secure,
-            origins=settings.origins,
-            subprotocols=settings.subprotocols,
-            compression=settings.compression,
-        )
+        try:
+            handshake = negotiate_handshake(
+                request.environ,
+                host=request.host,
+                secure=request.is_secure,
+                origins=settings.origins,
+                subprotocols=settings.subprotocols,
+                compression=settings.compression,
+            )
+        except Forbidden:
+            _tell_of_origin(app, state)
+            raise
         with admissions.admit(request.remote_addr, settings.max_connections, settings.max_connections_per_ip):
             server = find_server(request.environ)
             loop = client.make_loop()
@@ -144,6 +149,17 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
     for name in ("__name__", "__doc__", "__module__"):
         setattr(view, name, getattr(handler, name, None) or getattr(view, name))  # a partial has no name
     return view
+
+
+def _tell_of_origin(app: Flask, state: State) -> None:
+    """Say once that a page of another origin was refused, as a browser hides from whoever develops why it was."""
+    if not state.told_of_origin:
+        state.told_of_origin = True
+        app.logger.warning(
+            "A page of another origin may not open the WebSocket %r, and got 403. WEBSOCKET_ALLOWED_ORIGINS lists "
+            "those that may; behind a proxy, ProxyFix tells the app its own. This is not said again.",
+            str(request.url_rule),
+        )
 
 
 def tell_of_rejection(response: Response) -> Response:

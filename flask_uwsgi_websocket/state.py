@@ -58,6 +58,8 @@ class State:
         self.coroutines: bool | None = None
         #: Whether it was said that changes of the session after the handshake are lost.
         self.told_of_session = False
+        #: Whether it was said that a page of another origin was refused.
+        self.told_of_origin = False
         self.stats = Stats()
         #: uWSGI's options for the extension's mode.
         self.run_options: Mapping[str, Any] = {}

@@ -459,6 +459,17 @@ def test_the_setting_says_who_may_connect(site: Site) -> None:
     assert site.refusal(origin="http://localhost").status == 403
 
 
+def test_that_a_page_of_another_origin_was_refused_is_said_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert site.refusal("/?token=x", origin="http://elsewhere.example").status == 403
+    handshake(site, origin="http://localhost")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        "A page of another origin may not open the WebSocket '/', and got 403. WEBSOCKET_ALLOWED_ORIGINS lists those"
+    )
+
+
 # Servers
 
 
