@@ -33,7 +33,7 @@ def _make_loop() -> AsyncioLoop:
     if uwsgi is not None or is_in_gevent() or _is_in_loop():
         raise AsyncioNotAvailable(
             "AsyncioWebSocket needs uWSGI's asyncio engine, or a server with threads: "
-            "start uwsgi with --asyncio 100 --greenlet"
+            "start uwsgi with --asyncio 100 --greenlet (docs/modes.md says how to compile one that has them)"
         )
     return background_asyncio_loop()
 

@@ -20,7 +20,7 @@ from werkzeug.routing import Map
 
 from .deployment import FILES, configuration
 from .doctor import diagnose, read_ini
-from .exceptions import UwsgiNotFound
+from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .runner import (
     debug_requested,
     exec_uwsgi,
@@ -83,9 +83,9 @@ def run(
     options = {**with_defaults(options, state_of(current_app).run_options), "env": environment}
     try:
         command = uwsgi_arguments(app, binary=find_uwsgi(), host=host, port=port, reload=reload, options=options)
-    except (UwsgiNotFound, RuntimeError) as error:
+        exec_uwsgi([*command, *arguments], _app(), debug)
+    except (AsyncioNotAvailable, UwsgiNotFound, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
-    exec_uwsgi([*command, *arguments], _app(), debug)
 
 
 @uwsgi_cli.command("config")

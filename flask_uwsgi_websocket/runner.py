@@ -9,13 +9,14 @@ import inspect
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .exceptions import UwsgiNotFound
+from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .servers import uwsgi
 from .startup import describe
 
@@ -150,6 +151,7 @@ def run_uwsgi(
         leave the option out, a list or tuple repeats it. An address to listen on (``http="..."``,
         ``http_socket="..."``, ``socket="..."``) replaces ``host`` and ``port``.
     :raises UwsgiNotFound: there is no uWSGI.
+    :raises AsyncioNotAvailable: the asyncio engine is asked for, and this uWSGI has none.
     :raises RuntimeError: no importable name leads to the application.
     """
     if uwsgi is not None:
@@ -175,7 +177,9 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
     :param arguments: those of :func:`uwsgi_arguments`.
     :param app: the application, if it is here already.
     :param debug: run the application in debug mode.
+    :raises AsyncioNotAvailable: the asyncio engine is asked for, and this uWSGI has none.
     """
+    _check_engine(arguments)
     if sys.stdout.isatty():
         click.echo(describe(arguments, read_arguments(arguments), app, debug))
     else:
@@ -183,6 +187,19 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
     # Flask's own variable is for what a factory does before there is an extension.
     environ = {**os.environ, "FLASK_DEBUG": "true", "FLASK_UWSGI_DEBUG": "true"} if debug else os.environ
     os.execvpe(arguments[0], arguments, environ)
+
+
+def _check_engine(arguments: list[str]) -> None:
+    """Check that uWSGI has an asyncio engine where one is needed: itself, it would say "unrecognized option"."""
+    options = read_arguments(arguments)
+    if "asyncio" not in options or options.keys() & set(_PLUGIN_OPTIONS):  # a plugin may bring it
+        return
+    known = subprocess.run([arguments[0], "--help"], capture_output=True, text=True, check=False).stdout.split()
+    if not {"--asyncio", "--greenlet"} <= set(known):
+        raise AsyncioNotAvailable(
+            f"{arguments[0]} was compiled without the plugins asyncio and greenlet, which the asyncio mode needs: "
+            "docs/modes.md has the commands that compile it with them. To develop, 'flask run' will do."
+        )
 
 
 def read_arguments(arguments: Iterable[str]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ import pytest
 from projects import DEADLINE, change, run, serving, write
 
 from flask_uwsgi_websocket import runner
-from flask_uwsgi_websocket.exceptions import UwsgiNotFound
+from flask_uwsgi_websocket.exceptions import AsyncioNotAvailable, UwsgiNotFound
 
 pytest_plugins = ["projects"]
 
@@ -136,6 +136,14 @@ def executable(path: Path) -> str:
     return str(path)
 
 
+def uwsgi_with(path: Path, *options: str) -> str:
+    """Make an executable that says it has these options."""
+    lines = "".join(f"    --{option:<40}what it does\n" for option in options)
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}END\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 def arguments(options: Mapping[str, object], *, app: str = "no_such_module:app", reload: bool = False) -> list[str]:
     return runner.uwsgi_arguments(app, binary="/bin/uwsgi", reload=reload, options=options)
 
@@ -186,6 +194,32 @@ def test_a_binary_asked_for_and_missing_is_an_error_even_beside_another_one(
     monkeypatch.setenv("FLASK_UWSGI_BINARY", "/nowhere/else")
     with pytest.raises(UwsgiNotFound, match="FLASK_UWSGI_BINARY names '/nowhere/else'"):
         runner.find_uwsgi()
+
+
+@pytest.mark.parametrize("options", [(), ("asyncio",), ("greenlet", "asyncio-like")], ids=str)
+def test_a_uwsgi_that_was_compiled_without_the_asyncio_engine_is_an_error_that_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(os, "execvpe", lambda *args: None)
+    binary = uwsgi_with(tmp_path / "uwsgi", "threads", *options)
+    with pytest.raises(AsyncioNotAvailable, match=r"uwsgi was compiled without .*docs/modes\.md.*flask run"):
+        runner.exec_uwsgi([binary, "--asyncio=9", "--greenlet"], None, False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--asyncio=9", "--greenlet"], ["--plugin=asyncio", "--plugin=greenlet", "--asyncio=9", "--greenlet"]],
+    ids=["built in", "loaded"],
+)
+def test_a_uwsgi_with_the_asyncio_engine_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(os, "execvpe", lambda file, arguments, environ: ran.append(arguments))
+    built_in = () if "--plugin=asyncio" in arguments else ("asyncio", "greenlet")
+    binary = uwsgi_with(tmp_path / "uwsgi", *built_in)
+    runner.exec_uwsgi([binary, *arguments], None, False)
+    assert ran == [[binary, *arguments]]
 
 
 # The arguments
