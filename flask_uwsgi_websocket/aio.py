@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
 from .lifecycle import Lifecycle
 from .loops import AsyncioLoop, background_asyncio_loop, current_asyncio_loop, is_in_gevent
-from .protocol import data_frame
+from .protocol import data_frame, payload_of
 from .servers import uwsgi
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ class AsyncioWebSocketClient(Lifecycle):
 
         :raises BlockingIOError: when more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for the peer.
         """
-        message = message if isinstance(message, str) else bytes(memoryview(message))
-        if not self.offer(message, data_frame(message)):
+        payload = payload_of(message)
+        if not self.offer(payload, data_frame(payload)):
             raise BlockingIOError("the peer has not read what was sent before: nothing more was sent")
 
     async def send_from_sharedarea(self, id: int, pos: int) -> None:

@@ -27,7 +27,7 @@ from .engine import Channel
 from .exceptions import ConnectionClosed
 from .limits import Meter
 from .loops import Loop
-from .protocol import Ping, Pong, Protocol
+from .protocol import Ping, Pong, Protocol, payload_of
 from .servers import Server
 from .settings import Settings
 from .stats import Counts
@@ -426,20 +426,16 @@ class Connection(Channel):
 
         :raises ConnectionClosed: when it cannot be sent any more.
         """
-        payload: str | bytes
-        if isinstance(message, str):
-            payload = message.encode() if binary else message
-        else:
-            try:
-                payload = message if type(message) is bytes else bytes(memoryview(message))
-            except TypeError:
-                if self._protocol.closed is not None:  # it may be the None that receive() has returned for that reason
-                    raise ConnectionClosed(*self._protocol.closed) from None
-                raise TypeError(
-                    f"a message is str (text) or bytes (binary), not {type(message).__name__}: use send_json()?"
-                ) from None
-            if binary is False or (binary is None and self._settings.text_as_bytes):
-                payload = payload.decode()
+        try:
+            payload = payload_of(message)
+        except TypeError:
+            if self._protocol.closed is not None:  # it may be the None that receive() has returned for that reason
+                raise ConnectionClosed(*self._protocol.closed) from None
+            raise
+        if isinstance(payload, str):
+            payload = payload.encode() if binary else payload
+        elif binary is False or (binary is None and self._settings.text_as_bytes):
+            payload = payload.decode()
         if isinstance(payload, str):
             return self._write_message(self._protocol.send_text, payload)
         return self._write_message(self._protocol.send_binary, payload)

@@ -25,10 +25,13 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
 
     :param options: those that uWSGI runs with, or will.
     :param settings: the app's.
-    :param engines: the options without which the extension does not work, such as ``gevent``.
+    :param engines: the options that the extension is made for, such as ``gevent``.
     """
     for engine in sorted(set(engines) - options.keys()):
-        yield f"{engine} is missing: without it this kind of extension cannot serve WebSockets."
+        if engine == "gevent":
+            yield "gevent is missing, which GeventWebSocket is made for: use WebSocket in threads."
+        else:
+            yield f"{engine} is missing: AsyncioWebSocket needs it."
     if "https-socket" in options:
         yield (
             "https-socket keeps TLS to itself, so that no WebSocket can be served: use https, or a proxy that ends TLS."

@@ -28,7 +28,7 @@ from .middleware import (
     tell_of_rejection,
 )
 from .process import prepare_process
-from .protocol import data_frame
+from .protocol import data_frame, payload_of
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
 from .settings import Settings, resolve
@@ -182,14 +182,16 @@ class WebSocket(Registrar):
         :param message: ``str`` is sent as text, bytes as binary.
         :returns: the connections that did not get it, as more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for
             them. Those that read nothing for ``WEBSOCKET_SEND_TIMEOUT`` are dropped, as always.
-        :raises TypeError: when the message is neither.
+        :raises TypeError: when the message is neither, or *connections* is a single one.
         """
-        message = message if isinstance(message, str) else bytes(memoryview(message))
-        whole = data_frame(message)
+        if isinstance(connections, Lifecycle):
+            raise TypeError("broadcast() takes many connections, not one: use send()")  # else, we would receive from it
+        payload = payload_of(message)
+        whole = data_frame(payload)
         slow = []
         for connection in list(connections):
             try:
-                if not connection.offer(message, whole):
+                if not connection.offer(payload, whole):
                     slow.append(connection)
             except ConnectionClosed:
                 continue

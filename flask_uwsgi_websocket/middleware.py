@@ -108,10 +108,14 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
         client: Any = request.environ.get(ENVIRON_KEY)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         state = state_of(app)
-        if client is None or state.coroutines is None:
+        if state.coroutines is None:
             raise RuntimeError(
-                f"the WebSocket route {request.path} was reached past the middleware: call "
-                "websocket.init_app(app), and leave the middleware in app.wsgi_app"
+                f"the app {app.name!r} has no WebSocket extension: call init_app() of one, such as GeventWebSocket"
+            )
+        if client is None:
+            raise RuntimeError(
+                f"the WebSocket route {request.path} was reached past the middleware: leave the extension's middleware "
+                "in app.wsgi_app"
             )
         assert request.endpoint is not None
         route = state.route(request.endpoint, request.blueprints, app.config, options)

@@ -16,12 +16,16 @@ from __future__ import annotations
 import codecs
 import os
 import zlib
-from typing import NamedTuple
+from inspect import isawaitable
+from typing import TYPE_CHECKING, NamedTuple
 
 from .deflate import Deflate, MessageTooBig
 from .engine import apply_mask, frame, take_messages
 from .exceptions import ConnectionClosed
 from .frames import BINARY, TEXT
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # Opcodes, section 5.2; those of messages are in frames.py.
 CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
@@ -396,16 +400,33 @@ class Protocol:
         return frame(first, payload, os.urandom(4) if self._is_client else b"")
 
 
+def payload_of(message: str | ReadableBuffer) -> str | bytes:
+    """Return what a message carries: a text as it is, anything bytes-like as bytes.
+
+    :raises TypeError: when it is neither.
+    """
+    if isinstance(message, (str, bytes)):
+        return message
+    try:
+        return bytes(memoryview(message))
+    except TypeError:
+        hint = "is an await missing?" if isawaitable(message) else "use send_json(), or app.json.dumps()"
+        raise TypeError(f"a message is str (text) or bytes (binary), not {type(message).__name__}: {hint}") from None
+
+
 def data_frame(message: str | bytes) -> bytes:
     """Return the frame of a message as a server sends it, uncompressed."""
     return frame(_FIN | (TEXT if isinstance(message, str) else BINARY), message)
 
 
-def check_close(code: int, reason: str) -> None:
+def check_close(code: object, reason: object) -> None:
     """Check what a Close frame is to say (section 5.5.1).
 
+    :raises TypeError: when they are not a number and a text.
     :raises ValueError: when the code may not be sent or the reason has more than 123 bytes.
     """
+    if not isinstance(code, int) or not isinstance(reason, str):
+        raise TypeError(f"close(code, reason) takes a number and a str, not {code!r} and {reason!r}")
     if not is_valid_close_code(code):
         raise ValueError(f"{code} is not a close code: take one of 1000-1003, 1007-1014 or 3000-4999")
     if len(reason.encode()) > 123:

@@ -82,7 +82,7 @@ class State:
 
     @property
     def engines(self) -> Collection[str]:
-        """uWSGI's options without which the extension does not work."""
+        """uWSGI's options that the extension is made for."""
         return self.run_options.keys() & {"gevent", "asyncio", "greenlet"}
 
     def settings(self, config: Mapping[str, Any]) -> Settings:

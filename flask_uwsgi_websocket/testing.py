@@ -30,7 +30,7 @@ from .channel import READ_SIZE
 from .deflate import Deflate, DeflateParameters
 from .exceptions import ConnectionClosed, HandshakeRejected
 from .handshake import parse_extensions
-from .protocol import Protocol
+from .protocol import Protocol, payload_of
 from .signals import websocket_error
 
 if TYPE_CHECKING:
@@ -178,12 +178,13 @@ class WebSocketTestConnection:
         :raises ConnectionClosed: when the connection has closed.
         :raises TimeoutError: when the handler leaves so much unread that there is no room for it.
         """
+        payload = payload_of(message)
         try:
             with self._writing:
-                if isinstance(message, str):
-                    self._outbox += self._protocol.send_text(message)
+                if isinstance(payload, str):
+                    self._outbox += self._protocol.send_text(payload)
                 else:
-                    self._outbox += self._protocol.send_binary(bytes(memoryview(message)))
+                    self._outbox += self._protocol.send_binary(payload)
         except ConnectionClosed:
             self._wait(lambda: self._is_input_over, self._timeout)
             self._raise_failure()

@@ -595,6 +595,18 @@ def test_what_a_close_frame_cannot_carry_is_refused(blocking: Site, code: int, r
         assert list(client) == ["still open"]
 
 
+@pytest.mark.parametrize("arguments", [("bye",), (1000, None), (1000, b"bye"), (None,)], ids=repr)
+def test_a_close_without_a_number_and_a_text_is_a_type_error(blocking: Site, arguments: Any) -> None:
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        with pytest.raises(TypeError, match=r"close\(code, reason\) takes a number and a str, not"):
+            await ws.close(*arguments)
+        await ws.send("still open")
+
+    with blocking.connect() as client:
+        assert list(client) == ["still open"]
+
+
 def test_close_ends_a_receive_elsewhere(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
@@ -1653,8 +1665,19 @@ def test_a_broadcast_is_compressed_where_that_was_agreed(site: Site) -> None:
 
 
 def test_a_broadcast_of_neither_text_nor_bytes_is_a_type_error(site: Site) -> None:
-    with pytest.raises(TypeError):
-        site.websocket.broadcast(1, [])
+    with pytest.raises(TypeError, match=r"a message is str \(text\) or bytes \(binary\), not dict"):
+        site.websocket.broadcast({"a": 1}, [])
+
+
+def test_a_broadcast_to_one_connection_that_is_in_no_list_is_a_type_error(blocking: Site) -> None:
+    @blocking.websocket.route("/")
+    def handler(ws: Any) -> None:
+        with pytest.raises(TypeError, match=r"broadcast\(\) takes many connections, not one: use send\(\)"):
+            blocking.websocket.broadcast("x", ws)  # a loop over it would eat its messages
+        ws.send("fine")
+
+    with blocking.connect() as client:
+        assert list(client) == ["fine"]
 
 
 def test_json_that_is_nested_too_deeply_is_a_value_error(site: Site) -> None:

@@ -74,6 +74,23 @@ def test_numbers_are_read_as_uwsgi_does() -> None:
     assert "http-timeout = 20 ends" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "engines", "complaint"),
+    [
+        (
+            THREADS,
+            {"gevent"},
+            "gevent is missing, which GeventWebSocket is made for: use WebSocket in threads.",
+        ),
+        (without(ASYNCIO, "greenlet"), {"asyncio", "greenlet"}, "greenlet is missing: AsyncioWebSocket needs it."),
+    ],
+)
+def test_a_mode_that_does_not_fit_the_extension_has_its_sentence(
+    options: dict[str, Any], engines: set[str], complaint: str
+) -> None:
+    assert list(diagnose(options, Settings(), engines)) == [complaint]
+
+
 def test_what_hurts_together_is_told_together() -> None:
     said = list(diagnose({"processes": b"4"}, Settings(), {"gevent"}))
     assert [sentence.split(" is missing")[0] for sentence in said[:-1]] == ["gevent", "master", "enable-threads"]

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from array import array
+from typing import Any, NamedTuple
 
 import pytest
 from wire import (
@@ -37,6 +38,7 @@ from flask_uwsgi_websocket.protocol import (
     Protocol,
     check_close,
     is_valid_close_code,
+    payload_of,
 )
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -1070,3 +1072,30 @@ def test_7_1_when_both_sides_close_at_once_each_keeps_its_own_code() -> None:
     assert (server.replies(), client.replies()) == (b"", b"")
     assert (server.closed, server.close_received) == (Close(1001), Close(4000))
     assert (client.closed, client.close_received) == (Close(4000), Close(1001))
+
+
+# What the application gives
+
+
+@pytest.mark.parametrize("message", ["text", b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), array("B", b"bytes")])
+def test_a_message_is_text_or_bytes_like(message: Any) -> None:
+    assert payload_of(message) == ("text" if message == "text" else b"bytes")
+
+
+async def answer() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: {"a": 1}, r"not dict: use send_json\(\), or app.json.dumps\(\)"),
+        (lambda: None, r"not NoneType: use send_json\(\), or app.json.dumps\(\)"),
+        (answer, "not coroutine: is an await missing"),
+    ],
+)
+def test_another_message_is_a_type_error_with_a_hint(make: Any, hint: str) -> None:
+    message = make()
+    with pytest.raises(TypeError, match=rf"a message is str \(text\) or bytes \(binary\), {hint}"):
+        payload_of(message)
+    if hasattr(message, "close"):
+        message.close()

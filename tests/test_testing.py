@@ -132,6 +132,8 @@ def test_the_tests_own_close_arrives(app: Flask, mode: Threads) -> None:
     with app.test_client().websocket("/") as ws:
         with pytest.raises(ValueError, match="1005 is not a close code"):
             ws.close(1005)
+        with pytest.raises(TypeError, match="a message is str"):
+            ws.send({"a": 1})  # type: ignore[arg-type]
         ws.close(4000, "bye")
         ws.close()
         assert ws.receive() is None
