@@ -31,7 +31,7 @@ from .process import prepare_process
 from .protocol import data_frame, payload_of
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
-from .settings import Settings, resolve
+from .settings import Settings, find_misspelt, resolve
 from .state import F, Kind, Registrar, check_handler, state_of
 from .stats import NAMES as STATS_NAMES
 from .testing import WebSocketTestClient
@@ -103,6 +103,8 @@ class WebSocket(Registrar):
                 f"the app {app.name!r} has a WebSocket extension already: call init_app() once for each app"
             )
         resolve(app.config, self._settings)  # a wrong one is told now, not to the first client
+        for key, similar in find_misspelt(app.config):
+            app.logger.warning("app.config[%r] is no setting: is it %s?", key, similar)
         for register in self._registrations:
             register(app)
         state.initialise(self._coroutines, self._settings, self.run_options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from .deflate import Compression
@@ -90,6 +91,18 @@ class Settings:
 NAMES = frozenset(field.name for field in fields(Settings))
 
 
+#: The key of each setting in ``app.config``.
+KEYS = {name: _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}") for name in NAMES}
+
+
+def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of *config* that are no setting's but almost, each with the one that it resembles."""
+    keys = KEYS.values()
+    for key in config:
+        if key.startswith("WEBSOCKET") and key not in keys and (similar := get_close_matches(key, keys, 1, 0.8)):
+            yield key, similar[0]
+
+
 def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
     """Return the settings that an app's *config* and the *overrides*, weakest first, come to.
 
@@ -97,8 +110,7 @@ def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Setting
     :raises ValueError: for a value that makes no sense.
     """
     values: dict[str, Any] = {}
-    for name in NAMES:
-        key = _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}")
+    for name, key in KEYS.items():
         if key in config:
             values[name] = config[key]
     for override in overrides:

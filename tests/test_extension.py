@@ -446,6 +446,34 @@ def test_a_setting_of_the_app_that_makes_no_sense_is_told_by_init_app() -> None:
     assert app.extensions["uwsgi_websocket"].coroutines is None
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("WEBSOCKET_ALLOWED_ORIGIN", "WEBSOCKET_ALLOWED_ORIGINS"),
+        ("WEBSOCKET_ORIGINS", "WEBSOCKET_ALLOWED_ORIGINS"),
+        ("WEBSOCKET_MAX_MESAGE_SIZE", "WEBSOCKET_MAX_MESSAGE_SIZE"),
+        ("WEBSOCKET_MAX_SIZE", "WEBSOCKET_MAX_MESSAGE_SIZE"),
+        ("WEBSOCKETS_PING_INTERVAL", "WEBSOCKET_PING_INTERVAL"),
+    ],
+)
+def test_a_key_that_is_almost_a_settings_is_told_by_init_app(
+    key: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Flask("app")
+    app.config[key] = 1
+    WebSocket(app)
+    assert [record.getMessage() for record in caplog.records] == [f"app.config[{key!r}] is no setting: is it {meant}?"]
+
+
+def test_keys_of_the_applications_own_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask("app")
+    app.config.update(
+        WEBSOCKET_URL="wss://example.com", WEBSOCKET_PORT=1, WEBSOCKET_REDIS="", WEBSOCKET_PING_INTERVAL=9
+    )
+    WebSocket(app)
+    assert not caplog.records
+
+
 def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: Site) -> None:
     blocking.websocket.add_url_rule("/", "x", say("x"))
     blocking.app.config["WEBSOCKET_SEND_BUFFER"] = 0
