@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from flask_uwsgi_websocket.loops import background_asyncio_loop
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
+
+# Whoever runs these tests in the background of a shell script has SIGINT ignored, and the servers would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FDS = next(path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.exists())
 
