@@ -339,12 +339,16 @@ class Connection(Channel):
         self, message: str | ReadableBuffer, binary: bool | None, timeout: float | None
     ) -> None:
         """Send a message once the output is not full any more; see :meth:`Lifecycle._send`."""
-        timeout = self._settings.send_timeout if timeout is None else timeout
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         while not self._put(message, binary):
-            if not await self._wait(self._loop.wait_writable, deadline - time.monotonic()):
-                self._drop_slow(timeout)
-            self._flush()
+            # Without a timeout of its own it waits for as long as the peer reads something now and then.
+            since, most = (self._stuck_since, self._settings.send_timeout) if timeout is None else (began, timeout)
+            if await self._wait(self._loop.wait_writable, since + most - time.monotonic()):
+                self._flush()
+            elif timeout is not None:
+                self._drop_slow(f"the peer has not read enough within {timeout} s")
+            elif since == self._stuck_since:
+                self._drop_slow(f"the peer has read nothing for {most} s")
 
     def _write(self, data: bytes) -> None:
         """Send *data*, or keep what the socket does not take. Called with the write lock."""
@@ -549,9 +553,9 @@ class Connection(Channel):
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._lose()
 
-    def _drop_slow(self, timeout: float) -> None:
+    def _drop_slow(self, reason: str) -> None:
         self.was_slow = True
-        self._abort(f"the peer has read nothing for {timeout} s")
+        self._abort(reason)
 
     def _detach(self) -> None:
         """Give everything back: to the loop, to the operating system, to the server."""
@@ -592,7 +596,7 @@ class Connection(Channel):
                 self._abort("the closing handshake took too long")
             return
         if self._outbox and now - self._stuck_since > settings.send_timeout:
-            self._drop_slow(settings.send_timeout)
+            self._drop_slow(f"the peer has read nothing for {settings.send_timeout} s")
             return
         has_room = self._has_room()
         if self._meter is not None and not has_room:

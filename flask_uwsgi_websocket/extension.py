@@ -204,8 +204,9 @@ class WebSocket(Registrar):
 
         :returns: the numbers ``open`` (now), ``total`` (connections), ``messages_received``, ``messages_sent``,
             ``bytes_received``, ``bytes_sent``, ``rejected`` (upgrade requests that got another answer),
-            ``slow_consumers`` (dropped, as they read nothing for ``WEBSOCKET_SEND_TIMEOUT``); and ``closes``, a
-            dictionary of how many connections have ended with which close code.
+            ``slow_consumers`` (dropped, as they read nothing for ``WEBSOCKET_SEND_TIMEOUT``, or too little within the
+            ``timeout`` of a ``send()``); and ``closes``, a dictionary of how many connections have ended with which
+            close code.
         """
         sums: Counter[str] = Counter(dict.fromkeys(STATS_NAMES, 0))
         closes: Counter[int] = Counter()

@@ -258,8 +258,8 @@ class Lifecycle(Connection):
         While more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them, this waits too.
 
         :param binary: as in 0.6.1: True sends binary and False sends text, whatever the message is.
-        :param timeout: the most seconds to wait, ``WEBSOCKET_SEND_TIMEOUT`` unless given. A peer that takes longer
-            is dropped.
+        :param timeout: the most seconds to wait; then the peer is dropped. Unless given, it is dropped only when it
+            reads nothing for ``WEBSOCKET_SEND_TIMEOUT``.
         :raises ConnectionClosed: when the connection has closed, or was dropped.
         :raises TypeError: when the message is neither.
         :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.

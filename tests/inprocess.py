@@ -469,6 +469,10 @@ class RawClient:
             (length,) = struct.unpack("!Q", self._input.read(8))
         return start[0] & 0x0F, self._input.read(length)
 
+    def read(self, size: int) -> None:
+        """Read so many bytes, whatever they are."""
+        assert len(self._input.read(size)) == size
+
     def reset(self) -> None:
         """Vanish without a good-bye: the server gets a RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
