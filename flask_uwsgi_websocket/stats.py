@@ -55,11 +55,13 @@ class Stats:
             self._moved = Counts(*map(add, self._moved, connection.counts()))
             self._totals["slow_consumers"] += connection.was_slow
             self._closes[code] += 1
+        self._publish_if_idle()
 
     def on_rejection(self) -> None:
         """Count an upgrade request that has got another answer."""
         with self._lock:
             self._totals["rejected"] += 1
+        self._publish_if_idle()
 
     def snapshot(self) -> dict[str, Any]:
         """Return all counters; see :meth:`.WebSocket.stats`."""
@@ -76,6 +78,11 @@ class Stats:
         for name, change in news.items():
             if change:
                 uwsgi.metric_inc(f"websocket.{name}", change)
+
+    def _publish_if_idle(self) -> None:
+        """Publish what the housekeeper may not: it runs beside connections only, and a worker may end with the last."""
+        if not self._open:
+            publish_all()
 
     def _flat(self) -> dict[str, int]:
         moved = map(sum, zip(self._moved, *(connection.counts() for connection in self._open), strict=True))

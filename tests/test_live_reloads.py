@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 import websockets.exceptions
-from live import DEADLINE, MODES, Mode, Raw, Server, in_threads, serving, wait_until
+from live import DEADLINE, MODES, Mode, Raw, Server, find_free_port, in_threads, serving, wait_until
 from test_live_shutdown import COUNT, RELOADED, STOPPED, check_signals, expect_the_end
 
 from flask_uwsgi_websocket.shutdown import INTERVAL
@@ -273,15 +274,24 @@ def test_a_worker_that_has_served_its_most_requests_tells_its_clients(tmp_path: 
 
 
 def check_most_requests(directory: Path, mode: str) -> None:
+    address = f"127.0.0.1:{find_free_port()}"
     options = ["--max-requests", "10", "--min-worker-lifetime", "0"]
+    options += ["--stats", address, "--metric", "name=websocket.open,type=gauge"]
+
+    def count_open() -> int:
+        with socket.create_connection(address.split(":"), DEADLINE) as sock, sock.makefile("rb") as file:
+            return int(json.load(file)["metrics"]["websocket.open"]["value"])
+
     with serving_and_replacing(directory, MODES[mode], options=options) as server, ExitStack() as stack:
         clients = connect(server, stack)
+        wait_until(lambda: count_open() == len(clients), lambda: f"{count_open()} connections are open")
         for _ in range(9):  # and there was one, which has found that the server is ready
             assert server.get("/").status == 200
         assert ends_of(clients) == {RELOADED}
         check_signals(server, clients, ("shutdown", 1012))
         server.reloads += 1
         check_service(server)
+        wait_until(lambda: count_open() == 0, lambda: f"{count_open()} connections are still open")
 
 
 def test_an_upgrade_request_on_its_way_when_the_worker_ends_still_becomes_a_connection(tmp_path: Path) -> None:

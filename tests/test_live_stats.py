@@ -30,6 +30,8 @@ def test_the_counters_of_all_workers_are_metrics_of_uwsgi(tmp_path: Path, mode: 
         return dict(line.split() for line in result.output.splitlines())
 
     with serving(tmp_path, MODES[mode], "http-socket", options=options) as server, ExitStack() as stack:
+        assert server.handshake("/nowhere").status == 404
+        wait_until(lambda: counters()["websocket.rejected"] == "1", lambda: str(counters()))
         clients = [stack.enter_context(server.connect("/echo")) for _ in range(10)]
         for number, client in enumerate(clients):
             for _ in range(number):
