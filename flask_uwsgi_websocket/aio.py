@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +140,13 @@ class AsyncioWebSocketClient(Lifecycle):
     async def _call(self, context: Context | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if context is None:
             value = function(*args, **kwargs)
-        else:
-            value = context.run(function, *args, **kwargs)
-            if inspect.isawaitable(value):
-                value = context.run(asyncio.ensure_future, value)
-        return await value if inspect.isawaitable(value) else value
+            return await value if inspect.isawaitable(value) else value
+        value = context.run(function, *args, **kwargs)
+        if inspect.isawaitable(value):
+            value, leaving = await context.run(asyncio.ensure_future, _result_or_exit(value))
+            if leaving is not None:
+                raise leaving
+        return value
 
     def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
         if not _is_in_loop() or current_asyncio_loop() is not self._loop:  # a broadcast from another thread
@@ -157,6 +159,14 @@ class AsyncioWebSocketClient(Lifecycle):
         task = asyncio.get_running_loop().create_task(_finish(coroutine, awaited))
         _aside.add(task)
         task.add_done_callback(_forget)
+
+
+async def _result_or_exit(awaitable: Awaitable[Any]) -> tuple[Any, SystemExit | None]:
+    """Wait in a task of its own. An exit that left the task would end the event loop."""
+    try:
+        return await awaitable, None
+    except SystemExit as leaving:
+        return None, leaving
 
 
 async def _finish(coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:

@@ -49,9 +49,12 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
 
-#: What ends a handler and no more. An exit belongs to these, as it would cost uWSGI a thread or hang a gevent worker;
-#: and what awaiting a cancelled task raises, which would end a worker of gunicorn.
+#: What ends a handler, a hook or a listener and no more. An exit belongs to these, as it would cost uWSGI a thread, or
+#: hang a worker; and what awaiting a cancelled task raises, which would end a worker of gunicorn.
 _FAILURES = (Exception, SystemExit, CancelledError)
+
+#: Signals that are not sent by a call, whose caller may have been cancelled.
+_AT_THE_END = (websocket_error, websocket_closed, websocket_rejected)
 
 logger = logging.getLogger(__package__)
 
@@ -116,7 +119,9 @@ class Lifecycle(Connection):
         for receiver in (*listeners, *receivers):
             try:
                 await self._call(self._context.copy(), receiver, self._app, ws=self, **kwargs)
-            except Exception:
+            except _FAILURES as error:
+                if isinstance(error, CancelledError) and signal not in _AT_THE_END:
+                    raise
                 self._app.logger.exception("%r failed on the signal %s of %r", receiver, signal.name, self)
 
     def message_context(self) -> AppContext:
@@ -360,7 +365,7 @@ class Lifecycle(Connection):
             for hook in self._route.teardown:
                 try:
                     await self._call(None, hook, failure)
-                except Exception:
+                except _FAILURES:
                     self._app.logger.exception("the teardown_websocket hook %r failed", hook)
 
     async def _call_before_hooks(self) -> Any:

@@ -7,7 +7,7 @@ import threading
 import time
 
 from flask import request
-from live_app import IS_ASYNCIO, app, for_mode, handler, journal, sleep
+from live_app import IS_ASYNCIO, app, for_mode, handler, journal, sleep, websocket
 
 from flask_uwsgi_websocket import keepalive, websocket_closed
 
@@ -46,6 +46,22 @@ async def leave(ws, how):
     await ws.send(str(os.getpid()))
     await ws.receive()
     {"sys.exit": sys.exit, "os._exit": os._exit}[how](3)
+
+
+def leave_from(kind):
+    """Return a hook or listener that exits if the request asks for it."""
+
+    async def leave(*args, **kwargs):
+        await sleep(0)
+        if request.args.get("exit") == kind:
+            sys.exit(3)
+        return args[0] if kind == "after_websocket" else None
+
+    return for_mode(leave)
+
+
+for kind in ("before_websocket", "after_websocket", "teardown_websocket", "on_connect", "on_message", "on_close"):
+    getattr(websocket, kind)(leave_from(kind))
 
 
 @handler("/who")

@@ -136,6 +136,44 @@ def test_a_cancelled_task_that_is_awaited_is_an_error_like_any_other(site: Site,
     check_service(other)
 
 
+@pytest.mark.parametrize("register", ["on_error", "on_close", "teardown_websocket"])
+def test_a_cancelled_task_that_is_awaited_at_the_end_is_an_error_like_any_other(site: Site, register: str) -> None:
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        raise KeyError("oops")
+
+    async def wait_for_a_cancelled_task(*args: Any, **extra: Any) -> None:
+        task = asyncio.ensure_future(asyncio.sleep(DEADLINE))
+        task.cancel()
+        await task
+
+    getattr(site.websocket, register)(wait_for_a_cancelled_task)
+    site.websocket.teardown_websocket(lambda error: site.note(repr(error)))
+    assert site.upgrade().read_frame() == (CLOSE, close_body(1011, b"internal error"))
+    assert site.noted() == "KeyError('oops')"
+    assert "oops" in repr(site.logged().exc_info)
+    assert "CancelledError" in repr(site.logged().exc_info)
+
+
+def test_a_call_that_is_cancelled_while_a_listener_runs_ends(site: Site) -> None:
+    @site.websocket.on_message
+    async def listener(app: Any, ws: Any, **extra: Any) -> None:
+        await asyncio.sleep(DEADLINE)
+
+    @site.route("/")
+    async def handler(ws: Any) -> None:
+        receiving = asyncio.ensure_future(ws.receive())
+        await asyncio.wait([receiving], timeout=0.1)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        await ws.send(str(receiving.cancelled()))
+
+    client = site.connect()
+    client.send("hello")
+    assert client.recv(DEADLINE) == "True"
+
+
 @pytest.mark.parametrize("how", ["exit", "stop"])
 def test_the_event_loop_goes_on_whatever_one_task_does(site: Site, how: str) -> None:
     async def exit() -> None:

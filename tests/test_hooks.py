@@ -393,10 +393,16 @@ def test_teardown_websocket_gets_the_failure_of_a_hook(site: Site) -> None:
     assert site.logged()
 
 
-def test_a_teardown_websocket_that_fails_is_logged_and_harms_neither_the_others_nor_the_connection(site: Site) -> None:
+@pytest.mark.parametrize("failure", [LookupError, SystemExit])
+def test_a_teardown_websocket_that_fails_is_logged_and_harms_neither_the_others_nor_the_connection(
+    site: Site, failure: type[BaseException]
+) -> None:
+    def fail(error: BaseException | None) -> None:
+        raise failure("oops")
+
     send_hello(site, site.websocket)
     site.websocket.teardown_websocket(lambda error: site.note("the other"))
-    site.websocket.teardown_websocket(lambda error: {}["oops"])
+    site.websocket.teardown_websocket(fail)
     with site.connect() as client:
         assert list(client) == ["hello"]
     assert client.close_code == 1000

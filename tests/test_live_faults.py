@@ -216,7 +216,9 @@ def exit_by(server: Server, how: str) -> int:
 
 
 @pytest.mark.parametrize("mode", ["threads", "asyncio", "gevent"])
-def test_a_handler_that_exits_the_interpreter_ends_its_connection_only(tmp_path: Path, mode: str) -> None:
+def test_a_handler_hook_or_listener_that_exits_the_interpreter_ends_its_connection_at_most(
+    tmp_path: Path, mode: str
+) -> None:
     setup = SETUPS[mode]
     mode = Mode(setup.extension, setup.options, SLEEP[setup.extension])
     expected = r"(SystemExit|RuntimeError): "
@@ -227,6 +229,13 @@ def test_a_handler_that_exits_the_interpreter_ends_its_connection_only(tmp_path:
         for _ in range(3):
             exit_by(server, "sys.exit")
             assert server.handshake("/exit/too%20early").status == 500
+            for kind in ("before_websocket", "after_websocket"):
+                assert server.handshake(f"/echo?exit={kind}").status == 500
+            for kind in ("on_connect", "on_message", "on_close", "teardown_websocket"):
+                with server.connect(f"/echo?exit={kind}") as client:
+                    client.send("hello")
+                    assert client.recv(DEADLINE) == "hello"
+                assert server.wait_for_access_log(client) == 101
         other.send("still there?")
         assert other.recv(DEADLINE) == "still there?"
 

@@ -450,14 +450,17 @@ def test_a_rejection_is_told_of_also_outside_of_uwsgi(mode: str) -> None:
 # Receivers
 
 
-def test_a_failing_receiver_is_logged_and_harms_neither_the_others_nor_the_connection(site: Site, heard: Heard) -> None:
+@pytest.mark.parametrize("failure", [LookupError, SystemExit])
+def test_a_failing_receiver_is_logged_and_harms_neither_the_others_nor_the_connection(
+    site: Site, heard: Heard, failure: type[BaseException]
+) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.send(await ws.receive())
         raise KeyError("oops")
 
     def fail(name: str, app: Any, **kwargs: Any) -> None:
-        raise LookupError(name)
+        raise failure(name)
 
     with ExitStack() as stack:
         for name, receiver in receivers(fail).items():
@@ -656,14 +659,15 @@ def test_coroutine_receivers_are_awaited_in_the_asyncio_mode(cooperative: Site) 
     ]
 
 
-def test_a_coroutine_receiver_that_fails_is_logged(cooperative: Site) -> None:
+@pytest.mark.parametrize("failure", [LookupError, SystemExit])
+def test_a_coroutine_receiver_that_fails_is_logged(cooperative: Site, failure: type[BaseException]) -> None:
     @cooperative.route()
     async def handler(ws: Any) -> None:
         await ws.send(await ws.receive())
 
     @cooperative.websocket.on_connect
     async def fail(app: Any, **extra: Any) -> None:
-        raise LookupError("oops")
+        raise failure("oops")
 
     talk(cooperative)
     assert "oops" in str(cooperative.logged().exc_info)
