@@ -169,7 +169,7 @@ def _tell_of_origin(app: Flask, state: State) -> None:
 def tell_of_rejection(response: Response) -> Response:
     """Send ``websocket_rejected`` for an upgrade request that has got another answer; an ``after_request`` function."""
     client: Any = request.environ.pop(ENVIRON_KEY, None)  # which refers to the environ, too
-    if client is not None and response.status_code != 101:
+    if client is not None and not client._accepted:  # whatever other functions have made of the 101 response
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         client.drive(client.tell_rejected(app, response))
     return response

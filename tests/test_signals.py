@@ -438,6 +438,15 @@ def test_a_failing_after_hook_is_a_rejection(site: Site, echo: Any, heard: Heard
     assert names(heard) == ["rejected"]
 
 
+def test_a_connection_is_not_rejected_though_a_function_after_the_request_replaces_its_response(
+    site: Site, echo: Any, heard: Heard
+) -> None:
+    site.app.after_request(lambda response: site.app.response_class("replaced", 200))
+    talk(site)
+    assert names(heard) == ["connected", "message", "sent", "closed"]
+    assert site.websocket.stats()["rejected"] == 0
+
+
 def test_a_rejection_is_told_of_also_outside_of_uwsgi(mode: str) -> None:
     MODES[mode].extension(app := Flask("app"))
     told: list[int] = []
