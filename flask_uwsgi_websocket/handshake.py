@@ -28,6 +28,9 @@ _is_token = re.compile(_TOKEN).fullmatch
 #: One ``;`` part of an extension: a name or parameter, with a value that may be quoted (section 9.1).
 _is_parameter = re.compile(rf'({_TOKEN})(?:\s*=\s*(?:({_TOKEN})|"({_TOKEN})"))?').fullmatch
 
+#: What is agreed on, as the client reads it. None of these may come twice.
+_OWN_HEADERS = {"sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"}
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -61,7 +64,8 @@ class Handshake:
 
         :param subprotocol: the one to echo, or None.
         :param headers: more headers, such as ``Set-Cookie``.
-        :raises ValueError: for a header that would end its line.
+        :raises ValueError: for a header that would end its line, or come a second time, which fails the handshake
+            (section 11.3).
         """
         fields = [
             ("Upgrade", "websocket"),
@@ -72,6 +76,9 @@ class Handshake:
             fields.append(("Sec-WebSocket-Protocol", subprotocol))
         if self.deflate is not None:
             fields.append(("Sec-WebSocket-Extensions", self.deflate.header()))
+        headers = list(headers)
+        if own := [name for name, _ in headers if name.lower() in _OWN_HEADERS]:
+            raise ValueError(f"{own[0]} is set by the handshake itself: to choose a subprotocol, use subprotocol=")
         lines = ["HTTP/1.1 101 Switching Protocols"]
         for name, value in (*fields, *headers):
             if not _is_token(name) or re.search(r"[\r\n\0]", value):
@@ -113,6 +120,8 @@ def negotiate_handshake(
         raise BadRequest("A WebSocket handshake is a GET request.")
     if environ.get("SERVER_PROTOCOL", "HTTP/1.1") in {"HTTP/0.9", "HTTP/1.0"}:
         raise BadRequest("A WebSocket handshake needs HTTP/1.1.")
+    if "HTTP_HOST" not in environ:
+        raise BadRequest("The header Host is needed.")
     if not is_upgrade(environ):
         raise BadRequest("The headers Upgrade: websocket and Connection: Upgrade are needed.")
     if environ.get("CONTENT_LENGTH", "") not in {"", "0"} or "HTTP_TRANSFER_ENCODING" in environ:

@@ -103,6 +103,7 @@ def test_the_query_and_the_cookies_are_no_obstacle(site: Site) -> None:
         pytest.param(405, {"method": "PUT"}, id="PUT"),
         pytest.param(400, {"method": "HEAD"}, id="HEAD"),
         pytest.param(400, {"protocol": "HTTP/1.0"}, id="HTTP/1.0"),
+        pytest.param(400, {"host": None}, id="no Host"),
         pytest.param(400, {"sec_websocket_key": None}, id="no key"),
         pytest.param(400, {"sec_websocket_key": ""}, id="empty key"),
         pytest.param(400, {"sec_websocket_key": "c2hvcnQ="}, id="short key"),
@@ -255,6 +256,17 @@ def test_a_header_that_would_end_its_line_is_refused_and_changes_nothing(site: S
     client.request("/headers", sec_websocket_protocol="a, b")
     assert client.response()["Sec-WebSocket-Protocol"] == "a"
     assert client.read_frame() == (TEXT, b"fine")
+
+
+@pytest.mark.parametrize("name", ["Sec-WebSocket-Accept", "sec-websocket-protocol", "Sec-WebSocket-Extensions"])
+def test_a_header_that_is_the_handshakes_own_is_not_sent_twice(site: Site, name: str) -> None:
+    @site.route("/headers")
+    async def headers(ws: Any) -> None:
+        with pytest.raises(ValueError, match="subprotocol="):
+            await ws.accept(headers=[(name, "a")])
+        await ws.send("fine")
+
+    assert site.upgrade("/headers").read_frame() == (TEXT, b"fine")
 
 
 # Extensions
