@@ -105,12 +105,18 @@ class AsyncioWebSocketClient(Lifecycle):
             raise BlockingIOError("the peer has not read what was sent before: nothing more was sent")
 
     async def send_from_sharedarea(self, id: int, pos: int) -> None:
-        """Send what uWSGI's shared area *id* holds from *pos* on, as text."""
-        await self._send(uwsgi.sharedarea_read(id, pos), False)
+        """Send what uWSGI's shared area *id* holds from *pos* on, as text.
+
+        :raises RuntimeError: outside of uWSGI. Otherwise as :meth:`send`.
+        """
+        await self._send_from_sharedarea(id, pos, binary=False)
 
     async def send_binary_from_sharedarea(self, id: int, pos: int) -> None:
-        """Send what uWSGI's shared area *id* holds from *pos* on, as binary."""
-        await self._send(uwsgi.sharedarea_read(id, pos), True)
+        """Send what uWSGI's shared area *id* holds from *pos* on, as binary.
+
+        :raises RuntimeError: outside of uWSGI. Otherwise as :meth:`send`.
+        """
+        await self._send_from_sharedarea(id, pos, binary=True)
 
     def serve(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run the coroutine *handler* in a task, which sees the request's contexts. Called by the extension."""

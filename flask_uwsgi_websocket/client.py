@@ -10,7 +10,6 @@ from .channel import RUN_LENGTH
 from .exceptions import ConnectionClosed
 from .lifecycle import Lifecycle
 from .loops import BlockingLoop, current_blocking_loop, run
-from .servers import uwsgi
 from .signals import websocket_message, websocket_sent
 
 if TYPE_CHECKING:
@@ -111,12 +110,18 @@ class WebSocketClient(Lifecycle):
         return run(self._receive_json(timeout))
 
     def send_from_sharedarea(self, id: int, pos: int) -> None:
-        """Send what uWSGI's shared area *id* holds from *pos* on, as text."""
-        run(self._send(uwsgi.sharedarea_read(id, pos), False))
+        """Send what uWSGI's shared area *id* holds from *pos* on, as text.
+
+        :raises RuntimeError: outside of uWSGI. Otherwise as :meth:`send`.
+        """
+        run(self._send_from_sharedarea(id, pos, binary=False))
 
     def send_binary_from_sharedarea(self, id: int, pos: int) -> None:
-        """Send what uWSGI's shared area *id* holds from *pos* on, as binary."""
-        run(self._send(uwsgi.sharedarea_read(id, pos), True))
+        """Send what uWSGI's shared area *id* holds from *pos* on, as binary.
+
+        :raises RuntimeError: outside of uWSGI. Otherwise as :meth:`send`.
+        """
+        run(self._send_from_sharedarea(id, pos, binary=True))
 
     def ping(self) -> None:
         """Send a Ping; :attr:`.latency` has its round trip once the answer is read (RFC 6455 section 5.5.2).

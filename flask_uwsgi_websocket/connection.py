@@ -102,7 +102,7 @@ class Connection(Channel):
         self._meter = None if settings.rate_limit is None else Meter(settings.rate_limit, time.monotonic())
         # A compressed message may be a thousandth of its size, and what is above a rate was still read.
         self._read_size = READ_SIZE if deflate is None and self._meter is None else SMALL_READ_SIZE
-        self._max_message_size = settings.max_message_size
+        self._max_message_size = min(settings.max_message_size, sys.maxsize)  # a size in C
         self._is_plain = deflate is None and not settings.text_as_bytes
         self._plain_input = self._plain_output = self._is_corked = self._is_over = False
         self._may_cork = loop.gives_way and settings.send_buffer >= 2 * CORK_SIZE

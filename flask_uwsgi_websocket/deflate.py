@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Compression:
     :param memory_level: zlib's ``memLevel``, 1 to 9.
     :param context_takeover: whether a message is compressed with the help of those before it. Off, both
         directions start afresh with each message, and an idle connection holds no compression memory.
+    :raises ValueError: when one of them is not that.
     """
 
     threshold: int = 1024
@@ -43,10 +45,15 @@ class Compression:
     context_takeover: bool = True
 
     def __post_init__(self) -> None:
-        if not 9 <= self.window_bits <= 15:  # zlib cannot write raw deflate with a window of 2**8
-            raise ValueError(f"window_bits must be from 9 to 15, not {self.window_bits}")
-        if not (1 <= self.level <= 9 and 1 <= self.memory_level <= 9):
-            raise ValueError("level and memory_level must be from 1 to 9")
+        for name, least, most in (
+            ("threshold", 0, sys.maxsize),
+            ("level", 1, 9),
+            ("window_bits", 9, 15),  # zlib cannot write raw deflate with a window of 2**8
+            ("memory_level", 1, 9),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name} is a whole number from {least} to {most}, not {value!r}")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ _is_parameter = re.compile(rf'({_TOKEN})(?:\s*=\s*(?:({_TOKEN})|"({_TOKEN})"))?'
 #: What is agreed on, as the client reads it. None of these may come twice.
 _OWN_HEADERS = {"sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"}
 
+_ORIGIN = "write scheme://host or scheme://host:port"
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -192,15 +194,19 @@ def parse_origin(origin: str) -> tuple[str, str, int | None]:
 
     :raises ValueError: when it is none: "null", or with a path.
     """
-    split = urlsplit(origin)
+    try:
+        split = urlsplit(origin)
+        port = split.port or _DEFAULT_PORTS.get(split.scheme)
+    except ValueError as error:
+        raise ValueError(f"{origin!r} is not an origin: {_ORIGIN}") from error
     # urlsplit() repairs what it can; an origin has nothing to be repaired.
     is_plain = origin.lower() == f"{split.scheme}://{split.netloc}".lower()
     if not is_plain or not split.hostname or re.search(r"[@\\\s]", origin):
-        raise ValueError(f"{origin!r} is not an origin: write scheme://host or scheme://host:port")
+        raise ValueError(f"{origin!r} is not an origin: {_ORIGIN}")
     domain = split.hostname.removeprefix("*.")
     if "*" in domain or not domain:
         raise ValueError(f"{origin!r} is not an origin: a * stands for subdomains, as in https://*.example.com")
-    return split.scheme, split.hostname, split.port or _DEFAULT_PORTS.get(split.scheme)
+    return split.scheme, split.hostname, port
 
 
 def parse_extensions(header: str) -> list[Extension]:

@@ -31,7 +31,7 @@ from .exceptions import ConnectionClosed
 from .handshake import Handshake
 from .loops import Loop
 from .protocol import check_close
-from .servers import Server
+from .servers import Server, uwsgi
 from .signals import (
     websocket_closed,
     websocket_connected,
@@ -275,6 +275,15 @@ class Lifecycle(Connection):
             await self._send_when_possible(message, binary, timeout)
         if self._run >= RUN_LENGTH or websocket_sent.receivers:
             await self._after_send(message)
+
+    async def _send_from_sharedarea(self, id: int, pos: int, *, binary: bool) -> None:
+        """Send what uWSGI's shared area *id* holds from *pos* on, as binary or text.
+
+        :raises RuntimeError: outside of uWSGI.
+        """
+        if uwsgi is None:
+            raise RuntimeError("the shared area is uWSGI's, with its option sharedarea: no other server has one")
+        await self._send(uwsgi.sharedarea_read(id, pos), binary)
 
     async def _after_send(self, message: str | ReadableBuffer) -> None:
         if self._run >= RUN_LENGTH:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -71,16 +71,21 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is a whole number above 0 or None, not {value!r}")
-        if isinstance(self.subprotocols, str):
-            raise TypeError("subprotocols is a list of names, not one string")
+        # An iterator would be empty from its second use on.
+        if isinstance(self.subprotocols, str) or not isinstance(self.subprotocols, Collection):
+            raise TypeError(f"subprotocols is a list of names, not {self.subprotocols!r}")
         for name in self.subprotocols:
             check_token(name)
         if isinstance(self.origins, str):
             if self.origins not in {"same-origin", "*"}:
                 raise ValueError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
+        elif not isinstance(self.origins, Collection):
+            raise TypeError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
         else:
             for origin in self.origins:
                 parse_origin(origin)
+        if not isinstance(self.text_as_bytes, bool):
+            raise TypeError(f"text_as_bytes is True or False, not {self.text_as_bytes!r}")
         if not isinstance(self.compression, (bool, Compression)):
             raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
         if not isinstance(self.rate_limit, (RateLimit, type(None))):

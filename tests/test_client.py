@@ -351,8 +351,7 @@ def test_what_the_shared_area_holds_is_sent(site: Site, monkeypatch: pytest.Monk
         def sharedarea_read(id: int, pos: int) -> bytes:
             return b"area %d from %d" % (id, pos)
 
-    for module in ("client", "aio"):
-        monkeypatch.setattr(f"flask_uwsgi_websocket.{module}.uwsgi", Uwsgi)
+    monkeypatch.setattr("flask_uwsgi_websocket.lifecycle.uwsgi", Uwsgi)
 
     @site.route()
     async def handler(ws: Any) -> None:
@@ -361,6 +360,17 @@ def test_what_the_shared_area_holds_is_sent(site: Site, monkeypatch: pytest.Monk
 
     with site.connect() as client:
         assert list(client) == ["area 1 from 2", b"area 3 from 4"]
+
+
+def test_outside_of_uwsgi_there_is_no_shared_area(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        for send in (ws.send_from_sharedarea, ws.send_binary_from_sharedarea):
+            with pytest.raises(RuntimeError, match="the shared area is uWSGI's"):
+                await send(1, 2)
+        await ws.send("fine")
+
+    assert site.connect().recv(DEADLINE) == "fine"
 
 
 def test_sending_on_a_closed_connection_raises_with_its_code(site: Site) -> None:
@@ -1452,6 +1462,13 @@ def test_an_unmasked_frame_is_refused(site: Site, echo: Any) -> None:
     answer = client.read_frame()
     assert answer is not None
     assert (answer[0], answer[1][:2]) == (CLOSE, close_body(1002))
+
+
+def test_the_largest_message_may_be_larger_than_any(site: Site, echo: Any) -> None:
+    site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 2**64
+    client = site.connect()
+    client.send("x" * 100_000)
+    assert client.recv(DEADLINE) == "x" * 100_000
 
 
 def test_the_largest_message_passes_and_a_larger_one_is_1009(site: Site, echo: Any) -> None:

@@ -687,6 +687,13 @@ def test_a_configured_level_that_zlib_does_not_have_is_a_value_error(options: di
         Compression(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["threshold", "level", "window_bits", "memory_level"])
+@pytest.mark.parametrize("value", [-1, "9", 9.0, True, None], ids=repr)
+def test_what_is_configured_are_whole_numbers(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a whole number from . to .*, not {value!r}"):
+        Compression(**{name: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("level", [1, 6, 9])
 @pytest.mark.parametrize("memory_level", [1, 9])
 @pytest.mark.parametrize("bits", [9, 15])

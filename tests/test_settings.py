@@ -93,7 +93,18 @@ def test_one_origin_is_a_list_of_one(origins: str) -> None:
         Settings(origins=origins)
 
 
-@pytest.mark.parametrize("origin", ["example.com", "*", "same-origin", "https://example.com/", "null", ""])
+@pytest.mark.parametrize("value", [None, 1, iter(["https://example.com"])], ids=["None", "1", "iterator"])
+def test_lists_are_lists(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"origins is .* or a list of origins, not"):
+        Settings(origins=value)
+    with pytest.raises(TypeError, match="subprotocols is a list of names, not"):
+        Settings(subprotocols=value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["example.com", "*", "same-origin", "https://example.com/", "https://a:99999", "https://[", "null", ""],
+)
 def test_a_listed_origin_has_a_scheme_and_a_host_and_no_path(origin: str) -> None:
     with pytest.raises(ValueError, match="is not an origin: write scheme://host"):
         Settings(origins=["https://example.com", origin])
@@ -119,6 +130,12 @@ def test_subprotocols_are_a_list() -> None:
 def test_compression_is_a_bool_or_a_compression(compression: Any) -> None:
     with pytest.raises(TypeError, match="compression is True, False or a Compression"):
         Settings(compression=compression)
+
+
+@pytest.mark.parametrize("value", ["false", 1, None], ids=repr)
+def test_text_as_bytes_is_a_bool(value: Any) -> None:
+    with pytest.raises(TypeError, match="text_as_bytes is True or False, not"):
+        Settings(text_as_bytes=value)
 
 
 def test_a_setting_that_does_not_exist_is_a_type_error() -> None:
