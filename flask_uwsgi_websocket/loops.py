@@ -105,11 +105,16 @@ class ThreadLoop:
             self._writers.pop(fd, None)
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        thread = threading.Thread(target=self._run, args=(interval, tick), name="flask-uwsgi-websocket", daemon=True)
-        thread.start()
+        pair = socket.socketpair()  # not in the thread: its caller is to hear that there are no more descriptors
+        try:
+            arguments = (interval, tick, *pair)
+            threading.Thread(target=self._run, args=arguments, name="flask-uwsgi-websocket", daemon=True).start()
+        except BaseException:
+            for each in pair:
+                each.close()
+            raise
 
-    def _run(self, interval: float, tick: Tick) -> None:
-        woken, wake = socket.socketpair()
+    def _run(self, interval: float, tick: Tick, woken: socket.socket, wake: socket.socket) -> None:
         wake.setblocking(False)
         with self._lock:
             self._wake = wake

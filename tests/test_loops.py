@@ -383,6 +383,18 @@ for _ in range(2):
         assert done.stderr.count("the standard library is not patched") == count
 
 
+def test_a_thread_that_could_not_do_its_work_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("no more descriptors")
+
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr("flask_uwsgi_websocket.loops.socket.socketpair", fail)
+        with pytest.raises(OSError, match="no more descriptors"):  # so the housekeeper tries again
+            ThreadLoop().run_every(1, lambda: False)
+    assert threading.active_count() == before
+
+
 def test_a_housekeeper_that_cannot_be_started_leaves_no_connection_and_may_be_tried_again() -> None:
     class Loop:
         full = True
