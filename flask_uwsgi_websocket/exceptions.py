@@ -62,7 +62,7 @@ class ConnectionClosed(WebSocketError):
         else:
             meaning = CLOSE_CODES.get(self.code, "unknown")
         text = f"the WebSocket is closed: {self.code} ({meaning})"
-        return f"{text} {self.reason}" if self.reason else text
+        return f"{text} {self.reason!r}" if self.reason else text  # quoted: it is the peer's, and could forge a line
 
 
 class ConcurrencyError(WebSocketError, RuntimeError):

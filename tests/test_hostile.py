@@ -15,8 +15,9 @@ import gevent
 import pytest
 from flask import Flask
 from inprocess import DEADLINE, Site
+from wire import KEY, close_body, frame
 
-from flask_uwsgi_websocket import Compression, WebSocketClient
+from flask_uwsgi_websocket import Compression, ConnectionClosed, WebSocketClient
 from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.handshake import Handshake
 from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol
@@ -200,3 +201,12 @@ def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site) -> Non
     client.sock.shutdown(socket.SHUT_RDWR)
     reader.join(DEADLINE)
     client.close()
+
+
+def test_a_close_reason_forges_no_line_where_the_exception_is_logged() -> None:
+    protocol = Protocol()
+    protocol.receive_data(frame(CLOSE, close_body(1000, b"bye\nERROR root: on fire"), key=KEY))
+    with pytest.raises(ConnectionClosed) as error:
+        protocol.send_text("hello")
+    assert str(error.value) == r"the WebSocket is closed: 1000 (OK) 'bye\nERROR root: on fire'"
+    assert str(ConnectionClosed(1005)) == "the WebSocket is closed: 1005 (no status received)"
