@@ -422,6 +422,7 @@ class Lifecycle(Connection):
         """Tell of the end of a connection whose handler has not ended in time, and never will."""
         if self._accepted:
             self._abort("the server has ended")
+            self._telling = False  # it may hang just there
             await self._tell_closed()
 
     async def _tell_closed(self) -> None:

@@ -128,6 +128,39 @@ def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
         released.set()
 
 
+async def _receive_all(ws: Any) -> None:
+    async for _ in ws:
+        pass
+
+
+def test_a_listener_that_hangs_holds_up_neither_the_end_nor_the_news_of_it(site: Site) -> None:
+    released = threading.Event()
+
+    def hang(app: Any, **extra: Any) -> None:
+        assert released.wait(DEADLINE)
+
+    async def hang_in_the_loop(app: Any, **extra: Any) -> None:
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+
+    site.websocket.on_connect(hang_in_the_loop if site.mode.name == "background" else hang)
+
+    @site.websocket.on_close
+    def note(app: Any, code: int, **extra: Any) -> None:
+        site.note(code)
+
+    site.route("/", shutdown_timeout=0.1)(_receive_all)
+    site.upgrade()
+    ending = threading.Thread(target=process.close_connections, kwargs={"restarts": False})
+    ending.start()
+    try:
+        assert site.noted() == 1001
+        ending.join(DEADLINE)
+        assert not ending.is_alive()
+    finally:
+        released.set()
+
+
 @pytest.mark.parametrize(
     ("error", "body"), [(SystemExit(3), RESTARTS), (SystemExit(0), STOPS), (KeyboardInterrupt(), STOPS), (None, STOPS)]
 )
