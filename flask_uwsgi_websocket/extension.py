@@ -63,6 +63,8 @@ class WebSocket(Registrar):
     :param app: the app to serve, unless :meth:`init_app` is called later.
     :param timeout: the ``ping_interval`` in seconds, under the name that it had in 0.6.1.
     :param settings: the fields of :class:`~flask_uwsgi_websocket.settings.Settings`; they override ``app.config``.
+    :raises TypeError: for a keyword that is none of them, or a value of the wrong type.
+    :raises ValueError: for a value that makes no sense.
     """
 
     #: The WSGI middleware to install. A subclass may set its own.
@@ -96,6 +98,8 @@ class WebSocket(Registrar):
         :class:`~flask_uwsgi_websocket.settings.Settings`.
 
         :raises RuntimeError: when the app has a WebSocket extension already.
+        :raises TypeError: when a setting in ``app.config`` has the wrong type, or a handler is none for this mode.
+        :raises ValueError: when a setting makes no sense.
         """
         state = state_of(app)
         if state.coroutines is not None:
@@ -132,8 +136,9 @@ class WebSocket(Registrar):
         :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
         :param options: ``endpoint``; the settings of this route, such as ``subprotocols``; and options of
             Werkzeug's rule, such as ``defaults`` or ``subdomain``.
+        :raises TypeError: when the handler is none for this mode, or an option has the wrong type.
+        :raises ValueError: when an option makes no sense.
         """
-
         endpoint = options.pop("endpoint", None)
 
         def decorator(handler: Handler[Client, P, R]) -> Handler[Client, P, R]:
@@ -182,6 +187,7 @@ class WebSocket(Registrar):
         Those that have closed are left out. It is no coroutine in the asyncio mode either.
 
         :param message: ``str`` is sent as text, bytes as binary.
+        :param connections: clients of this worker, as handlers get them.
         :returns: the connections that did not get it, as more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for
             them. Those that read nothing for ``WEBSOCKET_SEND_TIMEOUT`` are dropped, as always.
         :raises TypeError: when the message is neither, or *connections* is a single one.
@@ -230,14 +236,17 @@ class WebSocket(Registrar):
         :param app: the app, or where uWSGI finds it (``"module:variable"``, ``"module:factory()"``); the app that
             was initialised, unless given.
         :param debug: reload when files change, and show Werkzeug's debugger; ``app.debug`` unless given.
+        :param host: the name or address to listen on.
+        :param port: the TCP port to listen on.
         :param uwsgi_binary: the uWSGI to run, instead of the one that is found.
         :param options: uWSGI's options: ``processes=4`` for ``--processes 4``, ``True`` for a flag.
         :raises UwsgiNotFound: when there is no uWSGI.
+        :raises RuntimeError: when no app is given and there is not exactly one, or when no importable name leads to it.
         """
         if app is None:
             apps = list(self._apps)
             if len(apps) != 1:
-                raise RuntimeError("which app is to be run? call app.run(), or pass it")
+                raise RuntimeError(f"which app is to be run? There are {len(apps)}: call app.run() of one, or pass it")
             app = apps[0]
         if debug is None:
             debug = isinstance(app, Flask) and app.debug
