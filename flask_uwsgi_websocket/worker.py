@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import importlib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, partial
 from time import monotonic
@@ -57,16 +58,28 @@ def prepare_workers() -> None:
     """Prepare every worker, after its fork. Called when an app is initialised."""
     if uwsgi is None:
         return
-    previous = getattr(uwsgi, "post_fork_hook", None)
-    if getattr(previous, "func", None) is _after_fork:
+    hook = getattr(uwsgi, "post_fork_hook", None)
+    if getattr(hook, "func", None) is _after_fork:
         return
-    uwsgi.post_fork_hook = partial(_after_fork, previous)
+    hooks = dict.fromkeys((hook, _load_decorators()))
+    uwsgi.post_fork_hook = partial(_after_fork, [each for each in hooks if each is not None])
     for signum in _SIGNALS:
         if signal.getsignal(signum) in {signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler}:
             with suppress(ValueError):  # only the main thread of the main interpreter may
                 signal.signal(signum, _end_starting_worker)
     if uwsgi.worker_id() > 0:  # the app is loaded after the fork
-        _after_fork(None)
+        _after_fork([])
+
+
+def _load_decorators() -> Callable[[], object] | None:
+    """Import ``uwsgidecorators``, which puts its hook in the place of what is there, before ours is; return that."""
+    spooler = getattr(uwsgi, "spooler", None)
+    with suppress(Exception):  # it is not installed, or there is no master
+        importlib.import_module("uwsgidecorators")
+    if spooler is not None:  # another thing that it replaces
+        uwsgi.spooler = spooler
+    hook: Callable[[], object] | None = getattr(uwsgi, "post_fork_hook", None)
+    return hook
 
 
 def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
@@ -80,7 +93,7 @@ def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
         signal.default_int_handler(signum, frame)
 
 
-def _after_fork(previous: Callable[[], object] | None) -> None:
+def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
     if uwsgi.loop == b"asyncio":
         # The engine calls asyncio.get_event_loop(), which from Python 3.12 on makes none; and a loop from before the
         # fork would be shared by all workers.
@@ -92,8 +105,8 @@ def _after_fork(previous: Callable[[], object] | None) -> None:
         threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
         _watch_limits(ThreadLoop)
     try:
-        if previous is not None:
-            previous()
+        for hook in hooks:
+            hook()
     finally:
         if uwsgi.loop == b"gevent":
             from gevent import spawn

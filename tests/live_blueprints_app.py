@@ -19,6 +19,7 @@ import flask_uwsgi_websocket
 from flask_uwsgi_websocket import (
     ConnectionClosed,
     WebSocketBlueprint,
+    uwsgi,
     websocket_closed,
     websocket_connected,
     websocket_error,
@@ -482,3 +483,7 @@ def create_app():
 
 
 app = create_app()
+if uwsgi is not None and uwsgi.masterpid() > 0:  # many import it that late, and its own hook replaces what is there
+    import uwsgidecorators
+
+    uwsgidecorators.postfork(lambda: journal("decorated"))

@@ -105,6 +105,8 @@ def test_workers_that_reload_tell_their_clients_and_the_receivers_of_the_closed_
         wait_until(
             lambda: len(server.workers) == server.mode.processes * (1 + server.reloads), lambda: server.log[-5000:]
         )
+        decorated = {entry["pid"] for entry in server.journal() if entry["event"] == "decorated"}
+        assert decorated == server.workers  # by @postfork, to which nothing is lost either
         with server.connect("/ends/echo") as client:  # and then it serves again
             client.send("hello")
             assert client.recv() == "hello"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -245,3 +247,28 @@ def test_a_worker_knows_when_uwsgi_wants_it_to_end(
     uwsgi.opt.update(options)
     uwsgi.state.update(state)
     assert worker.is_worn_out() is worn_out
+
+
+def test_what_uwsgidecorators_replaces_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "uwsgidecorators.py").write_text(
+        "from flask_uwsgi_websocket.worker import uwsgi\n"
+        "uwsgi.spooler = None\n"
+        "uwsgi.post_fork_hook = lambda: uwsgi.called.append('theirs')\n"
+    )
+    called: list[str] = []
+    fake = SimpleNamespace(
+        loop=b"uwsgi",
+        has_threads=False,
+        called=called,
+        worker_id=lambda: 0,
+        spooler="spooler",
+        post_fork_hook=lambda: called.append("ours"),
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(worker, "uwsgi", fake)
+    monkeypatch.setattr(worker, "_SIGNALS", ())
+    worker.prepare_workers()
+    fake.post_fork_hook()
+    assert called == ["ours", "theirs"]
+    assert fake.spooler == "spooler"
+    monkeypatch.delitem(sys.modules, "uwsgidecorators")
