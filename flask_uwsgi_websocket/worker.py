@@ -94,6 +94,20 @@ def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
 
 
 def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
+    is_worker = uwsgi.worker_id() > 0  # a mule or a spooler, whose signals are its own, is forked, too
+    if is_worker:
+        _prepare_worker()
+    try:
+        for hook in hooks:
+            hook()
+    finally:
+        if is_worker and uwsgi.loop == b"gevent":
+            from gevent import spawn
+
+            spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
+
+
+def _prepare_worker() -> None:
     if uwsgi.loop == b"asyncio":
         # The engine calls asyncio.get_event_loop(), which from Python 3.12 on makes none; and a loop from before the
         # fork would be shared by all workers.
@@ -104,14 +118,6 @@ def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
         _watch_limits(ThreadLoop)
-    try:
-        for hook in hooks:
-            hook()
-    finally:
-        if uwsgi.loop == b"gevent":
-            from gevent import spawn
-
-            spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
 
 
 def make_shutdown(signum: int, loop: Loop) -> Shutdown:

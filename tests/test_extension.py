@@ -688,11 +688,13 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
     try:
         for name in ("one", "two"):
             AsyncioWebSocket(Flask(name))
+        uwsgi.post_fork_hook()  # in a mule
         assert not loops
+        uwsgi.worker = 1
         uwsgi.post_fork_hook()
         assert len(loops) == 1
-        assert uwsgi.forked == ["theirs"]
-        uwsgi.worker = 1  # --lazy-apps
+        assert uwsgi.forked == ["theirs", "theirs"]
+        # --lazy-apps
         del uwsgi.post_fork_hook
         AsyncioWebSocket(Flask("three"))
         assert len(loops) == 2

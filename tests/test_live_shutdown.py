@@ -126,3 +126,17 @@ def test_behind_the_router_the_closed_signal_of_a_server_that_stops_is_sent_too(
 def test_a_worker_that_is_told_to_reload_or_to_stop_while_it_starts_ends(tmp_path: Path, mode: str) -> None:
     server = Server(tmp_path, MODES[mode], "http-socket", module="live_starting_app")
     server.wait_until_ended()
+
+
+def test_a_mule_is_no_worker_and_keeps_its_signals(tmp_path: Path) -> None:
+    script, blocked = tmp_path / "mule.py", tmp_path / "blocked"
+    script.write_text(
+        "import signal, time\n"
+        f"with open({str(blocked)!r}, 'w') as file:\n"
+        "    print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), file=file)\n"
+        "time.sleep(1000)\n"
+    )
+    mode = MODES["threads"]._replace(processes=2)  # the hook by which the app counts its workers runs in the mule, too
+    with serving(tmp_path, mode, "http-socket", options=[f"--mule={script}"]):
+        wait_until(lambda: blocked.exists() and blocked.read_text(), lambda: "the mule has not started")
+        assert blocked.read_text() == "[]\n"
