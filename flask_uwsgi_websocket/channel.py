@@ -26,7 +26,6 @@ READ_SIZE = 65536
 #: After so many messages without having to wait, whoever receives or sends lets the other connections run.
 RUN_LENGTH = 64
 
-
 #: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
 CORK_SIZE = 16384
 

@@ -142,7 +142,6 @@ class Deflate:
     def __init__(
         self, parameters: DeflateParameters, config: Compression | None = None, *, is_client: bool = False
     ) -> None:
-        self.parameters = parameters
         self._config = config or Compression()
         self.threshold = self._config.threshold
         if is_client:

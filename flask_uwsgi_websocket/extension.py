@@ -184,7 +184,8 @@ class WebSocket(Registrar):
     def broadcast(self, message: str | ReadableBuffer, connections: Iterable[C]) -> list[C]:
         """Send a message to many connections, encoded once, without waiting for any of them.
 
-        Those that have closed are left out. It is no coroutine in the asyncio mode either.
+        Those that have closed are left out. A handshake that was not sent yet is sent first, after the hooks of that
+        connection. It is no coroutine in the asyncio mode either.
 
         :param message: ``str`` is sent as text, bytes as binary.
         :param connections: clients of this worker, as handlers get them.

@@ -43,7 +43,6 @@ _ENVIRON_KEY = "flask_uwsgi_websocket.testing"
 #: So many messages may wait for the test; then nothing more is read, and a handler without end has to wait, too.
 _MOST_WAITING = 10_000
 
-
 #: Bytes of a message; a test wants to see what its handler sends, however large.
 _ANY_SIZE = 2**62
 
