@@ -572,6 +572,8 @@ class Connection(Channel):
             self._abandoned = sock
             if not self._waiting:
                 sock.close()
+        # uWSGI uses it again, for another request. The client in it would keep itself alive.
+        self.environ = {key: value for key, value in self.environ.items() if value is not self}
         if self._accepted:
             self._server.release()
 

@@ -361,6 +361,16 @@ async def late(ws, name):
         rooms[name].discard(ws)
 
 
+previous = []
+
+
+@handler("/previous")
+async def tell_previous(ws):
+    """Tell what the query string of the last connection was, and what it is now that it has closed."""
+    await ws.send_json([[query, other.environ.get("QUERY_STRING")] for query, other in previous])
+    previous[:] = [(ws.environ["QUERY_STRING"], ws)]
+
+
 @handler("/other-thread")
 async def other_thread(ws):
     """Let a thread of the interpreter's own make the handshake."""

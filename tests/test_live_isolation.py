@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from contextlib import ExitStack
@@ -51,6 +52,17 @@ def test_interleaved_fragments_of_twenty_clients_reach_nobody_else(server: Serve
                 else:
                     received.append(payload)
             assert received == messages[number]
+
+
+def test_what_is_kept_of_a_closed_connection_never_becomes_that_of_another(server: Server) -> None:
+    # uWSGI has one environ for each of its cores, which it empties and fills again for the next request.
+    told = []
+    for _ in range(5):
+        with server.connect("/previous") as client:
+            told += json.loads(client.recv(DEADLINE))
+        server.wait_for_access_log(client)
+    assert told
+    assert all(before == after for before, after in told), told
 
 
 def test_the_sequence_that_crashes_uwsgis_own_parser_does_nothing_here(server: Server) -> None:
