@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from flask import Flask, got_request_exception
+from flask import Flask
 from inprocess import ACCEPT, DEADLINE, REQUEST, RawClient, Response, Site
 from websockets.sync.client import connect
 from werkzeug.exceptions import BadRequest, Forbidden
@@ -16,7 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.serving import make_server
 from wire import CLOSE, KEY, PING, PONG, TEXT, close_body, frame
 
-from flask_uwsgi_websocket import Compression, WebSocket, WebSocketBlueprint
+from flask_uwsgi_websocket import Compression, WebSocket
 from flask_uwsgi_websocket.handshake import accept_key, check_origin, parse_extensions, parse_origin
 
 
@@ -549,14 +549,3 @@ def test_a_route_reached_past_the_middleware_says_so(site: Site) -> None:
     site.app.wsgi_app = site.app.wsgi_app.wsgi_app  # type: ignore[attr-defined, method-assign]
     assert site.refusal().status == 500
     assert "leave the extension's middleware in app.wsgi_app" in str(site.logged().exc_info)
-
-
-def test_a_route_of_an_app_without_an_extension_says_so(site: Site) -> None:
-    chat = WebSocketBlueprint("chat", __name__)
-    chat.add_websocket_rule("/", "talk", lambda ws: None)
-    site.app = Flask("alone")
-    site.app.register_blueprint(chat)
-    logged: list[Any] = []
-    got_request_exception.connect(lambda app, exception: logged.append(str(exception)), site.app, weak=False)
-    assert site.refusal().status == 500
-    assert logged == ["the app 'alone' has no WebSocket extension: call init_app() of one, such as GeventWebSocket"]
