@@ -353,7 +353,7 @@ class Lifecycle(Connection):
                     raise failure from failure.__cause__
                 failure = error
                 await self._fail(error)
-                if not isinstance(error, _FAILURES):
+                if not _is_failure(error):
                     raise
             else:
                 if value is not None and self._refuse():
@@ -392,7 +392,7 @@ class Lifecycle(Connection):
             self._begin_close(*closing_of(error))
         else:
             self._begin_close(*closing_of(error), "error")
-            if isinstance(error, _FAILURES):
+            if _is_failure(error):
                 got_request_exception.send(self._app, exception=error)
                 self._app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())
                 await self._tell(websocket_error, self._route.error, exception=error)
@@ -480,9 +480,15 @@ class Lifecycle(Connection):
         await self._tell(websocket_rejected, (), response=response)
 
 
+def _is_failure(error: BaseException) -> bool:
+    """Tell whether what has left a handler is the application's business, and not the server's."""
+    gevent = sys.modules.get("gevent")  # whose Timeout is no Exception, so that nothing on its way takes it for its own
+    return isinstance(error, _FAILURES) or (gevent is not None and isinstance(error, gevent.Timeout))
+
+
 def _as_exception(error: BaseException) -> BaseException:
     """Return what has failed before the handshake as something that Flask does not pass on to the server."""
-    if isinstance(error, Exception) or not isinstance(error, _FAILURES):
+    if isinstance(error, Exception) or not _is_failure(error):
         return error
     failure = RuntimeError(f"a handler or hook of a WebSocket raised {error!r} before its handshake")
     failure.__cause__ = error

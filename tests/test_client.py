@@ -14,6 +14,7 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 from flask import abort, current_app, g, got_request_exception, request, session
 from inprocess import DEADLINE, REQUEST, ROOM, RawClient, Site, wait_until
@@ -1028,6 +1029,22 @@ def test_an_exit_before_the_handshake_is_an_error_like_any_other(site: Site, whe
         getattr(site.websocket, where)(leave)
     assert site.refusal().status == 500
     assert "raised SystemExit('enough') before its handshake" in str(site.logged().exc_info)
+
+
+@pytest.mark.parametrize("mode", ["gevent"])
+def test_a_timeout_of_gevent_that_leaves_the_handler_is_an_error_like_any_other(site: Site) -> None:
+    @site.route("/<when>")
+    async def handler(ws: Any, when: str) -> None:
+        if when == "after":
+            await ws.accept()
+        with gevent.Timeout(0.01):
+            gevent.sleep(DEADLINE)
+
+    assert site.refusal("/before").status == 500
+    assert "seconds=0.01> before its handshake" in str(site.logged().exc_info)
+    with pytest.raises(ClientSawClose, match=r"1011.*internal error"):
+        site.connect("/after").recv(DEADLINE)
+    assert "Exception on '/after' [WebSocket]" in site.logged().getMessage()
 
 
 # Contexts
