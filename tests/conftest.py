@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 from inprocess import MODES, Site, serving, wait_for_housekeepers, wait_until
+from ports import reserved_port
 
 from flask_uwsgi_websocket import keepalive, protocol
 from flask_uwsgi_websocket.loops import background_asyncio_loop
@@ -78,6 +79,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[None]:
         for name in ("apply_mask", "frame", "take_messages"):
             patch.setattr(protocol, name, getattr(twin, name))
         yield
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port for a server that the test starts."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture(params=MODES)

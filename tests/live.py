@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import websockets.asyncio.client
 import websockets.sync.client
+from ports import reserved_port
 from wire import CLOSE, KEY, frame
 
 import flask_uwsgi_websocket
@@ -122,7 +123,8 @@ class Server:
         self.mode = mode
         self.front = front
         self.expected = expected
-        self.port = find_free_port()
+        self._reservation = ExitStack()
+        self.port = self._reservation.enter_context(reserved_port())
         self._tokens = map("t{}".format, itertools.count())
         self._log = directory / "log"
         self._journal = directory / "journal"
@@ -198,6 +200,7 @@ class Server:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._reservation.close()
 
     def _interrupt(self) -> None:
         """Press Ctrl-C."""
@@ -506,11 +509,6 @@ def coverage_config() -> str:
     coverage = sys.modules.get("coverage")
     current = coverage and coverage.Coverage.current()
     return str(current.config.config_file) if current else ""
-
-
-def find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -43,13 +42,6 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "library/start.py").write_text(START)
     (tmp_path / "project").mkdir()
     return (tmp_path / "project").resolve()
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def write(project: Path, files: Mapping[str, str]) -> None:

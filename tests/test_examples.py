@@ -35,11 +35,8 @@ chats = pytest.mark.parametrize("server", CHATS, indirect=True)
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def server(request: pytest.FixtureRequest, tmp_path: Path, port: int) -> Iterator[str]:
     """Start an example by its name, and return its host and port."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     log = tmp_path / "log"
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
     with log.open("wb") as output:
@@ -54,7 +51,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     try:
         deadline = time.monotonic() + DEADLINE
         while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            # Not only TCP, which uWSGI's router accepts long before the application is loaded.
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE):
                 break
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fronts import ALL, DEPLOY, FRONTS, MODES, NAME, Client, Machine, make_certificate, missing_tools, running
-from live import DEADLINE, TESTS, find_free_port, serving, wait_until
+from live import DEADLINE, TESTS, serving, wait_until
 from live import MODES as SERVER_MODES
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -264,10 +264,9 @@ HANDSHAKE = {
 }
 
 
-def test_https_socket_is_refused_in_words(tmp_path: Path) -> None:
+def test_https_socket_is_refused_in_words(tmp_path: Path, port: int) -> None:
     require_tools()
     certificate = make_certificate(tmp_path)
-    port = find_free_port()
     options = ["--https-socket", f"127.0.0.1:{port},{certificate},{certificate}"]
     with serving(tmp_path, SERVER_MODES["gevent"], "http-socket", options=options, expected="RuntimeError") as server:
         context = ssl.create_default_context(cafile=certificate)

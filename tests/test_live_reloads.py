@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 import websockets.exceptions
-from live import DEADLINE, MODES, Mode, Raw, Server, find_free_port, in_threads, serving, wait_until
+from live import DEADLINE, MODES, Mode, Raw, Server, in_threads, serving, wait_until
+from ports import reserved_port
 from test_live_shutdown import COUNT, RELOADED, STOPPED, check_signals, expect_the_end
 
 from flask_uwsgi_websocket.shutdown import INTERVAL
@@ -270,16 +271,19 @@ def check_replacements(directory: Path, mode: str) -> None:
 
 
 def test_a_worker_that_has_served_its_most_requests_tells_its_clients(tmp_path: Path) -> None:
-    in_all_modes(tmp_path, check_most_requests)
+    def check(directory: Path, mode: str) -> None:
+        with reserved_port() as port:
+            check_most_requests(directory, mode, port)
+
+    in_all_modes(tmp_path, check)
 
 
-def check_most_requests(directory: Path, mode: str) -> None:
-    address = f"127.0.0.1:{find_free_port()}"
+def check_most_requests(directory: Path, mode: str, port: int) -> None:
     options = ["--max-requests", "10", "--min-worker-lifetime", "0"]
-    options += ["--stats", address, "--metric", "name=websocket.open,type=gauge"]
+    options += ["--stats", f"127.0.0.1:{port}", "--metric", "name=websocket.open,type=gauge"]
 
     def count_open() -> int:
-        with socket.create_connection(address.split(":"), DEADLINE) as sock, sock.makefile("rb") as file:
+        with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock, sock.makefile("rb") as file:
             return int(json.load(file)["metrics"]["websocket.open"]["value"])
 
     with serving_and_replacing(directory, MODES[mode], options=options) as server, ExitStack() as stack:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from live import MODES, find_free_port, serving, wait_until
+from live import MODES, serving, wait_until
 
 from flask_uwsgi_websocket import WebSocket
 from flask_uwsgi_websocket.stats import NAMES
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.live
 
 
 @pytest.mark.parametrize("mode", ["threads", "gevent-2-processes", "asyncio"])
-def test_the_counters_of_all_workers_are_metrics_of_uwsgi(tmp_path: Path, mode: str) -> None:
-    address = f"127.0.0.1:{find_free_port()}"
+def test_the_counters_of_all_workers_are_metrics_of_uwsgi(tmp_path: Path, port: int, mode: str) -> None:
+    address = f"127.0.0.1:{port}"
     options = ["--stats", address]
     for name in NAMES:
         options += ["--metric", f"name=websocket.{name},type={'gauge' if name == 'open' else 'counter'}"]
