@@ -264,13 +264,11 @@ class Server:
         """Wait for the line in the access log about the request of *client*, and return the status in it."""
         token = token_of(client)
 
-        def find() -> str | None:
-            return next((line for line in self.log.splitlines() if f"token={token} " in line), None)
+        def find() -> re.Match[str] | None:
+            line = next((line for line in self.log.splitlines() if f"token={token} " in line), "")
+            return self._status.search(line)  # there may be only half of the line yet
 
-        line = wait_until(find, lambda: f"the request {token} is not in the access log:\n{self.log[-5000:]}")
-        status = self._status.search(line)
-        assert status is not None, line
-        return int(status[1])
+        return int(wait_until(find, lambda: f"no request {token} in the access log:\n{self.log[-5000:]}")[1])
 
     def open_files(self) -> dict[int, int]:
         """Return how many descriptors each worker has open."""

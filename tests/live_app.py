@@ -249,7 +249,8 @@ async def abort_after(ws):
     abort(404)
 
 
-@handler("/close/<int:code>/<reason>", close_timeout=0.3)
+@handler("/close/<int:code>/<reason>", close_timeout=3600)
+@handler("/unanswered/<int:code>/<reason>", close_timeout=0.3)
 async def close(ws, code, reason):
     await ws.close(code, reason)
 
@@ -257,10 +258,12 @@ async def close(ws, code, reason):
 # Handlers that receive, that only send, and that only look now and then
 
 PINGED = {"ping_interval": 0.3, "ping_timeout": 0.5}
+ANSWERED = {"ping_interval": 0.3, "ping_timeout": 2}  # by clients, which may have to wait for the processor
 
 
 @handler("/receive")
 @handler("/pinged/receive", **PINGED)
+@handler("/answered/receive", **ANSWERED)
 async def receive(ws):
     async for _ in ws:
         pass
@@ -268,6 +271,7 @@ async def receive(ws):
 
 @handler("/push")
 @handler("/pinged/push", **PINGED)
+@handler("/answered/push", **ANSWERED)
 async def push(ws):
     while True:
         await ws.send("push")
@@ -276,6 +280,7 @@ async def push(ws):
 
 @handler("/watch")
 @handler("/pinged/watch", **PINGED)
+@handler("/answered/watch", **ANSWERED)
 async def watch(ws):
     await ws.accept()
     while ws.connected:

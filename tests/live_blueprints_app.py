@@ -354,7 +354,8 @@ async def end_by_abort(ws):
     abort(404)
 
 
-@handler(ends, "/close", close_timeout=0.3)
+@handler(ends, "/close")
+@handler(ends, "/unanswered", endpoint="end_by_close_unanswered", close_timeout=0.3)
 async def end_by_close(ws):
     await ws.close(4002, "ciao")
 

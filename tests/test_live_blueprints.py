@@ -528,7 +528,7 @@ class Ends:
         """Do not answer: pings, the server's Close, or what it sends."""
         ways = [
             *((habit.replace("/ends", "/ends/pinged"), "timeout", 1006) for habit in HABITS),
-            ("/ends/close", "server", 4002),
+            ("/ends/unanswered", "server", 4002),
             ("/ends/flood", "timeout", 1006),
         ]
         with ExitStack() as stack:

@@ -82,7 +82,7 @@ def test_an_http_exception_after_the_handshake_closes_with_4000_and_its_status(s
 
 
 def test_a_client_that_never_answers_a_close_is_dropped(server: Server) -> None:
-    with server.raw("/close/1000/now") as client:
+    with server.raw("/unanswered/1000/now") as client:
         assert client.receive_close() == (1000, "now")
         with suppress(ConnectionResetError):
             assert client.file.read() == b""
@@ -170,8 +170,8 @@ def test_a_client_whose_network_is_cut_is_noticed_whatever_the_handler_does(
 
 def test_a_client_that_answers_pings_stays_whatever_the_handler_does(server: Server) -> None:
     def stay(number: int) -> None:
-        with server.raw(f"/pinged{HABITS[number]}") as client:
-            for _ in range(4):  # takes longer than the ping timeout
+        with server.raw(f"/answered{HABITS[number]}") as client:
+            for _ in range(8):  # takes longer than the ping timeout
                 while (message := client.receive()) == (TEXT, b"push"):
                     pass
                 opcode, payload = message
