@@ -69,6 +69,9 @@ MODES = {
     "asyncio": Mode("AsyncioWebSocket", ["--asyncio", "300", "--greenlet"], "asyncio"),
 }
 
+#: Options with which uWSGI does not give up a request that it has only half of, as it does after 4 s.
+PATIENT = ["--socket-timeout", "3600"]
+
 FRONTS = {"http-socket": ["--http-socket"], "http": ["--http-websockets", "--http"]}
 
 MATRIX = [pytest.param((mode, front), id=f"{mode}-{front}") for mode in MODES for front in FRONTS]

@@ -12,9 +12,9 @@ from live_app import IS_ASYNCIO, app, for_mode, handler, journal, sleep, websock
 from flask_uwsgi_websocket import keepalive, websocket_closed
 
 
-@handler("/impatient", ping_interval=0.5, ping_timeout=1.5)
+@handler("/impatient", ping_interval=0.5, ping_timeout=2.5)
 async def impatient(ws):
-    """Send everything back, and expect a sign of life within 2 s."""
+    """Send everything back, and expect a sign of life within 3 s."""
     async for message in ws:
         await ws.send(message)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import websockets.exceptions
-from live import DEADLINE, MODES, Mode, Raw, Server, in_threads, serving, wait_until
+from live import DEADLINE, MODES, PATIENT, Mode, Raw, Server, in_threads, serving, wait_until
 from ports import reserved_port
 from test_live_shutdown import COUNT, RELOADED, STOPPED, check_signals, expect_the_end, expect_the_end_of_stubborn
 
@@ -304,7 +304,10 @@ def test_an_upgrade_request_on_its_way_when_the_worker_ends_still_becomes_a_conn
 
 
 def check_late_request(directory: Path, mode: str) -> None:
-    with serving(directory, MODES[mode], "http-socket", module="live_reloads_app") as server, ExitStack() as stack:
+    with (
+        serving(directory, MODES[mode], "http-socket", module="live_reloads_app", options=PATIENT) as server,
+        ExitStack() as stack,
+    ):
         clients = connect(server, stack)
         late = stack.enter_context(half_a_request(server))
         server.signal(signal.SIGHUP)
@@ -330,7 +333,7 @@ def half_a_request(server: Server) -> Iterator[Raw]:
 
 
 def test_in_gevent_also_the_first_connection_of_a_worker_is_closed_when_it_ends_already(tmp_path: Path) -> None:
-    with serving(tmp_path, MODES["gevent"], "http-socket", module="live_reloads_app") as server:
+    with serving(tmp_path, MODES["gevent"], "http-socket", module="live_reloads_app", options=PATIENT) as server:
         with half_a_request(server) as client:
             server.signal(signal.SIGHUP)
             wait_until(lambda: "Gracefully killing worker" in server.log, lambda: server.log[-5000:])
