@@ -88,8 +88,10 @@ def test_a_hundred_clients_at_once_exchange_messages_while_http_is_served(server
             await client.send(message)
             assert await client.recv() == message
 
+    paths = [server.path("/echo") for _ in range(CROWD)]
+
     async def main() -> None:
-        async with server.open_many(["/echo"] * CROWD) as clients:
+        async with server.open_many(paths) as clients:
             exchanges = asyncio.gather(*(exchange(client, i) for i, client in enumerate(clients)))
             for _ in range(5):
                 assert (await asyncio.to_thread(server.get, "/")).body == b"hello"
@@ -97,6 +99,7 @@ def test_a_hundred_clients_at_once_exchange_messages_while_http_is_served(server
             assert (await asyncio.to_thread(server.get, "/")).body == b"hello"
 
     asyncio.run(main())
+    wait_until_over(server, paths)
 
 
 def test_each_of_a_hundred_clients_sees_its_own_request_session_and_g(server: Server) -> None:
@@ -108,8 +111,9 @@ def test_each_of_a_hundred_clients_sees_its_own_request_session_and_g(server: Se
         cookies = f"flavour=f{number}; session={serializer.dumps({'user': f'u{number}'})}"
         return {"additional_headers": {"Cookie": cookies}}
 
+    paths = [server.path(f"/people/p{number}/context?n={number}") for number in range(CROWD)]
+
     async def main() -> None:
-        paths = [f"/people/p{number}/context?n={number}" for number in range(CROWD)]
         async with server.open_many(paths, options) as clients:
             for message in ("one", "two", "three"):
                 await asyncio.gather(*(client.send(message) for client in clients))
@@ -127,6 +131,13 @@ def test_each_of_a_hundred_clients_sees_its_own_request_session_and_g(server: Se
                     }
 
     asyncio.run(main())
+    wait_until_over(server, paths)
+
+
+def wait_until_over(server: Server, paths: list[str]) -> None:
+    """Wait until the worker has done with connections that have closed: it has no room for as many again."""
+    for path in paths:
+        assert server.wait_for_access_log(path) == 101
 
 
 def test_a_client_that_never_pauses_does_not_starve_the_others(server: Server) -> None:
