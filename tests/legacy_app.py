@@ -10,11 +10,12 @@ from flask import Blueprint
 from live_app import IS_ASYNCIO, app, websocket
 
 import legacy_chatty
+from legacy_chatty import Users
 
 app.config["WEBSOCKET_TEXT_AS_BYTES"] = True
 ws = Blueprint("legacy", __name__, url_prefix="/legacy")
 
-users = {}
+users = Users()
 backlog = deque(maxlen=10)
 
 

@@ -10,9 +10,16 @@ def sleep(seconds):  # gevent's in the example
     MODULE.sleep(seconds / 100)
 
 
+class Users(dict):
+    """The users of an example: a dict to which threads may add while others iterate over it, as greenlets did not."""
+
+    def __iter__(self):
+        return iter(list(self.keys()))
+
+
 # examples/chatty-gevent
 
-users = {}
+users = Users()
 
 @ws.route('/chatty')
 def sender(ws):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -45,9 +46,12 @@ def test_the_old_sender_reaches_the_other_until_it_leaves(legacy: Server) -> Non
     if legacy.mode == MODES["asyncio"]:
         return  # there was no such example
 
+    both = threading.Barrier(2, timeout=DEADLINE)
+
     def listen(_: int) -> None:  # the handshake comes with the first message, so that nobody is connected alone
         with legacy.connect("/legacy/chatty") as client:
             assert str(client.recv(DEADLINE)).startswith("hi from ")
+            both.wait()  # with one that has left, the handler of the other ends
         legacy.wait_for_access_log(client)
 
     in_threads(2, listen)
