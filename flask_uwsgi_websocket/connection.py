@@ -597,9 +597,11 @@ class Connection(Channel):
             if now >= self._close_deadline and not self._done():
                 self._abort("the closing handshake took too long")
             return
-        if self._outbox and now - self._stuck_since > settings.send_timeout:
-            self._drop_slow(f"the peer has read nothing for {settings.send_timeout} s")
-            return
+        if self._is_stuck(now):
+            self._flush()  # the peer may have read, and this worker be late
+            if self._is_stuck(now):
+                self._drop_slow(f"the peer has read nothing for {settings.send_timeout} s")
+                return
         has_room = self._has_room()
         if self._meter is not None and not has_room:
             with self._read_lock:
@@ -611,6 +613,7 @@ class Connection(Channel):
             self._silent_since is not None
             and settings.ping_timeout is not None
             and now - self._silent_since > settings.ping_timeout
+            and not self._has_input()  # in which the Pong may be: what was late is this worker
         ):
             self._abort(f"no answer to a ping for {settings.ping_timeout} s")
             return
@@ -625,6 +628,19 @@ class Connection(Channel):
         for _ in range(4):  # a flood must not hold up the other connections
             if not self._has_room() or not self._pump(ahead=True):
                 return
+
+    def _is_stuck(self, now: float) -> bool:
+        """Tell whether the peer has taken nothing of what is kept for longer than it may."""
+        return bool(self._outbox) and now - self._stuck_since > self._settings.send_timeout
+
+    def _has_input(self) -> bool:
+        """Tell whether something has arrived that nobody has read yet."""
+        with self._read_lock:
+            sock = self._sock
+            try:
+                return sock is not None and bool(sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+            except OSError:
+                return False
 
     def _has_room(self) -> bool:
         """Tell whether the messages that nobody has received yet leave room for more."""

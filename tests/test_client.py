@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import socket
 import sys
 import threading
@@ -1339,6 +1340,57 @@ def test_a_silent_peer_is_dropped(site: Site, handler_is: str) -> None:
     answer = client.read_frame()
     assert answer is not None
     assert answer[0] == PING
+
+
+@pytest.mark.parametrize("mode", ["gevent", "asyncio"])  # in which one handler can hold up all
+def test_a_peer_whose_answer_has_arrived_stays_though_it_is_read_too_late(site: Site) -> None:
+    site.app.config.update(WEBSOCKET_PING_INTERVAL=None, WEBSOCKET_PING_TIMEOUT=0.01)
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        gate = site.mode.gate()
+
+        async def receive() -> None:
+            gate.open()
+            site.note(await ws.receive())
+
+        join = site.mode.spawn(receive)
+        await gate.passed()
+        await ws.ping()
+        time.sleep(0.02)
+        select.select([ws.fd], [], [], DEADLINE)
+        ws.tick()  # before the one in receive() has its turn
+        site.note(ws.connected)
+        await join()
+
+    client = site.upgrade()
+    answer = client.read_frame()
+    assert answer is not None
+    assert answer[0] == PING
+    client.frame(PONG, answer[1])
+    assert site.noted() is True
+    client.frame(TEXT, b"still here")
+    assert site.noted() == "still here"
+
+
+@pytest.mark.parametrize("mode", ["gevent", "asyncio"])
+def test_a_peer_that_reads_stays_though_what_is_next_is_sent_too_late(site: Site) -> None:
+    site.app.config["WEBSOCKET_SEND_TIMEOUT"] = 0.01
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.send(b"x" * ROOM)
+        time.sleep(0.02)
+        select.select([], [ws.fd], [], DEADLINE)
+        ws.tick()  # before the loop has its turn
+        site.note(ws.connected)
+
+    client = site.upgrade()
+    while site.notes.empty():
+        client.sock.recv(2**16)
+    assert site.noted() is True
+    client.reset()
 
 
 def test_without_a_ping_interval_there_are_no_pings(site: Site) -> None:
