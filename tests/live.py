@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import ipaddress
 import itertools
 import json
 import os
@@ -418,7 +419,10 @@ class Raw:
     def handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> Response:
         """Send the handshake and return the response; see :meth:`send_handshake`."""
         self.send_handshake(headers, method=method, rest=rest)
-        status = int(self.file.readline().split()[1])
+        status_line = self.file.readline()
+        if not status_line:
+            raise ConnectionError("the server has ended TCP without an answer")
+        status = int(status_line.split()[1])
         answered = {}
         while line := self.file.readline().strip().decode():
             name, _, value = line.partition(": ")
@@ -589,14 +593,14 @@ def network() -> Iterator[Network | None]:
         return
     name = f"live{os.getpid()}"
     # Of 198.18.0.0/15, which is for tests (RFC 2544).
-    subnet = f"198.18.{os.getpid() % 256}"
-    network = Network(name, f"{subnet}.1")
+    ours, theirs = list(ipaddress.ip_network("198.18.0.0/16").subnets(new_prefix=30))[os.getpid() % 2**14].hosts()
+    network = Network(name, str(ours))
     commands = [
         ["ip", "netns", "add", name],
         ["ip", "link", "add", f"{name}s", "type", "veth", "peer", "name", f"{name}c", "netns", name],
-        ["ip", "address", "add", f"{subnet}.1/30", "dev", f"{name}s"],
+        ["ip", "address", "add", f"{ours}/30", "dev", f"{name}s"],
         ["ip", "link", "set", f"{name}s", "up"],
-        network.command("ip", "address", "add", f"{subnet}.2/30", "dev", f"{name}c"),
+        network.command("ip", "address", "add", f"{theirs}/30", "dev", f"{name}c"),
     ]
     try:
         for command in commands:

@@ -437,7 +437,8 @@ def create_app():
         "poolclass": QueuePool,
         "pool_size": 1,
         "max_overflow": 0,
-        "pool_timeout": 5,
+        "pool_timeout": 30,  # a disk may be slow
+        "connect_args": {"timeout": 30},
     }
 
     @app.before_request

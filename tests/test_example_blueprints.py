@@ -39,7 +39,7 @@ other_browser = test_examples.browser
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configure the example as its users do: with a database of the test's own, on one connection to it."""
     monkeypatch.setenv("COMMUNITY_SQLALCHEMY_DATABASE_URI", f"sqlite:///{tmp_path}/community.sqlite")
-    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": DEADLINE, "connect_args": {"timeout": DEADLINE}}
     monkeypatch.setenv("COMMUNITY_SQLALCHEMY_ENGINE_OPTIONS", json.dumps(options))
 
 

@@ -298,19 +298,23 @@ def test_five_hundred_connections_that_ended_in_every_way_leave_no_descriptor_op
         lambda: all(server.open_files()[pid] <= idle[pid] for pid in idle),
         lambda: f"descriptors stay open: {idle} before, {server.open_files()} after",
     )
+    wait_until_ended(server)
     starts = [entry["token"] for entry in server.journal() if entry["event"] == "start"]
     ends = [entry["token"] for entry in server.journal() if entry["event"] == "end"]
     assert sorted(starts) == sorted(ends)  # every handler has ended, and once
 
 
-def settled(server: Server) -> dict[int, int]:
-    """Return the number of open descriptors of each worker once all handlers have ended."""
-
+def wait_until_ended(server: Server) -> None:
     def ended() -> bool:
         events = [entry["event"] for entry in server.journal()]
         return events.count("start") == events.count("end")
 
     wait_until(ended, lambda: "handlers do not end")
+
+
+def settled(server: Server) -> dict[int, int]:
+    """Return the number of open descriptors of each worker once all handlers have ended."""
+    wait_until_ended(server)
     counts: list[dict[int, int]] = []
 
     def steady() -> bool:
