@@ -218,7 +218,7 @@ class Machine:
         self._notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify = directory / "notify"
         self._notifications.bind(str(notify))
-        self._notifications.settimeout(DEADLINE)
+        self._notifications.settimeout(3 * DEADLINE)  # many may start at once
         notify.chmod(0o777)
         services = ["chat.service"] + ["chat-router.service"] * setup.startswith("router")
         self._services = len(services)
