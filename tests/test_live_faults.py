@@ -90,7 +90,8 @@ def check_service(server: Server, client: ClientConnection | None = None) -> Non
     """Check that an open WebSocket (or a new one) and HTTP are served."""
     if client is None:
         with server.connect("/echo") as other:
-            return check_service(server, other)
+            check_service(server, other)
+        return
     client.send("still there?")
     assert client.recv(DEADLINE) == "still there?"
     assert server.get("/").status == 200
