@@ -307,7 +307,7 @@ class WebSocketTestConnection:
             self._changed.notify_all()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        self._reader.join(self._timeout)
+        self._reader.join()  # which waits for nobody now, and must not read a descriptor that is another's
         self._sock.close()
 
     def _handler(self) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -19,6 +21,7 @@ from flask_uwsgi_websocket import (
     WebSocket,
     WebSocketBlueprint,
     WebSocketTestClient,
+    testing,
     websocket_closed,
 )
 
@@ -271,6 +274,26 @@ def test_a_handler_that_hangs_at_the_end_or_before_it_receives_is_named_too(app:
         ws = client.websocket("/hang", timeout=2)
         with pytest.raises(TimeoutError, match=f"{name} not ended within 2 s of the close"):
             ws.close()
+    finally:
+        released.set()
+
+
+def test_a_late_reader_is_waited_for(app: Flask, websocket: WebSocket, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def poll() -> Any:
+        time.sleep(0.2)  # by when the socket would have been closed
+        return select.poll()
+
+    @websocket.route("/hang")
+    def hang(ws: Any) -> None:
+        released.wait(DEADLINE)
+
+    constants = {"POLLIN": select.POLLIN, "POLLOUT": select.POLLOUT}
+    monkeypatch.setattr(testing, "select", SimpleNamespace(poll=poll, **constants))
+    try:
+        with pytest.raises(TimeoutError, match="neither sent nor received"):
+            app.test_client().websocket("/hang", timeout=0.05)
     finally:
         released.set()
 
