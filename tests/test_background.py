@@ -19,7 +19,7 @@ from flask_uwsgi_websocket.loops import background_asyncio_loop
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    yield from serving("background", ping_interval=0.05)
+    yield from serving("background")
 
 
 def test_all_handlers_run_in_one_thread_and_see_their_own_request(site: Site) -> None:
@@ -85,6 +85,8 @@ def test_messages_are_sent_from_the_thread_of_a_page_also_before_the_handshake(s
 
 
 def test_the_housekeeper_pings_and_answers_for_a_handler_that_does_not_receive(site: Site) -> None:
+    site.app.config["WEBSOCKET_PING_INTERVAL"] = 0.05
+
     @site.route("/")
     async def handler(ws: Any) -> None:
         await ws.accept()
