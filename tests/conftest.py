@@ -11,10 +11,10 @@ from typing import Any
 
 import hypothesis
 import pytest
-from inprocess import MODES, Site, serving, wait_for_housekeepers, wait_until
+from inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
 from ports import reserved_port
 
-from flask_uwsgi_websocket import keepalive, protocol
+from flask_uwsgi_websocket import connection, keepalive, protocol
 from flask_uwsgi_websocket.loops import background_asyncio_loop
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
@@ -110,6 +110,14 @@ def echo(site: Site) -> Callable[..., Any]:
             await ws.send(message)
 
     return echo
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of pings and timeouts."""
+    clock = Clock()
+    monkeypatch.setattr(connection, "time", clock)
+    return clock
 
 
 @pytest.fixture

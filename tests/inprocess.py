@@ -70,6 +70,19 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str] = "it
         time.sleep(0.002)
 
 
+class Clock:
+    """A clock of connections that a test puts forward instead of waiting."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def put_forward(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
 class AwaitableClient:
     """A blocking client with the calls of :class:`AsyncioWebSocketClient`."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import gevent
 import pytest
 from flask import abort, current_app, g, got_request_exception, request, session
-from inprocess import DEADLINE, REQUEST, ROOM, RawClient, Site, wait_until
+from inprocess import DEADLINE, REQUEST, ROOM, Clock, RawClient, Site, wait_until
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 from websockets.exceptions import InvalidStatus
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
@@ -1304,19 +1304,24 @@ def test_a_flooding_client_does_not_starve_the_others(site: Site, kind: str) -> 
                 assert other.recv(DEADLINE) == "x"
 
 
-def test_a_peer_that_answers_pings_stays(site: Site) -> None:
-    site.app.config.update(WEBSOCKET_PING_INTERVAL=0.05, WEBSOCKET_PING_TIMEOUT=0.5)
+def test_a_peer_that_answers_pings_stays(site: Site, clock: Clock) -> None:
+    site.app.config.update(WEBSOCKET_PING_INTERVAL=20, WEBSOCKET_PING_TIMEOUT=30)
 
     @site.route()
     async def handler(ws: Any) -> None:
+        site.note(getattr(ws, "blocking", ws))
         site.note(await ws.receive())
 
     client = site.upgrade()
-    for _ in range(20):
+    ws = site.noted()
+    for _ in range(4):
+        clock.put_forward(20)
         answer = client.read_frame()
         assert answer is not None
         assert answer[0] == PING
+        ws.latency = None
         client.frame(PONG, answer[1])
+        wait_until(lambda: ws.latency is not None, "the answer was not noticed")
     client.frame(TEXT, b"still here")
     assert site.noted() == "still here"
 

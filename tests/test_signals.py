@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from blinker import NamedSignal
 from flask import Blueprint, Flask, abort, g, redirect, request
-from inprocess import DEADLINE, MODES, ROOM, RawClient, Site, serving, wait_for_housekeepers, wait_until
+from inprocess import DEADLINE, MODES, ROOM, Clock, RawClient, Site, serving, wait_for_housekeepers, wait_until
 from websockets.exceptions import ConnectionClosed as ClientSawClose
-from wire import BINARY, CLOSE, TEXT, close_body
+from wire import BINARY, CLOSE, PING, TEXT, close_body
 
 from flask_uwsgi_websocket import (
     ConnectionClosed,
@@ -240,7 +240,7 @@ OFFENCES = {
 }
 
 
-def end(client: RawClient, ending: str) -> None:
+def end(client: RawClient, ending: str, clock: Clock) -> None:
     """Do the client's part of an ending."""
     if ending in {"the client closes", "the handler raises after the client has closed"}:
         client.frame(CLOSE, close_body(4001, b"enough"))
@@ -254,8 +254,13 @@ def end(client: RawClient, ending: str) -> None:
         client.frame(*OFFENCES[ending])
         assert client.read_frame()
         client.close()
+    elif ending == "the client is silent":
+        clock.put_forward(30)
+        answer = client.read_frame()
+        assert answer is not None
+        assert answer[0] == PING
+        clock.put_forward(30)
     elif ending not in {
-        "the client is silent",
         "the client does not read",
         "the handler closes and the client does not answer",
     }:
@@ -273,7 +278,7 @@ ENDINGS = {
     "the client breaks the protocol": (1002, ..., "error"),
     "the client sends invalid UTF-8": (1007, ..., "error"),
     "the client sends too much": (1009, ..., "error"),
-    "the client is silent": (1006, "no answer to a ping for 0.1 s", "timeout"),
+    "the client is silent": (1006, "no answer to a ping for 20.0 s", "timeout"),
     "the client does not read": (1006, ..., "timeout"),
     "the handler returns": (1000, "", "server"),
     "the handler closes": (4000, "bye", "server"),
@@ -288,11 +293,9 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_connection_is_closed_once_whatever_ends_it(site: Site, heard: Heard, ending: str) -> None:
+def test_a_connection_is_closed_once_whatever_ends_it(site: Site, heard: Heard, clock: Clock, ending: str) -> None:
     site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 1000
-    if ending == "the client is silent":
-        site.app.config.update(WEBSOCKET_PING_INTERVAL=0.05, WEBSOCKET_PING_TIMEOUT=0.1)
-    elif ending == "the client does not read":
+    if ending == "the client does not read":
         site.app.config.update(WEBSOCKET_SEND_TIMEOUT=0.2, WEBSOCKET_SEND_BUFFER=1000)
     elif ending.endswith("does not answer"):
         site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 0.1
@@ -304,7 +307,7 @@ def test_a_connection_is_closed_once_whatever_ends_it(site: Site, heard: Heard, 
     client = site.upgrade()
     client.frame(TEXT, b"x")
     assert client.read_frame() == (TEXT, b"x")
-    end(client, ending)
+    end(client, ending, clock)
     wait_until(lambda: heard[-1][0] == "closed")
     told = names(heard)
     raises = ENDINGS[ending][0] == 1011 or "raises after" in ending
