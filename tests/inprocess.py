@@ -330,6 +330,7 @@ class Server:
         self._mode = mode
         self._environ = environ
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener.settimeout(None)  # whatever socket.setdefaulttimeout() says
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name="accept")
         self._thread.start()
@@ -340,9 +341,12 @@ class Server:
                 sock, _ = self._listener.accept()
             except OSError:  # shut down
                 return
+            timeout = sock.gettimeout()
+            sock.settimeout(None)
             head = b""
             while not head.endswith(b"\r\n\r\n") and (byte := sock.recv(1)):
                 head += byte
+            sock.settimeout(timeout)
             if head.endswith(b"\r\n\r\n"):
                 environ = {**self._make_environ(head), "werkzeug.socket": sock, **self._environ}
                 self._mode.dispatch(functools.partial(self._serve, environ, sock))
