@@ -109,9 +109,18 @@ def test_connections_of_both_kinds_of_handlers_end_in_one_process(site: Site, ot
 def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released = threading.Event()
+    released, finished = threading.Event(), threading.Event()
     monkeypatch.setattr(process, "BLOCKED_TIME", 0.1)
     monkeypatch.setattr(process, "LONGEST_SPREAD", 0)
+
+    class Shutdown(shutdown.Shutdown):
+        async def finish(self) -> bool:
+            try:
+                return await super().finish()
+            finally:
+                finished.set()
+
+    monkeypatch.setattr(process, "Shutdown", Shutdown)
 
     @site.route("/", shutdown_timeout=0.1)
     async def handler(ws: Any) -> None:
@@ -126,6 +135,7 @@ def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
         assert "a coroutine blocks the event loop" in site.logged().getMessage()
     finally:
         released.set()
+    assert finished.wait(DEADLINE)  # else it might close what the next test opens in this event loop
 
 
 async def _receive_all(ws: Any) -> None:
