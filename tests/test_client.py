@@ -1696,7 +1696,8 @@ class Flood:
             thread.start()
 
     def __exit__(self, *error: object) -> None:
-        self._client.sock.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it has been dropped
+            self._client.sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(DEADLINE)
 

@@ -351,7 +351,7 @@ def test_changes_of_the_session_after_the_handshake_are_lost_and_say_so_once(sit
         assert client.read_frame() == (TEXT, b"['early', 'late', 'user']")
         client.close()
         assert ask(site, "/whoami", cookie).body.decode() == repr({"early": 1, "user": "Ann"})
-    wait_for_housekeepers()
+        wait_for_housekeepers()
     record = site.logged()
     assert (record.name, record.levelno) == ("site", logging.WARNING)
     assert "The session was changed in '/' after the handshake, and is not saved" in record.getMessage()

@@ -45,6 +45,7 @@ def connect_until_admitted(site: Site) -> None:
         client.request()
         if client.response().status == 101:
             return
+        client.close()  # there may be hundreds, if it takes a while
 
 
 def test_above_max_connections_a_handshake_is_answered_with_503_and_http_goes_on(site: Site) -> None:

@@ -125,7 +125,7 @@ def test_each_connection_has_one_line_when_it_comes_and_one_when_it_goes(
     match = re.fullmatch(r"WebSocket (\w{32}) connected: /chat/<room> from 127\.0\.0\.1", connected)
     assert match is not None, connected
     assert re.fullmatch(
-        rf"WebSocket {match[1]} closed: 4000 'bye\\nforged' by client, /chat/<room> from 127\.0\.0\.1, \d\.\d s, "
+        rf"WebSocket {match[1]} closed: 4000 'bye\\nforged' by client, /chat/<room> from 127\.0\.0\.1, \d+\.\d s, "
         r"1 messages received, 1 sent",
         closed,
     ), closed
