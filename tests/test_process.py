@@ -26,9 +26,10 @@ STOPS = close_body(1001, b"the server stops")
 
 @pytest.fixture(autouse=True)
 def _reopened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test closes, is not closed for the next one."""
+    """What a test closes, is not closed for the next one, and a busy machine is no blocked event loop."""
     monkeypatch.setattr(keepalive, "_is_closed", False)
     monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
+    monkeypatch.setattr(process, "BLOCKED_TIME", DEADLINE)
 
 
 @pytest.fixture(params=["threads", "background"])

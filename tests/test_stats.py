@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from inprocess import DEADLINE, Site
+from inprocess import DEADLINE, Site, wait_until
 
 from flask_uwsgi_websocket import RateLimit, WebSocket
 
 
 def wait_for(site: Site, **expected: object) -> dict[str, Any]:
     """Return the counters once they have some values."""
-    while not expected.items() <= (stats := site.websocket.stats()).items():
-        pass
+    stats: dict[str, Any] = {}
+
+    def have_come() -> bool:
+        stats.update(site.websocket.stats())
+        return expected.items() <= stats.items()
+
+    wait_until(have_come, lambda: f"the counters are {stats}")
     return stats
 
 
@@ -119,8 +124,7 @@ def test_each_connection_has_one_line_when_it_comes_and_one_when_it_goes(
         client.recv(DEADLINE)
         client.close(4000, "bye\nforged")
     wait_for(site, open=0)
-    while len(caplog.messages) < 2:
-        pass
+    wait_until(lambda: len(caplog.messages) >= 2)
     connected, closed = caplog.messages
     match = re.fullmatch(r"WebSocket (\w{32}) connected: /chat/<room> from 127\.0\.0\.1", connected)
     assert match is not None, connected

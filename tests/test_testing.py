@@ -180,7 +180,9 @@ def test_what_leaves_a_handler_is_raised_in_the_test(app: Flask, mode: Threads) 
         with pytest.raises(Deliberate):
             ws.receive()
     assert ws.close_code == 1011
-    with pytest.raises(Deliberate), app.test_client().websocket("/") as ws:
+    ws = app.test_client().websocket("/")
+    assert ws.receive() == "first"  # which could not be sent any more after the end of the block
+    with pytest.raises(Deliberate), ws:
         ws.send("fail")
     with app.test_client().websocket("/") as ws:
         ws.send("fail")
