@@ -159,14 +159,17 @@ def test_a_cancelled_task_that_is_awaited_at_the_end_is_an_error_like_any_other(
 
 
 def test_a_call_that_is_cancelled_while_a_listener_runs_ends(site: Site) -> None:
+    listening = asyncio.Event()
+
     @site.websocket.on_message
     async def listener(app: Any, ws: Any, **extra: Any) -> None:
+        listening.set()
         await asyncio.sleep(DEADLINE)
 
     @site.route("/")
     async def handler(ws: Any) -> None:
         receiving = asyncio.ensure_future(ws.receive())
-        await asyncio.wait([receiving], timeout=0.1)
+        await asyncio.wait_for(listening.wait(), DEADLINE)
         receiving.cancel()
         await asyncio.wait([receiving])
         await ws.send(str(receiving.cancelled()))

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import wraps
-from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -1132,13 +1131,8 @@ def test_send_waits_for_a_peer_that_reads_slowly_and_loses_nothing(site: Site) -
     assert [site.noted() for _ in range(count - 1)] == list(range(1, count))
 
 
-def test_a_peer_that_reads_slowly_is_not_dropped_however_long_a_send_has_to_wait(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peer_that_reads_slowly_is_not_dropped_however_long_a_send_has_to_wait(site: Site, clock: Clock) -> None:
     site.app.config.update(WEBSOCKET_SEND_BUFFER=1000, WEBSOCKET_PING_INTERVAL=None)
-    later = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later[0])
-    monkeypatch.setattr("flask_uwsgi_websocket.connection.time", clock)
 
     @site.route()
     async def handler(ws: Any) -> None:
@@ -1152,7 +1146,7 @@ def test_a_peer_that_reads_slowly_is_not_dropped_however_long_a_send_has_to_wait
         client.read(ROOM // 16)
         time.sleep(0.02)  # a fast peer would find the server in the middle of sending
         if number % 8 == 7:  # since the last time, more was read than the sockets hold: the server has got on
-            later[0] += 11
+            clock.put_forward(11)
     client.read(header)
     assert client.read_frame() == (TEXT, b"the next")
 
