@@ -1673,6 +1673,8 @@ class Flood:
 
     def __init__(self, client: RawClient, opcode: int = TEXT) -> None:
         self._client = client
+        # Megabytes of such frames would be left at its end, which the slowest of interpreters reads for half a minute.
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
         self._data = frame(opcode, key=KEY, fin=opcode != CONTINUATION) * 10_000
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._read)]
 
