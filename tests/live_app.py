@@ -61,7 +61,7 @@ if uwsgi is None:
 elif uwsgi.worker_id() > 0:  # with --lazy-apps, that is after the fork
     start_worker()
 else:
-    uwsgi.post_fork_hook = start_worker
+    uwsgi.post_fork_hook = lambda: uwsgi.worker_id() and start_worker()  # mules are forked, too
 
 app = Flask(__name__)
 app.secret_key = "live"

@@ -146,7 +146,6 @@ def test_a_mule_is_no_worker_and_keeps_its_signals(tmp_path: Path) -> None:
         "    print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), file=file)\n"
         "time.sleep(1000)\n"
     )
-    mode = MODES["threads"]._replace(processes=2)  # the hook by which the app counts its workers runs in the mule, too
-    with serving(tmp_path, mode, "http-socket", options=[f"--mule={script}"]):
+    with serving(tmp_path, MODES["threads"], "http-socket", options=[f"--mule={script}"]):
         wait_until(lambda: blocked.exists() and blocked.read_text(), lambda: "the mule has not started")
         assert blocked.read_text() == "[]\n"
