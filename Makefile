@@ -173,7 +173,8 @@ live-once-%: .venvs/%/ready
 %/ready:                 extras = dev
 .venv/ready:             extras = dev,docs
 
-%/bin/uwsgi: | toolchain
+%/bin/uwsgi:
+	@$(MAKE) --no-print-directory toolchain
 	@echo "Making $*, with uWSGI compiled: about half a minute"
 	@$(python) -m venv --clear $*
 	@$*/bin/pip install -qq --upgrade pip

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from live import OTHERS, SERVERS_PAGE, Mode, Server, in_threads, serving, wait_until
+from live import OTHERS, SERVERS_PAGE, Mode, Raw, Server, in_threads, serving, wait_until
 from test_live_endings import *  # noqa: F403
 from test_live_handshake import *  # noqa: F403
 from test_live_isolation import *  # noqa: F403
@@ -67,11 +67,18 @@ def test_the_debugger_shows_what_a_handler_raises_before_the_handshake(debugged:
         assert client.receive_close() == (1011, "internal error")
 
 
+def connect_all(server: Server, stack: ExitStack) -> list[Raw]:
+    clients = connect(server, stack)
+    # While the standard library's server hands a connection to a thread, a signal makes it end that connection.
+    server.get("/")
+    return clients
+
+
 def test_the_reloader_tells_clients_that_the_server_restarts_and_ctrl_c_that_it_stops(
     debugged: Server, watched: Path
 ) -> None:
     with ExitStack() as stack:
-        clients = connect(debugged, stack)
+        clients = connect_all(debugged, stack)
         stubborn = stack.enter_context(debugged.raw("/stubborn"))
         debugged.wait_for("connected", stubborn)
         touch(watched)
@@ -81,7 +88,7 @@ def test_the_reloader_tells_clients_that_the_server_restarts_and_ctrl_c_that_it_
         assert debugged.wait_for("closed", stubborn)["code"] == 1012
         debugged.reloads += 1
         check_service(debugged)
-        clients = connect(debugged, stack)
+        clients = connect_all(debugged, stack)
         (pid,) = debugged.running_workers()
         os.kill(pid, signal.SIGINT)  # and not its parent, which gives it a quarter of a second
         assert ends_of(clients) == {STOPPED}
@@ -91,7 +98,7 @@ def test_the_reloader_tells_clients_that_the_server_restarts_and_ctrl_c_that_it_
 @pytest.mark.parametrize("name", ["flask-run", "flask-run-asyncio", "gevent"])
 def test_a_server_that_stops_tells_its_clients_and_waits_for_its_handlers(tmp_path: Path, name: str) -> None:
     with serving(tmp_path, OTHERS[name], None, module="live_reloads_app") as server, ExitStack() as stack:
-        clients = connect(server, stack)
+        clients = connect_all(server, stack)
         server.signal(signal.SIGTERM)
         assert ends_of(clients) == {STOPPED}
         check_signals(server, clients, ("shutdown", 1001))
@@ -110,13 +117,13 @@ def test_workers_of_gunicorn_tell_their_clients_when_they_are_replaced_and_when_
         directory = tmp_path / name
         directory.mkdir()
         with serving(directory, OTHERS[name], None, module="live_reloads_app") as server, ExitStack() as stack:
-            clients = connect(server, stack)
+            clients = connect_all(server, stack)
             server.signal(signal.SIGHUP)
             assert ends_of(clients) == {RELOADED}
             check_signals(server, clients, ("shutdown", 1012))
             check_service(server)
             wait_until(lambda: len(server.running_workers()) == 1, lambda: server.log)
-            clients = connect(server, stack)
+            clients = connect_all(server, stack)
             server.signal(STOPS[name])
             assert ends_of(clients) == {RELOADED}  # a worker cannot know that no other takes its place
             check_signals(server, clients, ("shutdown", 1012))
