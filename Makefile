@@ -18,7 +18,7 @@ EXAMPLE   ?= blueprints
 SUPPORTED := 3.10 3.11 3.12 3.13
 LOWEST    := 3.10
 
-.PHONY: run test tests lint docs bench soak fuzz wheel sanitize clean toolchain environments test-default
+.PHONY: run test tests lint docs bench soak fuzz wheel sanitize clean toolchain test-default
 .SECONDARY:
 
 run: .venv/ready
@@ -85,7 +85,7 @@ LIVE_ONCE = $(patsubst %,tests/test_%.py,cli docs examples example_blueprints li
 
 find-python = $(shell .ci/find-python $(1))
 
-ifneq (,$(filter test environments tests,$(MAKECMDGOALS)))
+ifneq (,$(filter test tests,$(MAKECMDGOALS)))
 DEFAULT := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 OTHERS  := $(foreach v,$(filter-out $(DEFAULT),$(SUPPORTED)),$(if $(call find-python,$v),$v))
 MISSING := $(filter-out $(DEFAULT) $(OTHERS),$(SUPPORTED))
@@ -109,10 +109,7 @@ NAMES := default $(OTHERS) $(LOWEST_IF_PRESENT)
 
 # Tests wait more than they compute, so there are some at a time.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=5 environments
 	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target tests
-
-environments: $(patsubst %,.venvs/%/ready,$(OTHERS) $(LOWEST_IF_PRESENT))
 
 # What takes longest comes first.
 LIVE  := $(filter-out $(DEFAULT),$(ENDS))
@@ -173,8 +170,7 @@ live-once-%: .venvs/%/ready
 %/ready:                 extras = dev
 .venv/ready:             extras = dev,docs
 
-%/bin/uwsgi:
-	@$(MAKE) --no-print-directory toolchain
+%/bin/uwsgi: | toolchain
 	@echo "Making $*, with uWSGI compiled: about half a minute"
 	@$(python) -m venv --clear $*
 	@$*/bin/pip install -qq --upgrade pip
