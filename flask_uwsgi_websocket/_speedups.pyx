@@ -15,6 +15,7 @@ from cpython.pythread cimport (
     PyThread_acquire_lock,
     PyThread_allocate_lock,
     PyThread_free_lock,
+    PyThread_get_thread_ident,
     PyThread_release_lock,
     PyThread_type_lock,
 )
@@ -23,7 +24,7 @@ from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, TWO_RECEIVERS, WAIT
+from .channel import CORK_SIZE, READ_SIZE, REENTERED, RUN_LENGTH, TWO_RECEIVERS, WAIT
 from .exceptions import ConcurrencyError
 from .loops import run
 
@@ -31,6 +32,7 @@ cdef extern from "Python.h":
     # Of a str or what is derived from it, unchecked.
     bint PyUnicode_IS_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    int PyUnicode_KIND(object text)
     Py_ssize_t PyNumber_AsSsize_t(object number, void *overflow) except? -1
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -213,9 +215,10 @@ cdef object wait = WAIT
 
 
 cdef class Lock:
-    """What ``allocate_lock()`` makes, as far as it is needed here, without its clock."""
+    """The lock of ``channel.py``, without the clock of Python's own."""
 
     cdef PyThread_type_lock lock
+    cdef unsigned long owner
 
     def __cinit__(self):
         self.lock = PyThread_allocate_lock()
@@ -228,18 +231,32 @@ cdef class Lock:
 
     cdef bint acquire(self) noexcept:
         """Take it if it is free."""
-        return PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            return False
+        self.owner = PyThread_get_thread_ident()
+        return True
 
     cdef void release(self) noexcept:
+        self.owner = 0
         PyThread_release_lock(self.lock)
 
     def __enter__(self):
         if not self.acquire():
+            if self.owner == PyThread_get_thread_ident():
+                raise ConcurrencyError(REENTERED)
             with nogil:
                 PyThread_acquire_lock(self.lock, WAIT_LOCK)
+            self.owner = PyThread_get_thread_ident()
 
     def __exit__(self, *exception):
         self.release()
+
+
+cdef inline Py_ssize_t memory_of(message):
+    """Return about what ``sys.getsizeof()`` does, for a str or bytes."""
+    if isinstance(message, str):
+        return 64 + PyUnicode_GET_LENGTH(message) * PyUnicode_KIND(message)
+    return 64 + PyBytes_GET_SIZE(message)
 
 
 cdef class Channel:
@@ -248,7 +265,7 @@ cdef class Channel:
     cdef public object _inbox, _abandoned
     cdef public bytearray _outbox
     cdef public int _fd, _run, _waiting
-    cdef public long long _received, _sent, _bytes_received, _bytes_sent
+    cdef public long long _received, _sent, _bytes_received, _bytes_sent, _bytes_stored, _bytes_taken
     cdef public Py_ssize_t _read_size, _max_message_size
     cdef public bint _drained, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over, _is_receiving
 
@@ -309,6 +326,22 @@ cdef class Channel:
             self._abandoned.close()
         return 0
 
+    def _store(self, message):
+        self.store(message)
+
+    cdef int store(self, message) except -1:
+        self._bytes_stored += memory_of(message)
+        self._inbox.append(message)
+        return 0
+
+    def _pop(self):
+        return self.pop()
+
+    cdef object pop(self):
+        message = self._inbox.popleft()
+        self._bytes_taken += memory_of(message)
+        return message
+
     def _take(self):
         return self.take()
 
@@ -348,14 +381,15 @@ cdef class Channel:
                 rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
             finally:
                 is_in_use = False
-            self._inbox.extend(messages)
+            for message in messages:
+                self.store(message)
             if rest:
                 self._process(rest)
             if not self._inbox:
                 return None
         self._run += 1
         self._received += 1
-        return self._inbox.popleft()
+        return self.pop()
 
     def _put(self, message, binary=None):
         if binary is None and (self._plain_output or self._is_corked):

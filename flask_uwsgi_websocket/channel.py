@@ -7,9 +7,10 @@ interpreter, and leaves only the rest.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from enum import Enum, auto
-from threading import Lock
+from threading import get_ident
 from typing import TYPE_CHECKING, Literal
 
 from .exceptions import ConcurrencyError
@@ -45,6 +46,36 @@ TWO_RECEIVERS = (
 )
 
 
+REENTERED = (
+    "a call on a WebSocket connection was made from inside another one on the same connection, by a __del__() or a "
+    "signal handler: hand the work to a thread, a greenlet or a task"
+)
+
+
+class Lock:
+    """A lock of the interpreter for sections that never wait; its own thread is refused instead of waiting for ever.
+
+    A garbage collection may run a ``__del__()`` in the midst of a section, and that may call the connection.
+    """
+
+    __slots__ = ("_lock", "_owner")
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._owner = 0
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(False):
+            if self._owner == get_ident():
+                raise ConcurrencyError(REENTERED)
+            self._lock.acquire()
+        self._owner = get_ident()
+
+    def __exit__(self, *exception: object) -> None:
+        self._owner = 0
+        self._lock.release()
+
+
 class Channel:
     """What the hot path of a connection needs to know, and its calls."""
 
@@ -56,6 +87,10 @@ class Channel:
     _max_message_size: int
     #: Messages that nobody has received yet.
     _inbox: deque[str | bytes]
+    # What all messages take that were put there, counted with the read lock, and that were taken from there, counted by
+    # the one in receive(): in bytes of memory.
+    _bytes_stored: int
+    _bytes_taken: int
     #: What the socket has not taken, or what is held back to go out together.
     _outbox: bytearray
     #: The last read took all there was, and nobody has waited since.
@@ -84,8 +119,8 @@ class Channel:
 
     def __init__(self) -> None:
         self._fd = -1
-        self._read_lock = allocate_lock()
-        self._write_lock = allocate_lock()
+        self._read_lock = Lock()
+        self._write_lock = Lock()
 
     def _receive_blocking(self, loop: BlockingLoop) -> str | bytes | None:
         """Return the next message, or None once at the end."""
@@ -127,6 +162,17 @@ class Channel:
             self._waiting -= 1
             if self._abandoned is not None and not self._waiting:
                 self._abandoned.close()
+
+    def _store(self, message: str | bytes) -> None:
+        """Keep a message until somebody receives it. Called with the read lock."""
+        self._bytes_stored += sys.getsizeof(message)
+        self._inbox.append(message)
+
+    def _pop(self) -> str | bytes:
+        """Return the message that has been kept for the longest time. Called by the one in receive()."""
+        message = self._inbox.popleft()
+        self._bytes_taken += sys.getsizeof(message)
+        return message
 
     def _take(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""

@@ -19,6 +19,8 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import inf
+from random import uniform
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
+
+#: Why a connection ends of which a write has failed.
+LOST = "the connection was lost"
 
 #: ``READ_SIZE`` where a few bytes may come to much.
 SMALL_READ_SIZE = 4096
@@ -93,6 +98,7 @@ class Connection(Channel):
         self._started_at = 0.0
         self._initiator: Initiator | None = None  # set before the protocol's closed, if it was not the client
         self._inbox = deque()
+        self._bytes_stored = self._bytes_taken = 0
         self._outbox = bytearray()
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
         self._eof = False
@@ -108,13 +114,23 @@ class Connection(Channel):
         self._may_cork = loop.gives_way and settings.send_buffer >= 2 * CORK_SIZE
         self._sock = server.open()
         self._fd = self._sock.fileno()
+        _send_at_once(self._sock)
         self._waiting = 0
         self._abandoned = None
-        # What tick() watches, on the monotonic clock.
-        self._next_ping = 0.0
-        self._silent_since: float | None = None
-        self._stuck_since = 0.0
+        # What tick() watches, on the monotonic clock. From _due on there is something to do; it changes with the write
+        # lock.
+        self._due = inf
+        self._next_ping = inf
+        self._silent_since: float | None = None  # a ping was sent, and nothing has been heard
+        self._expires_at = inf
         self._close_deadline: float | None = None
+        # When the output last went on, and since when its rate is measured, from which count of bytes.
+        self._stuck_since = 0.0
+        self._slow_since = 0.0
+        self._slow_from = 0
+        # When messages were last seen to go on, and how many had come and gone by then.
+        self._idle_since = 0.0
+        self._idle_count = 0
 
     # What can be asked
 
@@ -163,9 +179,13 @@ class Connection(Channel):
         with self._write_lock:
             if self._refused:
                 raise ConnectionClosed(1006, "the handshake was refused")
-            interval = self._settings.ping_interval
-            self._started_at = time.monotonic()
-            self._next_ping = self._started_at + interval if interval is not None else float("inf")
+            self._started_at = self._idle_since = now = time.monotonic()
+            # Many connections may start at the same moment, after a reload: they are spread over time.
+            if self._settings.ping_interval is not None:
+                self._next_ping = now + self._settings.ping_interval * uniform(0.5, 1)
+            if self._settings.max_age is not None:
+                self._expires_at = now + self._settings.max_age * uniform(0.9, 1)
+            self._due = self._next_due(now)
             self._accepted = True
             self._plain_input = self._is_plain and self._meter is None
             self._plain_output = self._is_plain
@@ -243,7 +263,7 @@ class Connection(Channel):
         """Return the next message that is here; None when there is none yet, or when no more will come."""
         if not self._inbox:
             self._pump()  # also when it has closed: another thread may be about to put the last messages there
-        return self._inbox.popleft() if self._inbox else None
+        return self._pop() if self._inbox else None
 
     def _ended(self) -> bool:
         """Tell whether no more messages will come, once; then raise.
@@ -298,9 +318,9 @@ class Connection(Channel):
         events = protocol.receive_data(data)
         for event in events:
             if isinstance(event, str):
-                self._inbox.append(event.encode() if as_bytes else event)
+                self._store(event.encode() if as_bytes else event)
             elif isinstance(event, bytes):
-                self._inbox.append(event)
+                self._store(event)
             elif isinstance(event, Pong):
                 self._on_pong(event.payload)
             elif isinstance(event, Ping):
@@ -378,13 +398,15 @@ class Connection(Channel):
         assert self._sock is not None
         if not self._outbox:
             self._plain_output = False
-            self._stuck_since = time.monotonic()
+            self._stuck_since = self._slow_since = time.monotonic()
+            self._slow_from = self._bytes_sent
             self._loop.call_when_writable(self._sock.fileno(), self._flush)
         self._outbox += rest
 
     def _cork(self) -> None:
         """Have what is held back sent soon: at the latest when the handler gives way to the loop."""
-        self._stuck_since = time.monotonic()
+        self._stuck_since = self._slow_since = time.monotonic()
+        self._slow_from = self._bytes_sent
         self._loop.call_when_writable(self._fd, self._flush)
 
     def _flush(self) -> bool:
@@ -462,9 +484,11 @@ class Connection(Channel):
     def _closed_error(self) -> ConnectionClosed:
         """Find out, after a failed write, whether the peer had said good-bye."""
         self._drained = False
-        while self._pump():
+        while self._has_room() and self._pump():
             self._drained = False
-        return ConnectionClosed(*(self._protocol.closed or (1006, "the connection was lost")))
+        if not self._has_room():
+            self._abort(LOST)
+        return ConnectionClosed(*(self._protocol.closed or (1006, LOST)))
 
     def _ping_now(self) -> None:
         """Send a Ping.
@@ -482,6 +506,8 @@ class Connection(Channel):
         self._pinged = payload, now
         if self._silent_since is None:
             self._silent_since = now
+            self._heard = False
+        self._due = min(self._due, self._next_due(now))
         self._write(self._protocol.send_ping(payload))
 
     # The end
@@ -517,6 +543,7 @@ class Connection(Channel):
     def _set_close_deadline(self) -> None:
         if self._close_deadline is None:
             self._close_deadline = time.monotonic() + self._settings.close_timeout
+            self._due = min(self._due, self._close_deadline)
 
     def _done(self) -> bool:
         """Tell whether the closing handshake is over (RFC 6455 section 7.1.4), or will never be."""
@@ -586,42 +613,56 @@ class Connection(Channel):
         """
         if not self._accepted or self._sock is None or self._eof:
             return
-        if read_ahead and not self._is_receiving:
-            self._read_ahead()
-        if self._lost and not self._has_room():
-            self._abort("the connection was lost")  # what the peer has left behind does not fit any more
-            return
         now = time.monotonic()
+        if self._is_receiving and not self._outbox and now < self._due:
+            return  # as most connections are most of the time
+        if not self._is_receiving:
+            if read_ahead:
+                self._read_ahead()
+            if not self._has_room():
+                if self._lost:
+                    self._abort(LOST)  # what the peer has left behind does not fit any more
+                    return
+                if self._meter is not None:
+                    with self._read_lock:
+                        self._meter.fall_behind()
+        if self._close_deadline is None:
+            self._watch(now)
+        elif now >= self._close_deadline and not self._done():
+            self._abort("the closing handshake took too long")
+        with self._write_lock:
+            self._due = self._next_due(now)
+
+    def _watch(self, now: float) -> None:
+        """Do what is due while the connection is open: drop it, close it, or ping the peer."""
         settings = self._settings
-        if self._close_deadline is not None:
-            if now >= self._close_deadline and not self._done():
-                self._abort("the closing handshake took too long")
+        if self._outbox and (reason := self._find_slow(now)):
+            self._drop_slow(reason)
+        elif now < self._due:
             return
-        if self._is_stuck(now):
-            self._flush()  # the peer may have read, and this worker be late
-            if self._is_stuck(now):
-                self._drop_slow(f"the peer has read nothing for {settings.send_timeout} s")
-                return
-        has_room = self._has_room()
-        if self._meter is not None and not has_room:
-            with self._read_lock:
-                self._meter.fall_behind()
-        if self._heard or not has_room:  # unread input may hold the Pong
-            self._heard = False
-            self._silent_since = None
-        elif (
-            self._silent_since is not None
-            and settings.ping_timeout is not None
-            and now - self._silent_since > settings.ping_timeout
-            and not self._has_input()  # in which the Pong may be: what was late is this worker
-        ):
+        elif self._is_silent(now):
             self._abort(f"no answer to a ping for {settings.ping_timeout} s")
-            return
-        if now >= self._next_ping:
+        elif now >= self._expires_at:
+            self._begin_close(1012, "the connection has reached its greatest age", "timeout")
+        elif self._is_idle(now):
+            self._begin_close(1001, f"no message for {settings.idle_timeout} s", "timeout")
+        elif now >= self._next_ping:
             self._next_ping = now + (settings.ping_interval or 0.0)
             with self._write_lock, suppress(ConnectionClosed):
                 if not self._outbox:
                     self._send_ping(now)
+
+    def _next_due(self, now: float) -> float:
+        """Return when there is something to do, if nothing happens meanwhile."""
+        if self._close_deadline is not None:
+            return self._close_deadline if now < self._close_deadline else inf
+        due = min(self._next_ping, self._expires_at)
+        settings = self._settings
+        if self._silent_since is not None and settings.ping_timeout is not None:
+            due = min(due, self._silent_since + settings.ping_timeout)
+        if settings.idle_timeout is not None:
+            due = min(due, now + settings.idle_timeout / 10)
+        return due
 
     def _read_ahead(self) -> None:
         """Read for a handler that is not receiving: Pings want answers, and the end wants to be noticed."""
@@ -629,9 +670,39 @@ class Connection(Channel):
             if not self._has_room() or not self._pump(ahead=True):
                 return
 
-    def _is_stuck(self, now: float) -> bool:
-        """Tell whether the peer has taken nothing of what is kept for longer than it may."""
-        return bool(self._outbox) and now - self._stuck_since > self._settings.send_timeout
+    def _find_slow(self, now: float) -> str | None:
+        """Return why the peer reads too slowly, or None when it does not."""
+        self._flush()  # the system tells that there is room only when there is much
+        settings = self._settings
+        if not self._outbox:
+            return None
+        if now - self._stuck_since > settings.send_timeout:
+            return f"the peer has read nothing for {settings.send_timeout} s"
+        elapsed = now - self._slow_since
+        if elapsed > settings.send_timeout:
+            if self._bytes_sent - self._slow_from < settings.min_read_rate * elapsed:
+                return f"the peer has read less than {settings.min_read_rate} bytes/s for {settings.send_timeout} s"
+            self._slow_since, self._slow_from = now, self._bytes_sent
+        return None
+
+    def _is_silent(self, now: float) -> bool:
+        """Return whether a ping has gone unanswered for longer than ``ping_timeout``. Any input is an answer."""
+        if self._silent_since is None:
+            return False
+        if self._heard or not self._has_room():  # unread input may hold the Pong
+            self._silent_since = None
+            return False
+        timeout = self._settings.ping_timeout
+        # What has arrived may be the Pong: what was late is this worker.
+        return timeout is not None and now - self._silent_since > timeout and not self._has_input()
+
+    def _is_idle(self, now: float) -> bool:
+        """Return whether no message has come or gone for ``idle_timeout``."""
+        count = self._received + self._sent
+        if count != self._idle_count:
+            self._idle_count, self._idle_since = count, now
+        timeout = self._settings.idle_timeout
+        return timeout is not None and now - self._idle_since >= timeout
 
     def _has_input(self) -> bool:
         """Tell whether something has arrived that nobody has read yet."""
@@ -643,9 +714,17 @@ class Connection(Channel):
                 return False
 
     def _has_room(self) -> bool:
-        """Tell whether the messages that nobody has received yet leave room for more."""
-        inbox = self._inbox
-        try:
-            return sum(map(sys.getsizeof, inbox)) <= self._settings.max_message_size
-        except RuntimeError:  # "deque mutated during iteration": somebody is making room
-            return True
+        """Return whether the messages that nobody has received yet leave room for more."""
+        settings = self._settings
+        size = self._bytes_stored - self._bytes_taken
+        return size <= settings.max_message_size and len(self._inbox) < settings.max_queue
+
+
+def _send_at_once(sock: RawSocket) -> None:
+    """Turn Nagle's algorithm off: the second of two small messages would wait for the peer's delayed ACK, 40 ms.
+
+    Output is gathered before it is sent, so nothing is gained by having the system wait.
+    """
+    if sock.family != socket.AF_UNIX:
+        with suppress(OSError):  # the client has left
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,14 +2,15 @@
 
 There is one per worker and loop, started with the first connection and gone after the last one: a thread, a
 greenlet, or a timer of the event loop. Once a second it gives every connection its :meth:`~Connection.tick`, and
-uWSGI the counters.
+uWSGI the counters. It works for a few milliseconds at a time, so that thousands of
+connections do not hold up the others.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from random import shuffle
+from random import randrange
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 #: Seconds between two rounds: deadlines are kept to within this.
 INTERVAL = 1.0
 
-#: Seconds of a round that reading for busy handlers may take.
-READ_AHEAD = 0.05
+#: Seconds for which it works at a time, and for which it then lets others run.
+SLICE = 0.001
+PAUSE = 0.001
+
+#: Slices of a round in which it reads for busy handlers.
+READ_AHEAD = 50
 
 logger = logging.getLogger(__package__)
 
@@ -39,6 +44,9 @@ class Keepalive:
         self._lock = allocate_lock()  # held around what follows, from any thread
         self._connections: set[Lifecycle] = set()
         self._running = False
+        # The round that goes on: connections that have not had their turn, and slices so far. Its own alone.
+        self._rest: list[Lifecycle] = []
+        self._slices = 0
 
     def add(self, connection: Lifecycle, loop: Loop) -> None:
         """Look after *connection* from now on, in rounds that *loop* runs.
@@ -70,21 +78,31 @@ class Keepalive:
         with self._lock:
             return list(self._connections)
 
-    def _round(self) -> bool:
-        with self._lock:
-            connections = list(self._connections)
-            self._running = bool(connections)
-        # Reading for busy handlers must not hold up the others, also when many peers flood: whoever comes too late
-        # for it in this round has its turn in another.
-        shuffle(connections)
-        deadline = time.monotonic() + READ_AHEAD
-        for connection in connections:
+    def _round(self) -> float | None:
+        """Do a slice of a round; return the seconds until the next one, or None when there are no connections."""
+        if not self._rest:
+            with self._lock:
+                self._rest = list(self._connections)
+                self._running = bool(self._rest)
+            if not self._rest:
+                publish_all()
+                return None
+            # Many peers may flood: whoever comes too late to be read for in this round has its turn in another.
+            turn = randrange(len(self._rest))
+            self._rest = self._rest[turn:] + self._rest[:turn]
+            self._slices = 0
+        self._slices += 1
+        end = time.monotonic() + SLICE
+        while self._rest:
+            if time.monotonic() > end:
+                return PAUSE
+            connection = self._rest.pop()
             try:
-                connection.tick(read_ahead=time.monotonic() < deadline)
+                connection.tick(read_ahead=self._slices <= READ_AHEAD)
             except Exception:  # one connection's trouble must not end the others' pings
                 logger.exception("looking after WebSocket %s failed", connection.id)
         publish_all()
-        return bool(connections)
+        return INTERVAL
 
 
 _keepalives: WeakKeyDictionary[Loop, Keepalive] = WeakKeyDictionary()

@@ -30,8 +30,8 @@ logger = logging.getLogger(__package__)
 #: The most milliseconds that poll(2) takes: 24 days.
 _LONGEST_POLL = 2**31 - 1
 
-#: Run now and then; returns whether it is to be run again.
-Tick = Callable[[], bool]
+#: Run now and then; returns the seconds until it is to be run again, or None when it is not.
+Tick = Callable[[], "float | None"]
 
 
 class Loop(Protocol):
@@ -60,7 +60,7 @@ class Loop(Protocol):
         """Drop the callback for *fd*. It is not closed while somebody waits for it."""
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        """Call *tick* every *interval* seconds until it returns False."""
+        """Call *tick* in *interval* seconds, and then as often as it says."""
 
 
 class BlockingLoop(Loop, Protocol):
@@ -119,9 +119,10 @@ class ThreadLoop:
         with self._lock:
             self._wake = wake
         try:
-            self._write_until(woken, interval)
-            while tick():
-                self._write_until(woken, interval)
+            delay: float | None = interval
+            while delay is not None:
+                self._write_until(woken, delay)
+                delay = tick()
         finally:
             with self._lock:
                 if self._wake is wake:  # a successor may have started
@@ -253,9 +254,10 @@ class GeventLoop:
     def _run(self, interval: float, tick: Tick) -> None:
         from gevent import sleep
 
-        sleep(interval)
-        while tick():
-            sleep(interval)
+        delay: float | None = interval
+        while delay is not None:
+            sleep(delay)
+            delay = tick()
 
 
 class AsyncioLoop:
@@ -338,11 +340,12 @@ class AsyncioLoop:
             _set_result(future, True)
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, interval, tick)
+        self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, tick)
 
-    def _run(self, interval: float, tick: Tick) -> None:
-        if tick():
-            self._loop.call_later(interval, self._run, interval, tick)
+    def _run(self, tick: Tick) -> None:
+        delay = tick()
+        if delay is not None:
+            self._loop.call_later(delay, self._run, tick)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine in a task, which sees the caller's context variables; from any thread.

@@ -75,12 +75,12 @@ def _end_process(pid: int) -> None:
         close_connections(restarts=gunicorn_worker() is not None)
 
 
-def _go_on_or_end(worker: Any, loop: BlockingLoop) -> bool:
+def _go_on_or_end(worker: Any, loop: BlockingLoop) -> float | None:
     if worker.alive:
-        return True
+        return CHECK_INTERVAL
     run(loop.sleep(ACCEPTING_TIME))
     close_connections(restarts=True, mercy=worker.cfg.graceful_timeout)
-    return False
+    return None
 
 
 def close_connections(*, restarts: bool, mercy: float = inf) -> None:

@@ -31,6 +31,13 @@ class Settings:
     :param shutdown_timeout: how long a handler may take to end when its worker ends.
     :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
     :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
+    :param min_read_rate: how many bytes per second the peer has to read at least, over each ``send_timeout`` in which
+        something waits for it all the time, before the connection is dropped.
+    :param max_queue: how many messages may wait for the handler before the socket is not read any more.
+    :param idle_timeout: how long no message may come or go before the connection is closed with 1001. Pings do not
+        count. None turns that off.
+    :param max_age: how long a connection may last before it is closed with 1012, so that the client connects again and
+        its login is checked again. It may be up to a tenth less: not all come back at once. None turns that off.
     :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
     :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
@@ -50,6 +57,10 @@ class Settings:
     shutdown_timeout: float = 5.0
     send_timeout: float = 30.0
     send_buffer: int = 2**20
+    min_read_rate: float = 1024
+    max_queue: int = 1024
+    idle_timeout: float | None = None
+    max_age: float | None = None
     compression: bool | Compression = False
     subprotocols: Sequence[str] = ()
     text_as_bytes: bool = False
@@ -62,14 +73,16 @@ class Settings:
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} is a whole number of bytes, not {getattr(self, name)!r}")
             check_positive(name, getattr(self, name))
-        for name in ("close_timeout", "send_timeout", "shutdown_timeout"):
+        for name in ("close_timeout", "send_timeout", "shutdown_timeout", "min_read_rate"):
             check_positive(name, getattr(self, name))
-        for name in ("ping_interval", "ping_timeout"):
+        for name in ("ping_interval", "ping_timeout", "idle_timeout", "max_age"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        for name in ("max_connections", "max_connections_per_ip"):
+        for name in ("max_connections", "max_connections_per_ip", "max_queue"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if (value is not None or name == "max_queue") and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
                 raise ValueError(f"{name} is a whole number above 0 or None, not {value!r}")
         # An iterator would be empty from its second use on.
         if isinstance(self.subprotocols, str) or not isinstance(self.subprotocols, Collection):

@@ -147,11 +147,11 @@ def _watch_limits(make_loop: Callable[[], Loop]) -> None:
         make_loop().run_every(CHECK_INTERVAL, _go_on_or_end)
 
 
-def _go_on_or_end() -> bool:
+def _go_on_or_end() -> float | None:
     if not is_worn_out():
-        return True
+        return CHECK_INTERVAL
     os.kill(os.getpid(), signal.SIGHUP)
-    return False
+    return None
 
 
 def is_worn_out() -> bool:

@@ -14,6 +14,7 @@ import logging
 import queue
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -68,6 +69,13 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str] = "it
     while not condition():
         assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.002)
+
+
+async def for_ever(call: Callable[[], Awaitable[Any]], times: int = sys.maxsize) -> None:
+    """Call until it raises, at most so many times."""
+    for _ in range(times):
+        await call()
+    raise AssertionError(f"called {times} times")
 
 
 class Clock:

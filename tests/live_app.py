@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import resource
+import socket
 import sys
 import threading
 from collections import defaultdict
@@ -212,6 +213,14 @@ async def latency(ws):
     while ws.latency is None:
         await sleep(0.01)
     await ws.send("answered")
+
+
+@handler("/delay")
+async def delay(ws):
+    await ws.accept()
+    with socket.socket(fileno=os.dup(ws.fd)) as sock:
+        waits = not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    await ws.send_json({"family": sock.family.name, "waits": waits})
 
 
 # Refusals and ends

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import select
 import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 import pytest
 from flask import abort, current_app, g, got_request_exception, request, session
-from inprocess import DEADLINE, REQUEST, ROOM, Clock, RawClient, Site, wait_until
+from inprocess import DEADLINE, REQUEST, ROOM, Clock, RawClient, Site, for_ever, wait_until
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 from websockets.exceptions import InvalidStatus
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
@@ -1112,6 +1112,17 @@ def test_a_client_knows_its_connection(site: Site) -> None:
 # Peers that do not read, do not answer, or are gone
 
 
+def test_the_second_of_two_small_messages_does_not_wait_for_an_acknowledgement(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        with socket.socket(fileno=os.dup(ws.fd)) as sock:
+            await ws.send(str(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+
+    with site.connect() as client:
+        assert client.recv(DEADLINE) == "1"
+
+
 def test_send_waits_for_a_peer_that_reads_slowly_and_loses_nothing(site: Site) -> None:
     site.app.config["WEBSOCKET_SEND_BUFFER"] = 1000
     count = 40
@@ -1659,13 +1670,6 @@ async def tick(site: Site) -> None:
     gate = site.mode.gate()
     gate.open()
     await gate.passed()
-
-
-async def for_ever(call: Callable[[], Awaitable[Any]], times: int = sys.maxsize) -> None:
-    """Call until it raises, at most so many times."""
-    for _ in range(times):
-        await call()
-    raise AssertionError(f"called {times} times")
 
 
 class Flood:

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gevent
 import pytest
 from flask import Flask
-from inprocess import DEADLINE, Site
+from inprocess import DEADLINE, RawClient, Site, for_ever
 from wire import KEY, close_body, frame
 
-from flask_uwsgi_websocket import Compression, ConnectionClosed, WebSocketClient
+from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, WebSocketClient
+from flask_uwsgi_websocket.channel import REENTERED
 from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.handshake import Handshake
-from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol
+from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol, data_frame
 from flask_uwsgi_websocket.servers import WerkzeugServer
 from flask_uwsgi_websocket.state import State
+
+
+@contextmanager
+def reading(client: RawClient) -> Iterator[None]:
+    """Read whatever comes, and end the connection at the end of the block."""
+
+    def read() -> None:
+        with suppress(OSError):
+            while client.sock.recv(65536):
+                pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the server was faster
+            client.sock.shutdown(socket.SHUT_RDWR)
+        reader.join(DEADLINE)
 
 
 @pytest.fixture
@@ -186,20 +207,10 @@ def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site) -> Non
             await ws.send(message)
 
     client = site.upgrade()
-
-    def read() -> None:
-        with suppress(OSError):
-            while client.sock.recv(65536):
-                pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with site.connect("/echo") as other:
+    with reading(client), site.connect("/echo") as other:
         for _ in range(5):  # each takes long, as the reader and the server have to share one interpreter
             other.send("hello")
             assert other.recv(DEADLINE) == "hello"
-    client.sock.shutdown(socket.SHUT_RDWR)
-    reader.join(DEADLINE)
     client.close()
 
 
@@ -210,3 +221,94 @@ def test_a_close_reason_forges_no_line_where_the_exception_is_logged() -> None:
         protocol.send_text("hello")
     assert str(error.value) == r"the WebSocket is closed: 1000 (OK) 'bye\nERROR root: on fire'"
     assert str(ConnectionClosed(1005)) == "the WebSocket is closed: 1005 (no status received)"
+
+
+def bombs(count: int) -> bytes:
+    """Return compressed messages of a million bytes each, in a thousand bytes."""
+    parameters = DeflateParameters(server_max_window_bits=12)
+    sender = Protocol(is_client=True, deflate=Deflate(parameters, Compression(), is_client=True))
+    return b"".join([sender.send_text("x" * 1_000_000) for _ in range(count)])
+
+
+def test_what_a_client_leaves_behind_that_resets_costs_no_more_than_what_is_read_ahead(blocking: Site) -> None:
+    blocking.app.config.update(WEBSOCKET_COMPRESSION=Compression(), WEBSOCKET_PING_INTERVAL=None)
+    go_on = threading.Event()
+
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        blocking.note(ws.blocking)
+        go_on.wait(DEADLINE)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ConnectionClosed) as error:
+                await for_ever(lambda: ws.send("x" * 100_000))
+            blocking.note((tracemalloc.get_traced_memory()[1], error.value.code, ws.close_code))
+        finally:
+            tracemalloc.stop()
+
+    client = blocking.upgrade(sec_websocket_extensions="permessage-deflate")
+    ws = blocking.noted()
+    with ws._read_lock:  # the housekeeper does not read either
+        client.send(bombs(200))
+        client.reset()
+    go_on.set()
+    peak, *codes = blocking.noted()
+    assert peak < 15_000_000
+    assert codes == [1006, 1006]
+
+
+@pytest.mark.parametrize("what", ["send", "close", "ping"])
+def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site, what: str) -> None:
+    # A garbage collection runs wherever an object is made, and a signal handler nearly everywhere.
+    @site.route()
+    async def handler(ws: Any) -> None:
+        client = getattr(ws, "blocking", ws)
+        outcomes = set()
+
+        class Finalized:
+            def __init__(self) -> None:
+                self.me = self
+
+            def __del__(self) -> None:
+                try:
+                    client.offer("from a finalizer", data_frame("from a finalizer"))
+                    if what == "close":
+                        client._begin_close(1000, "")
+                    outcomes.add("sent")
+                except ConcurrencyError as error:
+                    outcomes.add(str(error))
+                except ConnectionClosed:
+                    outcomes.add("closed")
+
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            for _ in range(500):
+                Finalized()
+                with suppress(ConnectionClosed):
+                    await (ws.send(b"x" * 1000) if what == "send" else ws.ping())
+        finally:
+            gc.set_threshold(*thresholds)
+            gc.collect()
+        site.note(outcomes)
+
+    client = site.upgrade()
+    with reading(client):
+        outcomes = site.noted()
+    assert outcomes & {"sent", REENTERED}
+
+
+@pytest.mark.parametrize("lock", ["_read_lock", "_write_lock"])
+def test_a_call_within_a_section_of_its_own_connection_is_refused(blocking: Site, lock: str) -> None:
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        with getattr(ws, lock), pytest.raises(ConcurrencyError, match="__del__"):
+            await ws.send("x") if lock == "_write_lock" else ws.recv_nb()
+        await ws.receive()
+        blocking.note("went on")
+
+    with blocking.connect() as client:
+        client.send("x")
+        assert blocking.noted() == "went on"

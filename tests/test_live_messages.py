@@ -76,6 +76,11 @@ def test_a_ping_is_answered_while_the_handler_does_not_receive(server: Server, p
         assert answer == (PONG, b"payload")
 
 
+def test_no_small_message_waits_for_an_acknowledgement_of_the_one_before(server: Server) -> None:
+    with server.connect("/delay") as client:
+        assert json.loads(client.recv(DEADLINE)) == {"family": "AF_INET", "waits": False}
+
+
 def test_a_handler_learns_the_round_trip_of_its_ping(server: Server) -> None:
     with server.connect("/latency") as client:
         assert client.recv(DEADLINE) == "answered"

@@ -391,7 +391,7 @@ def test_a_thread_that_could_not_do_its_work_is_not_started(monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr("flask_uwsgi_websocket.loops.socket.socketpair", fail)
         with pytest.raises(OSError, match="no more descriptors"):  # so the housekeeper tries again
-            ThreadLoop().run_every(1, lambda: False)
+            ThreadLoop().run_every(1, lambda: None)
     assert threading.active_count() == before
 
 
@@ -414,4 +414,4 @@ def test_a_housekeeper_that_cannot_be_started_leaves_no_connection_and_may_be_tr
     housekeeper.add(connection, loop)
     housekeeper.remove(connection)
     (rounds,) = loop.rounds
-    assert rounds() is False
+    assert rounds() is None
