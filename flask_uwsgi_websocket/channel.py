@@ -137,7 +137,7 @@ class Channel:
         return self._put_slowly(message, binary)
 
     def _put_frame(self, whole: bytes) -> bool:
-        """Send an unmasked, uncompressed frame; return False, having sent nothing, when the output is full."""
+        """Send a frame that was built for many; return False, having sent nothing, when the output is full."""
         return self._put_frame_slowly(whole)
 
     def _take_slowly(self) -> str | bytes | Wait | None:

@@ -154,6 +154,16 @@ class Deflate:
             self._window_bits = parameters.server_max_window_bits or 15
         self._compressor: _Compress | None = None
         self._decompressor: _Decompress | None = None
+        self._input = b""  # what decompress() was given and has left
+        #: Whether :meth:`decompress` has not finished what it was given.
+        self.has_more = False
+
+    @property
+    def recipe(self) -> tuple[int, ...] | None:
+        """What a compressed message depends on besides its payload; None when also on the messages before it."""
+        if self._keep_compressor:
+            return None
+        return self._window_bits, self._config.level, self._config.memory_level
 
     def compress(self, payload: bytes) -> bytes:
         """Compress one whole message (section 7.2.1)."""

@@ -346,8 +346,12 @@ class Protocol:
         """
         return self._data_frame(BINARY, message)
 
+    def shared_frame(self, message: SharedMessage) -> bytes | None:
+        """Return the frame of a message for many peers, for :meth:`send_frame`; None when it has to be sent alone."""
+        return message.frame_for(self._deflate)
+
     def send_frame(self, whole: bytes) -> bytes:
-        """Return a data frame that was built elsewhere, for many peers: it is neither masked nor compressed.
+        """Return a data frame that was built for many peers: it is not masked.
 
         :raises ConnectionClosed: when :attr:`closed` is set.
         """
@@ -414,9 +418,29 @@ def payload_of(message: str | ReadableBuffer) -> str | bytes:
         raise TypeError(f"a message is str (text) or bytes (binary), not {type(message).__name__}: {hint}") from None
 
 
-def data_frame(message: str | bytes) -> bytes:
-    """Return the frame of a message as a server sends it, uncompressed."""
-    return frame(_FIN | (TEXT if isinstance(message, str) else BINARY), message)
+class SharedMessage:
+    """A message that a server sends to many connections: frames that are alike are made once.
+
+    :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
+    """
+
+    def __init__(self, message: str | bytes) -> None:
+        self.message = message
+        self._first = _FIN | (TEXT if isinstance(message, str) else BINARY)
+        self._payload = message.encode() if isinstance(message, str) else message
+        self._plain = frame(self._first, self._payload)
+        self._compressed: dict[tuple[int, ...], bytes] = {}
+
+    def frame_for(self, deflate: Deflate | None) -> bytes | None:
+        """Return the frame for a connection; None when it must be made there, from what its compressor remembers."""
+        if deflate is None or len(self._payload) < deflate.threshold:
+            return self._plain
+        recipe = deflate.recipe
+        if recipe is None:
+            return None
+        if recipe not in self._compressed:
+            self._compressed[recipe] = frame(self._first | _RSV1, deflate.compress(self._payload))
+        return self._compressed[recipe]
 
 
 def check_close(code: object, reason: object) -> None:
