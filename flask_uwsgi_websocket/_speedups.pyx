@@ -34,6 +34,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int PyUnicode_KIND(object text)
     Py_ssize_t PyNumber_AsSsize_t(object number, void *overflow) except? -1
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef extern from "<sys/socket.h>" nogil:
     """
@@ -115,24 +116,29 @@ def apply_mask(data, bytes mask not None):
 
 
 def take_messages(
-    bytes data not None, Py_ssize_t position, bint masked, max_size, list messages not None
+    bytes data not None, Py_ssize_t position, bint masked, max_size, Py_ssize_t most, list messages not None
 ):
     # What is larger than a size can be, is taken for the largest.
-    cdef Py_ssize_t most = PyNumber_AsSsize_t(max_size, NULL)
+    cdef Py_ssize_t size = PyNumber_AsSsize_t(max_size, NULL)
+    cdef const unsigned char *start = <const unsigned char *> PyBytes_AS_STRING(data)
     if position < 0:
         raise ValueError("the position is negative")
-    return parse(
-        <const unsigned char *> PyBytes_AS_STRING(data), position, PyBytes_GET_SIZE(data), masked, most, messages
-    )
+    return parse(start, position, PyBytes_GET_SIZE(data), masked, size, most, messages)
 
 
 cdef Py_ssize_t parse(
-    const unsigned char *start, Py_ssize_t position, Py_ssize_t end, bint masked, Py_ssize_t most, list messages
+    const unsigned char *start,
+    Py_ssize_t position,
+    Py_ssize_t end,
+    bint masked,
+    Py_ssize_t max_size,
+    Py_ssize_t most,
+    list messages,
 ) except -1:
     cdef Py_ssize_t length, payload
     cdef uint32_t key = 0
     cdef unsigned char first
-    while end - position >= 2:  # proves position and position + 1
+    while most > 0 and end - position >= 2:  # proves position and position + 1
         first = start[position]
         if first != TEXT and first != BINARY:
             break
@@ -147,7 +153,7 @@ cdef Py_ssize_t parse(
             break
         if masked:
             payload += 4
-        if length > end - payload or length > most:  # proves the mask, as length >= 0, and the payload
+        if length > end - payload or length > max_size:  # proves the mask, as length >= 0, and the payload
             break
         if masked:
             memcpy(&key, start + payload - 4, 4)
@@ -159,6 +165,7 @@ cdef Py_ssize_t parse(
             except UnicodeDecodeError:
                 break
         position = payload + length
+        most -= 1
     return position
 
 
@@ -267,7 +274,8 @@ cdef class Channel:
     cdef public int _fd, _run, _waiting
     cdef public long long _received, _sent, _bytes_received, _bytes_sent, _bytes_stored, _bytes_taken
     cdef public Py_ssize_t _read_size, _max_message_size
-    cdef public bint _drained, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over, _is_receiving
+    cdef public bint _drained, _has_rest, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over
+    cdef public bint _is_receiving
 
     def __cinit__(self):
         self._fd = -1
@@ -304,7 +312,7 @@ cdef class Channel:
         return self.is_on_a_run()
 
     cdef bint is_on_a_run(self) noexcept:
-        cdef bint is_long = self._run >= run_length
+        cdef bint is_long = self._run >= run_length or self._has_rest
         self._run = 0
         return is_long
 
@@ -376,8 +384,11 @@ cdef class Channel:
                 self._heard = True
                 self._bytes_received += got
                 self._drained = got < self._read_size
+                self._run += <int> (got // 1024)
                 messages = []
-                position = parse(shared_buffer, 0, got, True, self._max_message_size, messages)
+                position = parse(
+                    shared_buffer, 0, got, True, self._max_message_size, PY_SSIZE_T_MAX, messages
+                )
                 rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
             finally:
                 is_in_use = False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
 from .lifecycle import Lifecycle
 from .loops import AsyncioLoop, background_asyncio_loop, current_asyncio_loop, is_in_gevent
-from .protocol import data_frame, payload_of
+from .protocol import SharedMessage, payload_of
 from .servers import uwsgi
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ class AsyncioWebSocketClient(Lifecycle):
 
         :raises BlockingIOError: when more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for the peer.
         """
-        payload = payload_of(message)
-        if not self.offer(payload, data_frame(payload)):
+        if not self.offer(SharedMessage(payload_of(message))):
             raise BlockingIOError("the peer has not read what was sent before: nothing more was sent")
 
     async def send_from_sharedarea(self, id: int, pos: int) -> None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
 
-#: After so many messages without having to wait, whoever receives or sends lets the other connections run.
-RUN_LENGTH = 64
+#: After so many messages without having to wait, whoever receives or sends lets the other connections run. Other frames
+#: count as messages do, and so does each KiB of a message that is long or inflates to much.
+RUN_LENGTH = 32
 
 #: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
 CORK_SIZE = 16384
@@ -95,10 +96,13 @@ class Channel:
     _outbox: bytearray
     #: The last read took all there was, and nobody has waited since.
     _drained: bool
+    #: Of what was read, something is not parsed yet, so that nobody may wait for more. With the read lock.
+    _has_rest: bool
     #: Something was read since the last look.
     _heard: bool
-    #: Messages without a wait, and all that were received and sent.
+    #: The work without a wait: messages, other frames, KiB that were read or inflated.
     _run: int
+    #: All messages that were received and sent.
     _received: int
     _sent: int
     _bytes_received: int
@@ -146,7 +150,7 @@ class Channel:
 
     def _is_on_a_run(self) -> bool:
         """Tell whether to let the others run instead of waiting for input, and begin a new run."""
-        is_long, self._run = self._run >= RUN_LENGTH, 0
+        is_long, self._run = self._run >= RUN_LENGTH or self._has_rest, 0
         return is_long
 
     def _enter_wait(self) -> int:
@@ -183,7 +187,7 @@ class Channel:
         return self._put_slowly(message, binary)
 
     def _put_frame(self, whole: bytes) -> bool:
-        """Send an unmasked, uncompressed frame; return False, having sent nothing, when the output is full."""
+        """Send a frame that was built for many; return False, having sent nothing, when the output is full."""
         return self._put_frame_slowly(whole)
 
     def _take_slowly(self) -> str | bytes | Wait | None:

@@ -87,7 +87,9 @@ class Connection(Channel):
         self._server = server
         self._loop = loop
         self._settings = settings
-        self._protocol = Protocol(max_message_size=settings.max_message_size, deflate=deflate)
+        self._protocol = Protocol(
+            max_message_size=settings.max_message_size, max_fragments=settings.max_fragments, deflate=deflate
+        )
         self._refused = False
         self._is_receiving = False
         self._end_told = False
@@ -101,7 +103,7 @@ class Connection(Channel):
         self._outbox = bytearray()
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
         self._eof = False
-        self._drained = False
+        self._drained = self._has_rest = False
         self._heard = False
         self._pinged: tuple[bytes, float] | None = None
         self._meter = None if settings.rate_limit is None else Meter(settings.rate_limit, time.monotonic())
@@ -273,7 +275,9 @@ class Connection(Channel):
         return True
 
     def _pump(self, *, ahead: bool = False) -> bool:
-        """Read once what has arrived and act on it; return False when nothing had.
+        """Act on some of what has arrived, for about as long as on RUN_LENGTH messages; return False when nothing had.
+
+        What was read is parsed before more is read.
 
         :param ahead: leave it to the one in receive(), who would go on waiting for what is in the inbox by then.
         """
@@ -281,13 +285,16 @@ class Connection(Channel):
             sock = self._sock
             if sock is None or self._eof or (ahead and self._is_receiving):
                 return False
+            if self._has_rest:
+                self._process(b"")
+                return True
             if self._drained and not ahead:  # the system would only say so again
                 return False
             try:
                 data = sock.recv(self._read_size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 if self._meter is not None:
-                    self._meter.spend(time.monotonic(), 0, 0, is_behind=False)
+                    self._meter.spend(time.monotonic(), 0, 0, 0, is_behind=False)
                 return False
             except OSError:  # a reset is an end, too
                 data = b""
@@ -303,14 +310,17 @@ class Connection(Channel):
     def _end_input(self, reason: str = "the connection was lost without a Close frame") -> None:
         """Note that nothing more will come, and why. Called with the read lock."""
         self._is_over = self._eof = True
+        self._has_rest = False
         self._protocol.receive_eof(reason)
 
     def _process(self, data: bytes) -> None:
-        """Act on what was read. Called with the read lock."""
+        """Act on some of what was read: on *data*, or on what is left of it. Called with the read lock."""
         protocol = self._protocol
         as_bytes = self._settings.text_as_bytes
         replies = False
-        events = protocol.receive_data(data)
+        events = protocol.receive_some(data, RUN_LENGTH)
+        self._has_rest = protocol.has_input
+        self._run = min(self._run + len(data) // 1024 + protocol.work, RUN_LENGTH)
         for event in events:
             if isinstance(event, str):
                 self._store(event.encode() if as_bytes else event)
@@ -324,7 +334,11 @@ class Connection(Channel):
         if replies or protocol.input_ended:
             self._reply()
         if self._meter is not None and not self._meter.spend(
-            time.monotonic(), len(events), len(data), is_behind=not self._drained
+            time.monotonic(),
+            len(events),
+            protocol.frames,
+            len(data) + max(0, protocol.gained),
+            is_behind=self._has_rest or not self._drained,
         ):
             self._begin_close(1008, "more was sent than the rate limit allows")
 
@@ -513,7 +527,10 @@ class Connection(Channel):
             assert self._close_deadline is not None
             remaining = self._close_deadline - time.monotonic()
             # To wait also when there is something to read keeps a peer that does not stop from holding up the others.
-            if remaining > 0 and await self._wait(self._loop.wait_readable, remaining):
+            if remaining > 0 and self._has_rest:
+                await self._loop.sleep(0)
+                self._pump()
+            elif remaining > 0 and await self._wait(self._loop.wait_readable, remaining):
                 self._pump()
             else:
                 self._abort("the closing handshake took too long")
@@ -661,7 +678,7 @@ class Connection(Channel):
 
     def _read_ahead(self) -> None:
         """Read for a handler that is not receiving: Pings want answers, and the end wants to be noticed."""
-        for _ in range(4):  # a flood must not hold up the other connections
+        for _ in range(16):  # a flood must not hold up the other connections
             if not self._has_room() or not self._pump(ahead=True):
                 return
 
@@ -703,6 +720,8 @@ class Connection(Channel):
         """Tell whether something has arrived that nobody has read yet."""
         with self._read_lock:
             sock = self._sock
+            if self._has_rest:
+                return True
             try:
                 return sock is not None and bool(sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
             except OSError:

@@ -154,6 +154,16 @@ class Deflate:
             self._window_bits = parameters.server_max_window_bits or 15
         self._compressor: _Compress | None = None
         self._decompressor: _Decompress | None = None
+        self._input = b""  # what decompress() was given and has left
+        #: Whether :meth:`decompress` has not finished what it was given.
+        self.has_more = False
+
+    @property
+    def recipe(self) -> tuple[int, ...] | None:
+        """What a compressed message depends on besides its payload; None when also on the messages before it."""
+        if self._keep_compressor:
+            return None
+        return self._window_bits, self._config.level, self._config.memory_level
 
     def compress(self, payload: bytes) -> bytes:
         """Compress one whole message (section 7.2.1)."""
@@ -165,37 +175,41 @@ class Deflate:
         self._compressor = compressor if self._keep_compressor else None
         return data[: -len(_TAIL)]
 
-    def decompress(self, data: bytes, limit: int, *, final: bool) -> bytes:
-        """Decompress the next part of a message (section 7.2.2).
+    def decompress(self, data: bytes, limit: int, most: int, *, final: bool) -> bytes:
+        """Decompress the next part of a message (section 7.2.2), or some of it.
 
-        :param limit: the most bytes that this part may inflate to; not more than one above it are ever made.
+        While :attr:`has_more` is set afterwards, call it again for the rest of the same part: without data, and with
+        the same *final*.
+
+        :param limit: the most bytes that the rest of the message may inflate to.
+        :param most: the most bytes to return now, above 0. Not more are ever made.
         :param final: whether the message ends with this part.
-        :raises MessageTooBig: when it inflates to more.
+        :raises MessageTooBig: when it inflates to more than the limit.
         :raises zlib.error: when it is not deflate data.
         """
-        output = self._inflate(data, limit)
-        if final:
-            output += self._inflate(_TAIL, limit - len(output))
-            if not self._keep_decompressor:
-                self._decompressor = None
+        if self.has_more:
+            data, self._input, self.has_more = self._input, b"", False
+        elif final:
+            data += _TAIL
+        elif not data:
+            return b""
+        decompressor = self._decompressor
+        if decompressor is None:
+            # The largest window reads what any smaller one wrote; zlib grows it as it is needed.
+            decompressor = self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+        most = min(most, limit + 1)
+        output = decompressor.decompress(data, most)
+        if len(output) > limit:
+            self._decompressor = None  # it holds what was not read of the input
+            raise MessageTooBig
+        if decompressor.eof:
+            # A sender may end a block with BFINAL set (section 7.2.3.4); its next block starts afresh.
+            self._input = decompressor.unused_data
+            self._decompressor = None
+            self.has_more = bool(self._input)
+        else:
+            self._input = decompressor.unconsumed_tail
+            self.has_more = len(output) == most  # zlib may hold more, also when it has read all
+        if final and not self.has_more and not self._keep_decompressor:
+            self._decompressor = None
         return output
-
-    def _inflate(self, data: bytes, limit: int) -> bytes:
-        parts = []
-        while data:
-            decompressor = self._decompressor
-            if decompressor is None:
-                # The largest window reads what any smaller one wrote; zlib grows it as it is needed.
-                decompressor = self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-            part = decompressor.decompress(data, limit + 1)
-            limit -= len(part)
-            if limit < 0:
-                self._decompressor = None  # it holds what was not read of data
-                raise MessageTooBig
-            parts.append(part)
-            data = b""
-            if decompressor.eof:
-                # A sender may end a block with BFINAL set (section 7.2.3.4); its next block starts afresh.
-                data = decompressor.unused_data
-                self._decompressor = None
-        return b"".join(parts)

@@ -28,7 +28,7 @@ from .middleware import (
     tell_of_rejection,
 )
 from .process import prepare_process
-from .protocol import data_frame, payload_of
+from .protocol import SharedMessage, payload_of
 from .runner import debug_requested, run_uwsgi, with_defaults
 from .servers import uwsgi
 from .settings import Settings, find_misspelt, resolve
@@ -184,6 +184,9 @@ class WebSocket(Registrar):
     def broadcast(self, message: str | ReadableBuffer, connections: Iterable[C]) -> list[C]:
         """Send a message to many connections, encoded once, without waiting for any of them.
 
+        It is also compressed once, for all that agreed on compression without context takeover
+        (``Compression(context_takeover=False)``); others compress it each by itself.
+
         Those that have closed are left out. A handshake that was not sent yet is sent first, after the hooks of that
         connection. It is no coroutine in the asyncio mode either.
 
@@ -195,12 +198,11 @@ class WebSocket(Registrar):
         """
         if isinstance(connections, Lifecycle):
             raise TypeError("broadcast() takes many connections, not one: use send()")  # else, we would receive from it
-        payload = payload_of(message)
-        whole = data_frame(payload)
+        shared = SharedMessage(payload_of(message))
         slow = []
         for connection in list(connections):
             try:
-                if not connection.offer(payload, whole):
+                if not connection.offer(shared):
                     slow.append(connection)
             except ConnectionClosed:
                 continue

@@ -26,7 +26,7 @@ def apply_mask(data: bytes | bytearray | memoryview, mask: bytes) -> bytes:
     return (int.from_bytes(data, byteorder) ^ int.from_bytes(key, byteorder)).to_bytes(size, byteorder)
 
 
-def take_messages(data: bytes, position: int, masked: bool, max_size: int, messages: list[Any]) -> int:
+def take_messages(data: bytes, position: int, masked: bool, max_size: int, most: int, messages: list[Any]) -> int:
     """Append the messages that start at *position* to *messages*, as long as each is in one frame that is all here.
 
     It stops before everything else: a part of a frame, a control frame, a fragment, a compressed or very long
@@ -34,10 +34,12 @@ def take_messages(data: bytes, position: int, masked: bool, max_size: int, messa
 
     :param masked: whether the frames have to be masked.
     :param max_size: the most bytes that a message may have.
+    :param most: the most messages to take.
     :returns: the position where it stopped.
     """
     end = len(data)
-    while end - position >= 2:
+    most += len(messages)
+    while end - position >= 2 and len(messages) < most:
         first = data[position]
         if first != FIN | TEXT and first != FIN | BINARY:
             break

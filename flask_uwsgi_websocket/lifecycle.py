@@ -30,7 +30,7 @@ from .deflate import Compression, Deflate
 from .exceptions import ConnectionClosed
 from .handshake import Handshake
 from .loops import Loop
-from .protocol import check_close
+from .protocol import SharedMessage, check_close
 from .servers import Server, uwsgi
 from .signals import (
     websocket_closed,
@@ -292,16 +292,17 @@ class Lifecycle(Connection):
         if websocket_sent.receivers:
             await self._tell(websocket_sent, (), message=message)
 
-    def offer(self, message: str | bytes, whole: bytes) -> bool:
+    def offer(self, shared: SharedMessage) -> bool:
         """Send a message of a broadcast without waiting; return False, having sent nothing, when the output is full.
 
-        :param whole: its frame, for connections without compression.
         :raises ConnectionClosed: when the connection has closed.
         """
+        message = shared.message
         if not self._accepted:
             self._run_aside(self._send(message))
             return True
-        was_sent = self._put_frame(whole) if self._is_plain else self._put(message)
+        whole = None if self._settings.text_as_bytes else self._protocol.shared_frame(shared)
+        was_sent = self._put(message) if whole is None else self._put_frame(whole)
         if was_sent and websocket_sent.receivers:
             self._run_aside(self._tell(websocket_sent, (), message=message))
         return was_sent

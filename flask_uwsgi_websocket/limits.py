@@ -17,6 +17,9 @@ from .servers import gunicorn_worker, uwsgi
 #: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
 RETRY_AFTER = 10
 
+#: The default of a rate of frames, for each message: browsers and libraries send long ones in pieces of some KiB.
+FRAMES_PER_MESSAGE = 64
+
 #: A rate that is never reached, and finite: infinity times no time at all is not a number.
 _UNLIMITED = 1e300
 
@@ -38,17 +41,20 @@ class RateLimit:
     handler is slow is not held against the client.
 
     :param messages: messages, Pings and Pongs per second on average, or None.
-    :param bytes: bytes per second on average, as they come from the network, or None.
+    :param bytes: bytes per second on average, or None. Those of a compressed message are counted as it inflates.
     :param burst: for how many seconds' worth the client may make up, in seconds.
+    :param frames: frames of any kind per second on average, and so also the fragments of messages; None for 64 times
+        *messages*.
     :raises ValueError: when one of them is no number above 0.
     """
 
     messages: float | None = None
     bytes: float | None = None
     burst: float = 2.0
+    frames: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("messages", "bytes", "burst"):
+        for name in ("messages", "frames", "bytes", "burst"):
             value = getattr(self, name)
             if value is not None or name == "burst":
                 check_positive(f"{name} of a RateLimit", value)
@@ -61,7 +67,8 @@ class Meter:
     """
 
     def __init__(self, limit: RateLimit, now: float) -> None:
-        self._rates = (limit.messages or _UNLIMITED, limit.bytes or _UNLIMITED)
+        frames = limit.frames or (limit.messages and limit.messages * FRAMES_PER_MESSAGE)
+        self._rates = (limit.messages or _UNLIMITED, frames or _UNLIMITED, limit.bytes or _UNLIMITED)
         self._credit = self._most = tuple(rate * limit.burst for rate in self._rates)
         self._since = now
         self._is_behind = False
@@ -70,16 +77,19 @@ class Meter:
         """Note that something stays unread. When it was sent, nobody will know: all time until it is read counts."""
         self._is_behind = True
 
-    def spend(self, now: float, messages: int, size: int, *, is_behind: bool) -> bool:
+    def spend(self, now: float, messages: int, frames: int, size: int, *, is_behind: bool) -> bool:
         """Take what was read from the credit; return whether there was enough.
 
+        :param messages: messages, Pings and Pongs.
+        :param frames: all frames.
+        :param size: bytes.
         :param is_behind: whether there may be more to read.
         """
         elapsed, self._since = now - self._since, now
         earned = tuple(credit + rate * elapsed for credit, rate in zip(self._credit, self._rates, strict=True))
         if not self._is_behind:  # so what was read has come just now
             earned = self._at_most(earned)
-        left = (earned[0] - messages, earned[1] - size)
+        left = (earned[0] - messages, earned[1] - frames, earned[2] - size)
         self._is_behind = is_behind
         self._credit = left if is_behind else self._at_most(left)
         return min(left) >= 0

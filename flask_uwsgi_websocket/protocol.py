@@ -3,7 +3,7 @@
 A :class:`Protocol` belongs to one connection and knows neither sockets nor Flask. Its calls fall in two groups
 that may run in two threads at once, as they share nothing but flags that are only ever set:
 
-* receiving: :meth:`~Protocol.receive_data`, :meth:`~Protocol.receive_eof`;
+* receiving: :meth:`~Protocol.receive_data`, :meth:`~Protocol.receive_some`, :meth:`~Protocol.receive_eof`;
 * sending: everything that returns bytes. They must reach the peer in the order in which they were made.
 
 The parser never raises at its caller. Input that the RFC forbids *fails the connection* (section 7.1.7):
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 import zlib
 from inspect import isawaitable
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,10 +37,14 @@ PROTOCOL_ERROR = 1002
 NO_STATUS_RECEIVED = 1005
 ABNORMAL_CLOSURE = 1006
 INVALID_DATA = 1007
+POLICY_VIOLATION = 1008
 MESSAGE_TOO_BIG = 1009
 
 #: The default of ``max_message_size``, in bytes.
 MAX_MESSAGE_SIZE = 2**20
+
+#: The default of ``max_fragments``: 4 MiB in pieces of 64 bytes, which is what the most diligent test suite sends.
+MAX_FRAGMENTS = 2**16
 
 _FIN, _RSV1, _RSV2_RSV3, _OPCODE, _IS_CONTROL = 0x80, 0x40, 0x30, 0x0F, 0x08
 _MASKED, _LENGTH = 0x80, 0x7F
@@ -87,6 +92,7 @@ class Protocol:
 
     :param is_client: whether this end is the client, which masks what it sends.
     :param max_message_size: the most bytes of a received message, over all its fragments, after inflation.
+    :param max_fragments: the most frames of a received message.
     :param deflate: permessage-deflate as it was negotiated, or None.
     """
 
@@ -95,9 +101,13 @@ class Protocol:
         "_compressed",
         "_decoder",
         "_deflate",
+        "_fragments",
         "_in_frame",
+        "_inflating_work",
         "_is_client",
+        "_left",
         "_mask",
+        "_max_fragments",
         "_max_message_size",
         "_message",
         "_opcode",
@@ -107,7 +117,11 @@ class Protocol:
         "close_received",
         "close_sent",
         "closed",
+        "frames",
+        "gained",
+        "has_input",
         "input_ended",
+        "work",
     )
 
     def __init__(
@@ -115,10 +129,12 @@ class Protocol:
         *,
         is_client: bool = False,
         max_message_size: int = MAX_MESSAGE_SIZE,
+        max_fragments: int = MAX_FRAGMENTS,
         deflate: Deflate | None = None,
     ) -> None:
         self._is_client = is_client
         self._max_message_size = max_message_size
+        self._max_fragments = max_fragments
         self._deflate = deflate
         #: The Close frame that ended the connection: the first of either side; 1006 when there was none.
         self.closed: Close | None = None
@@ -126,8 +142,18 @@ class Protocol:
         self.close_sent: Close | None = None
         #: Whether nothing more is processed: after a Close frame, an error, or the end of the input.
         self.input_ended = False
+        #: Whether :meth:`receive_some` has left something that can be parsed without more data.
+        self.has_input = False
+        # Of the last call of receive_some(): its work, the frames in it, and by how many bytes compressed payloads have
+        # grown, which is below 0 when they have shrunk.
+        self.work = 0
+        self.frames = 0
+        self.gained = 0
+        self._left = 0  # of the work that this call may do
+        self._inflating_work = 0  # what of it is no frame
         self._pongs: list[bytes] = []
-        # Input that is not yet a whole header or control frame: at most 139 bytes.
+        # Input that is not parsed yet: what receive_some() has left, or at most 139 bytes that are not yet a whole
+        # header or control frame.
         self._buffer = b""
         # The data frame whose payload is arriving.
         self._in_frame = False
@@ -136,13 +162,14 @@ class Protocol:
         self._mask = b""
         # The message whose frames are arriving; opcode 0 stands for none.
         self._opcode = 0
+        self._fragments = 0
         self._compressed = False
         self._message = bytearray()
         self._decoder: codecs.IncrementalDecoder | None = None
 
     @property
     def is_between_messages(self) -> bool:
-        """Whether the next byte of the input starts a new message or a control frame."""
+        """Whether the next byte that is received starts a new message or a control frame."""
         return not (self._opcode or self._buffer or self.input_ended)
 
     # Receiving
@@ -152,7 +179,18 @@ class Protocol:
 
         Nothing is processed after a Close frame or an error: such input is dropped.
         """
+        return self.receive_some(data, sys.maxsize // 1024)
+
+    def receive_some(self, data: bytes, most: int) -> list[Event]:
+        """Take bytes from the peer and return what some of them complete, so that the caller is soon back.
+
+        While :attr:`has_input` is set afterwards, call it again, without data, for more.
+
+        :param most: the work to do: a frame is 1, and so is each KiB that a compressed message inflates to.
+        """
         events: list[Event] = []
+        self._left = most
+        self._inflating_work = self.gained = 0
         if not self.input_ended:
             try:
                 self._parse(data, events)
@@ -164,6 +202,8 @@ class Protocol:
                 self._end_input(self._too_big())
             except zlib.error:
                 self._end_input(Close(INVALID_DATA, "a compressed message is not deflate data"))
+        self.work = most - self._left
+        self.frames = self.work - self._inflating_work
         return events
 
     def receive_eof(self, reason: str = "the connection was lost without a Close frame") -> None:
@@ -174,6 +214,7 @@ class Protocol:
         if self.closed is None:
             self.closed = close
         self.input_ended = True
+        self.has_input = False
         self._buffer = b""
         self._message = bytearray()
         self._decoder = None
@@ -186,18 +227,30 @@ class Protocol:
             data = self._buffer + data
             self._buffer = b""
         position, end = 0, len(data)
-        # After our Close, messages are read and dropped.
+        # After our Close, messages are read and dropped. Another thread may send it meanwhile: this is asked once, so
+        # that none is dropped before one that is not.
         messages = events if self.close_sent is None else []
-        while True:
+        self.has_input = False
+        while self._left > 0:
             if self._in_frame:
+                if self._is_inflating:  # what was taken of the payload, before more is taken
+                    self._receive_payload(b"", messages)
+                    continue
                 chunk = data[position : position + self._remaining]
                 position += len(chunk)
-                self._receive_payload(chunk, events)
-                if self._in_frame:
-                    return
+                if chunk or not self._remaining:
+                    self._receive_payload(chunk, messages)
+                    continue
+                return
             if not self._opcode:
                 # The common case, whole messages in one frame each, needs no state.
-                position = take_messages(data, position, not self._is_client, self._max_message_size, messages)
+                count = len(messages)
+                position = take_messages(
+                    data, position, not self._is_client, self._max_message_size, self._left, messages
+                )
+                self._left += count - len(messages)
+                if self._left <= 0:
+                    continue
             start = position
             if end - start < 2:
                 break
@@ -229,6 +282,7 @@ class Protocol:
             if opcode & _IS_CONTROL:
                 if end - position < length:
                     break
+                self._left -= 1
                 payload = data[position : position + length]
                 position += length
                 self._receive_control(opcode, apply_mask(payload, mask) if mask else payload, events)
@@ -237,18 +291,33 @@ class Protocol:
                 continue
             if position > end:
                 break
-            compressed = first & _RSV1 or (not opcode and self._compressed)
-            if not compressed and length > self._max_message_size - len(self._message):
-                raise _Failure(*self._too_big())
-            if opcode:
-                self._opcode = opcode
-                self._compressed = bool(compressed)
-                self._decoder = _utf8_decoder() if opcode == TEXT else None
-            self._in_frame = True
-            self._unfinished = not first & _FIN
-            self._remaining = length
-            self._mask = mask
+            self._left -= 1
+            self._begin_data_frame(first, opcode, length, mask)
+        else:
+            start = position
+            is_payload_here = self._in_frame and (self._is_inflating or not self._remaining)
+            self.has_input = is_payload_here or start < end
         self._buffer = data[start:]
+
+    @property
+    def _is_inflating(self) -> bool:
+        return self._deflate is not None and self._deflate.has_more
+
+    def _begin_data_frame(self, first: int, opcode: int, length: int, mask: bytes) -> None:
+        if opcode:
+            self._opcode = opcode
+            self._fragments = 0
+            self._compressed = bool(first & _RSV1)
+            self._decoder = _utf8_decoder() if opcode == TEXT else None
+        self._fragments += 1
+        if self._fragments > self._max_fragments:
+            raise _Failure(POLICY_VIOLATION, f"a message may have {self._max_fragments} fragments")
+        if not self._compressed and length > self._max_message_size - len(self._message):
+            raise _Failure(*self._too_big())
+        self._in_frame = True
+        self._unfinished = not first & _FIN
+        self._remaining = length
+        self._mask = mask
 
     def _check_header(self, first: int, second: int, opcode: int) -> None:
         """Check the first two bytes of a frame (sections 5.2, 5.4 and 5.5; RFC 7692 section 6)."""
@@ -273,7 +342,7 @@ class Protocol:
         elif not opcode and not self._opcode:
             raise _Failure(PROTOCOL_ERROR, "a continuation has no message to continue")
 
-    def _receive_payload(self, chunk: bytes, events: list[Event]) -> None:
+    def _receive_payload(self, chunk: bytes, messages: list[Event]) -> None:
         """Take the next bytes of a data frame's payload: nothing waits for the rest to be checked."""
         if self._mask and chunk:
             shift = len(chunk) % 4
@@ -285,7 +354,15 @@ class Protocol:
         final = ended and not self._unfinished
         if self._compressed:
             assert self._deflate is not None
-            chunk = self._deflate.decompress(chunk, self._max_message_size - len(self._message), final=final)
+            size = len(chunk)
+            limit = self._max_message_size - len(self._message)
+            chunk = self._deflate.decompress(chunk, limit, self._left * 1024, final=final)
+            self.gained += len(chunk) - size
+            work = 1 + len(chunk) // 1024
+            self._inflating_work += work
+            self._left -= work
+            if self._deflate.has_more:
+                ended = final = False
         if self._decoder is not None:
             self._decoder.decode(chunk, final)
             # Python's decoder waits for the third byte of a surrogate, which the second one betrays.
@@ -296,8 +373,7 @@ class Protocol:
             self._in_frame = False
         if final:
             message = self._message
-            if self.close_sent is None:
-                events.append(message.decode() if self._opcode == TEXT else bytes(message))
+            messages.append(message.decode() if self._opcode == TEXT else bytes(message))
             self._opcode = 0
             self._message = bytearray()
             self._decoder = None
@@ -346,8 +422,12 @@ class Protocol:
         """
         return self._data_frame(BINARY, message)
 
+    def shared_frame(self, message: SharedMessage) -> bytes | None:
+        """Return the frame of a message for many peers, for :meth:`send_frame`; None when it has to be sent alone."""
+        return message.frame_for(self._deflate)
+
     def send_frame(self, whole: bytes) -> bytes:
-        """Return a data frame that was built elsewhere, for many peers: it is neither masked nor compressed.
+        """Return a data frame that was built for many peers: it is not masked.
 
         :raises ConnectionClosed: when :attr:`closed` is set.
         """
@@ -414,9 +494,29 @@ def payload_of(message: str | ReadableBuffer) -> str | bytes:
         raise TypeError(f"a message is str (text) or bytes (binary), not {type(message).__name__}: {hint}") from None
 
 
-def data_frame(message: str | bytes) -> bytes:
-    """Return the frame of a message as a server sends it, uncompressed."""
-    return frame(_FIN | (TEXT if isinstance(message, str) else BINARY), message)
+class SharedMessage:
+    """A message that a server sends to many connections: frames that are alike are made once.
+
+    :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
+    """
+
+    def __init__(self, message: str | bytes) -> None:
+        self.message = message
+        self._first = _FIN | (TEXT if isinstance(message, str) else BINARY)
+        self._payload = message.encode() if isinstance(message, str) else message
+        self._plain = frame(self._first, self._payload)
+        self._compressed: dict[tuple[int, ...], bytes] = {}
+
+    def frame_for(self, deflate: Deflate | None) -> bytes | None:
+        """Return the frame for a connection; None when it must be made there, from what its compressor remembers."""
+        if deflate is None or len(self._payload) < deflate.threshold:
+            return self._plain
+        recipe = deflate.recipe
+        if recipe is None:
+            return None
+        if recipe not in self._compressed:
+            self._compressed[recipe] = frame(self._first | _RSV1, deflate.compress(self._payload))
+        return self._compressed[recipe]
 
 
 def check_close(code: object, reason: object) -> None:

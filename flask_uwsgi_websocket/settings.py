@@ -10,7 +10,7 @@ from typing import Any
 from .deflate import Compression
 from .handshake import check_token, parse_origin
 from .limits import RateLimit, check_positive
-from .protocol import MAX_MESSAGE_SIZE
+from .protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
 
 #: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
 _CONFIG_KEYS = {"origins": "WEBSOCKET_ALLOWED_ORIGINS"}
@@ -24,6 +24,7 @@ class Settings:
         ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
         ``Origin`` header, which no browser sends, pass.
     :param max_message_size: the largest message received, after reassembly and inflation; beyond it, 1009.
+    :param max_fragments: the most frames of one message received; beyond it, 1008. Their payloads may be empty.
     :param ping_interval: how often the peer is pinged; None turns pings off.
     :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
         turns that off.
@@ -51,6 +52,7 @@ class Settings:
 
     origins: str | Sequence[str] = "same-origin"
     max_message_size: int = MAX_MESSAGE_SIZE
+    max_fragments: int = MAX_FRAGMENTS
     ping_interval: float | None = 25.0
     ping_timeout: float | None = 20.0
     close_timeout: float = 5.0
@@ -78,12 +80,12 @@ class Settings:
         for name in ("ping_interval", "ping_timeout", "idle_timeout", "max_age"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        for name in ("max_connections", "max_connections_per_ip", "max_queue"):
-            value = getattr(self, name)
-            if (value is not None or name == "max_queue") and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                raise ValueError(f"{name} is a whole number above 0 or None, not {value!r}")
+        for name in ("max_connections", "max_connections_per_ip"):
+            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} is a whole number above 0 or None, not {getattr(self, name)!r}")
+        for name in ("max_fragments", "max_queue"):
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} is a whole number above 0, not {getattr(self, name)!r}")
         # An iterator would be empty from its second use on.
         if isinstance(self.subprotocols, str) or not isinstance(self.subprotocols, Collection):
             raise TypeError(f"subprotocols is a list of names, not {self.subprotocols!r}")
@@ -103,6 +105,10 @@ class Settings:
             raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
         if not isinstance(self.rate_limit, (RateLimit, type(None))):
             raise TypeError(f"rate_limit is a RateLimit or None, not {self.rate_limit!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 #: The names of all settings: keywords of the extension, options of a route.

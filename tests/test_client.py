@@ -10,8 +10,11 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from contextlib import suppress
+from dataclasses import replace
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -22,7 +25,7 @@ from websockets.exceptions import ConnectionClosed as ClientSawClose
 from websockets.exceptions import InvalidStatus
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
-from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed
+from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, deflate
 
 # Receiving
 
@@ -1778,6 +1781,48 @@ def test_a_broadcast_is_compressed_where_that_was_agreed(site: Site) -> None:
             client.send("x" * 1000)
         for client in (one, other):
             assert client.recv(DEADLINE) == "x" * 1000
+
+
+def test_a_broadcast_is_compressed_once_for_all_that_start_afresh_with_equal_parameters(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def compressobj(*args: Any) -> Any:
+        made.append(args)
+        return zlib.compressobj(*args)
+
+    monkeypatch.setattr(deflate, "zlib", SimpleNamespace(**{**vars(zlib), "compressobj": compressobj}))
+    afresh = Compression(threshold=100, context_takeover=False)
+    kinds = {
+        "/afresh": afresh,
+        "/fast": replace(afresh, level=1),
+        "/late": replace(afresh, threshold=1001),
+        "/takeover": replace(afresh, context_takeover=True),
+        "/plain": False,
+    }
+    members: list[Any] = []
+
+    async def member(ws: Any) -> None:
+        members.append(getattr(ws, "blocking", ws))
+        await ws.accept()
+        site.note("in")
+        async for message in ws:
+            site.note(site.websocket.broadcast(message, members))
+
+    for path, compression in kinds.items():
+        site.route(path, compression=compression, endpoint=path)(member)
+
+    clients = [site.connect(path, compression="deflate") for path in [*kinds, *kinds, *kinds]]
+    for _ in clients:
+        site.noted()
+    # A compressor for each level among those that start afresh, and one for each connection that does not.
+    for message, count in [("x" * 1000, 2 + 3), (b"\xff" * 1000, 2), ("\u2603" * 1000, 2), ("short", 0)]:
+        made.clear()
+        clients[4].send(message)  # without compression
+        assert site.noted() == []
+        assert [client.recv(DEADLINE) for client in clients] == [message] * len(clients)
+        assert len(made) == count
 
 
 def test_a_broadcast_of_neither_text_nor_bytes_is_a_type_error(site: Site) -> None:

@@ -416,6 +416,49 @@ def test_8_a_gigabyte_bomb_of_a_megabyte_costs_no_more_memory_than_the_limit(
     assert peak < 2 * limit + 3 * min(size, len(data)) + 128 * 1024
 
 
+@both_roles
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("parameters", [DeflateParameters(), NO_CONTEXT], ids=["context", "no context"])
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_a_call_inflates_no_more_than_it_may_and_the_next_ones_the_rest(
+    is_client: bool, opcode: int, parameters: DeflateParameters, most: int
+) -> None:
+    key = key_to(is_client)
+    sender = engine_with_deflate(not is_client, parameters)
+    texts = ["x" * 100_000, "", "y" * 1024, "\u2603" * 30_000, "end"]
+    send = sender.send_text if opcode == TEXT else lambda text: sender.send_binary(text.encode())
+    data = b"".join(send(text) for text in texts)
+    engine = engine_with_deflate(is_client, parameters)
+    messages = engine.receive_some(data, most)
+    while engine.has_input:
+        assert engine.gained <= most * 1024
+        more = engine.receive_some(b"", most)
+        assert len(more) <= most
+        messages += more
+    assert messages == [text if opcode == TEXT else text.encode() for text in texts]
+    assert engine.is_between_messages
+    # A ping behind it is answered, and a limit holds over the pieces.
+    engine.receive_some(frame(PING, b"p", key=key), most)
+    assert bodies(engine.replies(), is_client=is_client) == [(PONG, b"p")]
+    limited = engine_with_deflate(is_client, max_message_size=50_000)
+    assert feed(limited, [frame(opcode, compressed(b"x" * 50_001), rsv=RSV1, key=key)]) == []
+    assert limited.closed is not None
+    assert limited.closed.code == 1009
+
+
+@both_roles
+def test_a_call_starts_no_more_blocks_afresh_than_it_may(is_client: bool) -> None:
+    payload = b"\x03\x00" * 1000 + b"\x00"  # of each of which zlib needs a new state
+    engine = engine_with_deflate(is_client)
+    data = frame(BINARY, payload, rsv=RSV1, key=key_to(is_client)) + frame(BINARY, b"next", key=key_to(is_client))
+    events, calls = engine.receive_some(data, 10), 1
+    while engine.has_input:
+        events += engine.receive_some(b"", 10)
+        calls += 1
+    assert events == [b"", b"next"]
+    assert calls >= 100
+
+
 @pytest.mark.parametrize("is_text", [True, False])
 def test_8_a_bomb_behind_honest_messages_is_no_better(is_text: bool) -> None:
     engine = engine_with_deflate(True, max_message_size=2**20)

@@ -22,7 +22,7 @@ from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClose
 from flask_uwsgi_websocket.channel import REENTERED
 from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.handshake import Handshake
-from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol, data_frame
+from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol, SharedMessage
 from flask_uwsgi_websocket.servers import WerkzeugServer
 from flask_uwsgi_websocket.state import State
 
@@ -272,7 +272,7 @@ def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site
 
             def __del__(self) -> None:
                 try:
-                    client.offer("from a finalizer", data_frame("from a finalizer"))
+                    client.offer(SharedMessage("from a finalizer"))
                     if what == "close":
                         client._begin_close(1000, "")
                     outcomes.add("sent")

@@ -29,8 +29,10 @@ from wire import (
 )
 
 from flask_uwsgi_websocket import protocol
+from flask_uwsgi_websocket.deflate import Compression, Deflate, DeflateParameters
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.protocol import (
+    MAX_FRAGMENTS,
     MAX_MESSAGE_SIZE,
     Close,
     Ping,
@@ -884,6 +886,23 @@ def test_7_1_messages_after_our_close_are_dropped_and_the_close_of_the_peer_is_s
     assert engine.close_received == Close(1000)
 
 
+def test_7_1_a_close_in_the_midst_of_a_read_leaves_no_gap() -> None:
+    parameters = DeflateParameters()
+    sender = Protocol(is_client=True, deflate=Deflate(parameters, Compression(threshold=0), is_client=True))
+
+    class Closing(Deflate):
+        """Another thread closes while this one inflates."""
+
+        def decompress(self, *args: Any, **options: Any) -> bytes:
+            receiver.send_close()
+            return super().decompress(*args, **options)
+
+    receiver = Protocol(deflate=Closing(parameters))
+    data = sender.send_text("inflated") + frame(TEXT, b"plain", key=KEY)
+    assert receiver.receive_data(data) == ["inflated", "plain"]
+    assert receiver.receive_data(data) == []
+
+
 @both_roles
 def test_7_1_an_error_after_our_close_ends_the_input_and_keeps_our_code(is_client: bool) -> None:
     key = key_to(is_client)
@@ -1099,3 +1118,136 @@ def test_another_message_is_a_type_error_with_a_hint(make: Any, hint: str) -> No
         payload_of(message)
     if hasattr(message, "close"):
         message.close()
+
+
+@both_roles
+@pytest.mark.parametrize("size", [0, 1])
+def test_10_4_a_message_of_the_most_fragments_passes_and_one_more_is_refused(is_client: bool, size: int) -> None:
+    key = key_to(is_client)
+    engine = Protocol(is_client=is_client, max_fragments=3)
+    start, middle, end = (
+        frame(BINARY, b"x" * size, fin=False, key=key),
+        frame(CONTINUATION, b"x" * size, fin=False, key=key),
+        frame(CONTINUATION, b"x" * size, key=key),
+    )
+    ping = frame(PING, b"p", key=key)  # is no fragment
+    for _ in range(2):  # each message has its own count
+        assert engine.receive_data(start + ping + middle + ping + end) == [Ping(b"p"), Ping(b"p"), b"x" * 3 * size]
+    assert engine.receive_data(frame(BINARY, b"whole", key=key)) == [b"whole"]
+    assert engine.receive_data(start + middle + middle) == []
+    assert [opcode for opcode, _ in bodies(engine.replies(), is_client=is_client)] == [PONG] * 4
+    assert engine.receive_data(middle + end) == []
+    assert_failed(engine, 1008, is_client=is_client)
+
+
+def test_10_4_four_mebibytes_in_fragments_of_64_bytes_are_a_message_by_default() -> None:
+    assert MAX_FRAGMENTS == 65_536
+    engine = Protocol(max_message_size=2**22)
+    middle = frame(CONTINUATION, b"x" * 64, fin=False, key=KEY)
+    engine.receive_data(frame(BINARY, b"x" * 64, fin=False, key=KEY) + middle * 65_534)
+    assert engine.receive_data(frame(CONTINUATION, b"x" * 64, key=KEY)) == [b"x" * 2**22]
+    engine.receive_data(frame(BINARY, fin=False, key=KEY) + middle * 65_535)
+    assert not engine.input_ended
+    engine.receive_data(middle)
+    assert_failed(engine, 1008, is_client=False)
+
+
+# A piece of the work at a time.
+
+
+def pieces(engine: Protocol, data: bytes, most: int) -> list[list[object]]:
+    """Return what each call says until nothing is left."""
+    said: list[list[object]] = [list(engine.receive_some(data, most))]
+    while engine.has_input:
+        said.append(list(engine.receive_some(b"", most)))
+    return said
+
+
+#: Of 12 frames each.
+FLOODS: dict[str, list[tuple[int, bytes, bool]]] = {
+    "pings": [(PING, b"p", True)] * 12,
+    "empty pings": [(PING, b"", True)] * 12,
+    "pongs": [(PONG, b"p", True)] * 12,
+    "messages": [(TEXT, b"m", True)] * 12,
+    "empty messages": [(BINARY, b"", True)] * 12,
+    "fragments": [(TEXT, b"f", False), *[(CONTINUATION, b"f", False)] * 10, (CONTINUATION, b"f", True)],
+    "empty fragments": [(TEXT, b"", False), *[(CONTINUATION, b"", False)] * 10, (CONTINUATION, b"", True)],
+    "all of them": [(PING, b"", True), (TEXT, b"m", True), (TEXT, b"", False), (CONTINUATION, b"f", True)] * 3,
+}
+
+
+@both_roles
+@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("most", [1, 2, 5, 11, 12, 13])
+def test_a_call_parses_no_more_frames_than_it_may_and_the_next_ones_the_rest(
+    is_client: bool, flood: str, most: int
+) -> None:
+    data = b"".join(frame(opcode, body, fin=fin, key=key_to(is_client)) for opcode, body, fin in FLOODS[flood])
+    whole = Protocol(is_client=is_client)
+    events = whole.receive_data(data)
+    assert (whole.frames, whole.has_input) == (12, False)
+    replies = bodies(whole.replies(), is_client=is_client)
+    for cut in (0, 3, len(data) - 1):  # within the first and the last frame, too
+        engine = Protocol(is_client=is_client)
+        said = [*pieces(engine, data[:cut], most), *pieces(engine, data[cut:], most)]
+        assert [event for piece in said for event in piece] == events
+        assert max(map(len, said)) <= most + 1  # of a frame that an earlier call has begun, the message
+        assert len(said) >= 12 // most
+        assert bodies(engine.replies(), is_client=is_client) == replies
+
+
+@both_roles
+def test_a_message_whose_last_fragment_is_empty_does_not_wait_for_more_input(is_client: bool) -> None:
+    key = key_to(is_client)
+    engine = Protocol(is_client=is_client)
+    data = frame(TEXT, b"a", fin=False, key=key) + frame(CONTINUATION, b"", key=key)
+    assert pieces(engine, data, 2) == [[], ["a"]]
+    assert engine.is_between_messages
+
+
+@both_roles
+def test_input_that_is_left_is_parsed_before_what_comes_later(is_client: bool) -> None:
+    key = key_to(is_client)
+    engine = Protocol(is_client=is_client)
+    numbers = [frame(TEXT, str(number).encode(), key=key) for number in range(9)]
+    assert engine.receive_some(b"".join(numbers[:5]), 2) == ["0", "1"]
+    assert engine.has_input
+    assert not engine.is_between_messages
+    assert engine.receive_some(b"".join(numbers[5:]), 2) == ["2", "3"]
+    assert pieces(engine, b"", 2) == [["4", "5"], ["6", "7"], ["8"]]
+    assert engine.is_between_messages
+
+
+@both_roles
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_input_that_is_left_is_dropped_after_a_close_frame_and_after_an_error(is_client: bool, most: int) -> None:
+    key = key_to(is_client)
+    message = frame(TEXT, b"m", key=key)
+    for end, code in [(frame(CLOSE, close_body(4000), key=key), 4000), (frame(0xB, key=key), 1002)]:
+        engine = Protocol(is_client=is_client)
+        said = [event for piece in pieces(engine, message * 3 + end + message * 3, most) for event in piece]
+        assert said[:3] == ["m"] * 3
+        assert len(said) == (4 if code == 4000 else 3)
+        assert engine.closed is not None
+        assert engine.closed.code == code
+        assert engine.receive_some(message, most) == []
+
+
+@both_roles
+def test_input_that_is_left_is_dropped_at_the_end_of_the_input(is_client: bool) -> None:
+    engine = Protocol(is_client=is_client)
+    engine.receive_some(frame(TEXT, b"m", key=key_to(is_client)) * 3, 1)
+    engine.receive_eof()
+    assert not engine.has_input
+    assert engine.receive_some(b"", 1) == []
+    assert engine.closed == Close(1006, "the connection was lost without a Close frame")
+
+
+@both_roles
+def test_5_5_1_of_what_is_left_messages_are_dropped_after_our_close_and_its_answer_is_found(is_client: bool) -> None:
+    key = key_to(is_client)
+    engine = Protocol(is_client=is_client)
+    data = frame(TEXT, b"m", key=key) * 3 + frame(PING, b"p", key=key) + frame(CLOSE, close_body(1000), key=key)
+    assert engine.receive_some(data, 1) == ["m"]
+    engine.send_close()
+    assert pieces(engine, b"", 1) == [[], [], [Ping(b"p")], [Close(1000)]]

@@ -17,6 +17,7 @@ def test_without_configuration_there_are_defaults() -> None:
     assert settings == Settings(
         origins="same-origin",
         max_message_size=1_048_576,
+        max_fragments=65_536,
         ping_interval=25,
         ping_timeout=20,
         close_timeout=5,
@@ -36,6 +37,7 @@ def test_without_configuration_there_are_defaults() -> None:
     [
         ("WEBSOCKET_ALLOWED_ORIGINS", "origins", "*"),
         ("WEBSOCKET_MAX_MESSAGE_SIZE", "max_message_size", 1),
+        ("WEBSOCKET_MAX_FRAGMENTS", "max_fragments", 1),
         ("WEBSOCKET_PING_INTERVAL", "ping_interval", 0.5),
         ("WEBSOCKET_PING_TIMEOUT", "ping_timeout", None),
         ("WEBSOCKET_CLOSE_TIMEOUT", "close_timeout", 1),
@@ -130,6 +132,12 @@ def test_subprotocols_are_a_list() -> None:
 def test_compression_is_a_bool_or_a_compression(compression: Any) -> None:
     with pytest.raises(TypeError, match="compression is True, False or a Compression"):
         Settings(compression=compression)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1", None], ids=repr)
+def test_max_fragments_is_a_whole_number_above_0(value: Any) -> None:
+    with pytest.raises(ValueError, match="max_fragments is a whole number above 0, not"):
+        Settings(max_fragments=value)
 
 
 @pytest.mark.parametrize("value", ["false", 1, None], ids=repr)

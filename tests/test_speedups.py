@@ -166,9 +166,11 @@ def test_a_text_may_be_a_subclass_of_str(engine: Any) -> None:
 # Taking messages.
 
 
-def take(engine: Any, data: bytes, *, position: int = 0, masked: bool = True, max_size: int = 2**20) -> Any:
+def take(
+    engine: Any, data: bytes, *, position: int = 0, masked: bool = True, max_size: int = 2**20, most: int = 1000
+) -> Any:
     messages: list[str | bytes] = []
-    return engine.take_messages(data, position, masked, max_size, messages), messages
+    return engine.take_messages(data, position, masked, max_size, most, messages), messages
 
 
 @both_engines
@@ -184,6 +186,16 @@ def test_whole_messages_are_taken_at_every_size(engine: Any, size: int, masked: 
     last = len(stream) - len(frame(TEXT, text.encode(), key=key))
     for cut in {1, 2, 3, 4, 7, 8, 9, len(stream) - last} & set(range(len(stream) - last + 1)):
         assert take(engine, stream[:-cut], masked=masked) == (last, ["a" * size, data])
+
+
+@both_engines
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 4, sys.maxsize // 2])
+def test_no_more_messages_are_taken_than_asked_for(engine: Any, most: int) -> None:
+    each = frame(TEXT, b"a", key=KEY)
+    messages = ["before"]
+    count = min(most, 3)
+    assert engine.take_messages(each * 3, 0, True, 1, most, messages) == count * len(each)
+    assert messages == ["before", *["a"] * count]
 
 
 STOPS = {
@@ -274,10 +286,15 @@ def streams(draw: st.DrawFn) -> tuple[bool, bytes]:
 
 
 @settings(max_examples=5 * USUAL)
-@given(stream=streams(), position=st.integers(0, 30), limit=st.sampled_from([0, 10, 126, 70000]))
-def test_both_take_the_same_messages(stream: tuple[bool, bytes], position: int, limit: int) -> None:
+@given(
+    stream=streams(),
+    position=st.integers(0, 30),
+    limit=st.sampled_from([0, 10, 126, 70000]),
+    most=st.integers(0, 9),
+)
+def test_both_take_the_same_messages(stream: tuple[bool, bytes], position: int, limit: int, most: int) -> None:
     is_client, data = stream
-    arguments: dict[str, Any] = {"position": position, "masked": not is_client, "max_size": limit}
+    arguments: dict[str, Any] = {"position": position, "masked": not is_client, "max_size": limit, "most": most}
     assert take(_speedups, data, **arguments) == take(frames, data, **arguments)
 
 

@@ -27,6 +27,7 @@ receivers: set[Any] = set()
 if MODE == "asyncio":
 
     @route("/echo")
+    @route("/compressed", endpoint="compressed", compression=True)
     async def echo(ws: Any) -> None:
         async for message in ws:
             await ws.send(message)
@@ -46,6 +47,7 @@ if MODE == "asyncio":
 else:
 
     @route("/echo")
+    @route("/compressed", endpoint="compressed", compression=True)
     def echo(ws: Any) -> None:
         for message in ws:
             ws.send(message)
