@@ -585,6 +585,11 @@ def test_the_tutorial_is_a_smaller_version_of_the_example() -> None:
     assert of_the_tutorial - defined(path.read_text() for path in example.glob("**/*.py")) == {"check_room"}
 
 
+def test_a_link_has_the_name_of_its_page_and_not_of_its_file() -> None:
+    for path in PAGES:
+        assert not re.findall(r"\[[\w/-]+\.md\]", path.read_text()), path
+
+
 def test_the_api_reference_has_every_public_name_once() -> None:
     documented = re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     documented.remove("signals")  # these two are modules, of which the introductions are shown
