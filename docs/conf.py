@@ -39,6 +39,7 @@ html_theme = "flask"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_js_files = ["tables.js"]
+html_logo = html_favicon = "_static/logo.svg"
 html_title = f"Flask-uWSGI-WebSocket {version}"
 html_theme_options = {"index_sidebar_logo": False}
 html_context = {
