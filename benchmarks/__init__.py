@@ -6,7 +6,7 @@
 - ``apps/``: the application that each of them serves.
 - ``load.c``: the load generator.
 - ``measures.py``: what is measured, and the run.
-- ``report.py``: the table, the targets, the plot, the page of the docs.
+- ``report.py``: the comparisons, the tables, the plot, the page of the docs.
 
 Scripts of their own:
 

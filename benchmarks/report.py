@@ -1,4 +1,4 @@
-"""What comes out of a run: the table, the targets, the plot, the page of the docs."""
+"""What comes out of a run: the comparisons, the tables, the plot, the page of the docs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -21,61 +21,82 @@ END = "<!-- End of what `make bench` wrote. -->\n"
 
 PAGE = f"""# Performance
 
-`make bench` compares this package with its peers, each in one worker process on the same machine in the same run. The
-ratios hold from run to run; the absolute figures depend on the machine and on what else it does.
+`make bench` compares this package with other servers, each in one worker process on the same machine in the same run.
+The ratios hold from run to run; the absolute figures depend on the machine and on what else it does.
 
 {BEGIN}{END}"""
 
-NOTES = f"""
-- *32x1 64 B*: 32 connections with one text message of 64 bytes in flight on each, and so on. *CPU* is the time in
-  microseconds that all processes of the server, in user space and in the kernel, take for one echoed message;
-  in brackets its ratio to {REFERENCE}.
+NOTES = f"""## What the figures mean
+
+- *CPU* is the time in microseconds that all processes of the server, in user space and in the kernel, take for one
+  echoed message; *ratio*, in the tables of all figures, compares it with
+  {REFERENCE}. *Latency* is the time from a message to its echo.
 - Every figure is the median of the rounds; in a round, all servers have their turn. A ratio is the median of the
   ratios of each round, so it may differ from the quotient of two figures in the table.
+- A *connection* is TCP's and WebSocket's handshakes and both closing handshakes, 32 at a time.
+- *Broadcast* is the CPU time for one delivery of a message of 64 bytes to {FANOUT_RECEIVERS:,} connections.
+- *Flood* is the 99th percentile of the latency of 31 connections with one message in flight, beside one more that
+  writes and reads as fast as it can, divided by the same without it. A client that gets no echo at all counts with the
+  time of the measurement.
 - *Idle* is the growth of the server's memory (Pss, without the kernel's socket buffers) by one connection that has
   echoed one message.
-- A *connection* is TCP's and WebSocket's handshakes and both closing handshakes, 32 at a time.
-- *Fan-out* is the CPU time for one delivery of a message of 64 bytes to {FANOUT_RECEIVERS:,} connections.
-- *Flood* is the 99th percentile of the latency of 31 connections with one message in flight, beside one more that
-  writes and reads as fast as it can, divided by the same without it. Whoever gets no echo at all is counted
-  with the time of the measurement.
 """
+
+SHAPE_TITLES = {
+    shape: f"{shape.connections} connections, {shape.in_flight} message{'s' * (shape.in_flight > 1)} of "
+    f"{shape.name.partition(' ')[2]} in flight on each"
+    for shape in SHAPES
+}
 
 
 @dataclass(frozen=True)
-class Target:
-    """What is to be reached: ``metric`` of ``server`` at most ``limit``, or ``limit`` times that of ``other``."""
+class Comparison:
+    """What a server of this package takes for something, compared with another server."""
 
-    name: str
-    server: str
-    other: str | None
+    title: str
     metric: str
-    limit: float
-    unit: str = ""
+    server: str
+    other: str
+    show: str
+    is_rate: bool = False
 
-    def reached(self, results: Results) -> float | None:
-        """Return what the run has reached, or None if it has not measured that."""
-        if self.other is None:
-            return results.value(self.server, self.metric)
+    def ratio(self, results: Results) -> float | None:
+        """Return how much more the server of this package takes (below 1: less), or None if that was not measured."""
+        if self.is_rate:
+            return results.ratio(self.other, self.server, self.metric)
         return results.ratio(self.server, self.other, self.metric)
+
+    def row(self, results: Results) -> list[str]:
+        def cell(server: str) -> str:
+            return f"{server.removeprefix('this package, ')}: {_show(results.value(server, self.metric), self.show)}"
+
+        return [self.title, cell(self.server), cell(self.other), f"{self.ratio(results):.2f}"]
 
 
 _GEVENT = "this package, gevent"
-_PURE = "this package, gevent, pure Python"
+_PICOWS = "picows + uvloop"
 _WEBSOCKETS = "websockets (asyncio)"
-_GUNICORN = "flask-sock on gunicorn, threads"
+_SMALL, _PIPELINED, _LARGE = SHAPES
 
-TARGETS = [
-    Target("gevent, 32x1 64 B, CPU against uWSGI's C API", _GEVENT, REFERENCE, "32x1 64 B cpu", 0.85),
-    Target("gevent, 32x1 64 B, CPU against picows", _GEVENT, "picows + uvloop", "32x1 64 B cpu", 1.10),
-    Target("gevent, 8x8 64 B, CPU against picows", _GEVENT, "picows + uvloop", "8x8 64 B cpu", 0.45),
-    Target("gevent, 8x1 16 KiB, CPU against picows", _GEVENT, "picows + uvloop", "8x1 16 KiB cpu", 1.05),
-    Target("threads, 32x1 64 B, CPU against flask-sock", "this package, threads", _GUNICORN, "32x1 64 B cpu", 0.30),
-    Target("asyncio, 32x1 64 B, CPU against websockets", "this package, asyncio", _WEBSOCKETS, "32x1 64 B cpu", 0.45),
-    Target("gevent, fan-out, CPU against websockets", _GEVENT, _WEBSOCKETS, "fan-out cpu", 0.65),
-    Target("gevent, idle connection", _GEVENT, None, "idle 2000", 25, " kB"),
-    Target("gevent, p99 beside a flood against without it", _GEVENT, None, "flood ratio", 3),
-    Target("pure Python, 32x1 64 B, CPU against Starlette", _PURE, "Starlette on uvicorn", "32x1 64 B cpu", 0.9),
+_COMPARED = [
+    (_SMALL, _GEVENT, REFERENCE),
+    (_SMALL, _GEVENT, _PICOWS),
+    (_PIPELINED, _GEVENT, _PICOWS),
+    (_LARGE, _GEVENT, _PICOWS),
+    (_SMALL, "this package, threads", "flask-sock on gunicorn, threads"),
+    (_SMALL, "this package, asyncio", _WEBSOCKETS),
+    (_SMALL, "this package, gevent, pure Python", "Starlette on uvicorn"),
+]
+
+COMPARISONS = [
+    *(
+        Comparison(f"CPU per message: {SHAPE_TITLES[shape]}", f"{shape.name} cpu", server, other, "{:,.1f} µs")
+        for shape, server, other in _COMPARED
+    ),
+    Comparison("CPU per delivery of a broadcast", "fan-out cpu", _GEVENT, _WEBSOCKETS, "{:,.2f} µs"),
+    Comparison("Slow-down of 31 clients beside one that floods", "flood ratio", _GEVENT, _WEBSOCKETS, "x {:,.1f}"),
+    Comparison("Memory of an idle connection", "idle 2000", _GEVENT, _WEBSOCKETS, "{:,.1f} kB"),
+    Comparison("New connections", "connect rate", _GEVENT, _PICOWS, "{:,.0f} per second", is_rate=True),
 ]
 
 
@@ -85,9 +106,11 @@ def report(results: Results, servers: Sequence[Server], plan: Plan, command: str
         [
             f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on {_machine()}: {_plan(plan)}.\n",
             f"{_versions(servers)}.\n",
-            _markdown_table(*_main_table(results, servers, plan)),
-            _markdown_table(["target", "limit", "reached", "result"], _target_rows(results)),
+            "![CPU time for each message](performance.svg)\n",
+            *_comparison_tables(results),
+            *_figure_tables(results, servers, plan),
             *(f"- {remark}\n" for remark in results.remarks),
+            NOTES,
         ]
     )
 
@@ -102,55 +125,62 @@ def write_page(directory: Path, text: str, results: Results, servers: Sequence[S
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{path} has lost the marks between which the measured part belongs")
-    plot_link = "![CPU time for each message](performance.svg)\n"
-    path.write_text(f"{before}{begin}\n{text}\n{plot_link}{NOTES}\n{end}{after}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
     return path
 
 
-def _main_table(results: Results, servers: Sequence[Server], plan: Plan) -> tuple[list[str], list[list[str]]]:
-    columns: list[tuple[str, Callable[[str], str]]] = [("server", str)]
+def _comparison_tables(results: Results) -> Iterator[str]:
+    """Yield what this package does with less than others, then what takes it more."""
+    ratios = [(ratio, each) for each in COMPARISONS if (ratio := each.ratio(results)) is not None]
+    ratios.sort(key=lambda pair: pair[0])
+    for heading, is_faster in (("Where this package is faster", True), ("Where others are faster", False)):
+        rows = [each.row(results) for ratio, each in ratios if (ratio < 1) == is_faster]
+        if rows:
+            yield f"## {heading}\n"
+            yield "The ratio is what this package takes, divided by what the other server takes.\n"
+            yield _markdown_table(["measured", "this package", "compared with", "ratio"], rows)
 
-    def add(title: str, metric: str, show: Callable[[float], str]) -> None:
-        columns.append((title, lambda server: _show(results.value(server, metric), show)))
 
-    def add_cpu(title: str, metric: str) -> None:
-        columns.append((title, lambda server: _cpu(results, server, metric)))
-
+def _figure_tables(results: Results, servers: Sequence[Server], plan: Plan) -> Iterator[str]:
+    """Yield a table for each shape of messages, and one for all else."""
+    yield "## All figures\n"
     if "echo" in plan.measures:
         for shape in SHAPES:
-            add_cpu(f"{shape.name} CPU µs", f"{shape.name} cpu")
-            add("1/s", f"{shape.name} rate", "{:,.0f}".format)
-            add("p50 µs", f"{shape.name} p50", "{:,.0f}".format)
-            add("p99", f"{shape.name} p99", "{:,.0f}".format)
-    if "connect" in plan.measures:
-        add("connects/s", "connect rate", "{:,.0f}".format)
-    if "fanout" in plan.measures:
-        add("fan-out µs", "fan-out cpu", "{:.2f}".format)
-    if "flood" in plan.measures:
-        add("flood", "flood ratio", "x {:,.1f}".format)
-    if "idle" in plan.measures:
-        for connections in plan.idle:
-            add(f"{connections:,} idle kB", f"idle {connections}", "{:.1f}".format)
-    return [title for title, _ in columns], [[cell(server.name) for _, cell in columns] for server in servers]
+            columns = [
+                ("CPU µs", "cpu", "{:,.1f}"),
+                ("per second", "rate", "{:,.0f}"),
+                ("median latency µs", "p50", "{:,.0f}"),
+                ("99th percentile µs", "p99", "{:,.0f}"),
+            ]
+            titles = ["server", *(title for title, _, _ in columns)]
+            titles.insert(2, "ratio")
+            rows = []
+            for server in servers:
+                figures = [_show(results.value(server.name, f"{shape.name} {key}"), show) for _, key, show in columns]
+                ratio = _show(results.ratio(server.name, REFERENCE, f"{shape.name} cpu"), "{:,.2f}")
+                rows.append([server.name, figures[0], ratio, *figures[1:]])
+            yield f"### {SHAPE_TITLES[shape]}\n"
+            yield _markdown_table(titles, rows)
+    others = [
+        ("connect", "connections per second", "connect rate", "{:,.0f}"),
+        ("fanout", "broadcast µs", "fan-out cpu", "{:.2f}"),
+        ("flood", "flood", "flood ratio", "x {:,.1f}"),
+        *(("idle", f"{count:,} idle: kB each", f"idle {count}", "{:.1f}") for count in plan.idle),
+    ]
+    measured = [column for measure, *column in others if measure in plan.measures]
+    if measured:
+        yield "### Connections, broadcasts, floods and memory\n"
+        yield _markdown_table(
+            ["server", *(title for title, _, _ in measured)],
+            [
+                [server.name, *(_show(results.value(server.name, m), show) for _, m, show in measured)]
+                for server in servers
+            ],
+        )
 
 
-def _show(value: float | None, show: Callable[[float], str]) -> str:
-    return "-" if value is None else show(value)
-
-
-def _cpu(results: Results, server: str, metric: str) -> str:
-    value, ratio = results.value(server, metric), results.ratio(server, REFERENCE, metric)
-    if value is None:
-        return "-"
-    return f"{value:,.1f}" if ratio is None else f"{value:,.1f} ({ratio:,.2f})"
-
-
-def _target_rows(results: Results) -> Iterable[list[str]]:
-    for target in TARGETS:
-        reached = target.reached(results)
-        if reached is not None:
-            verdict = "met" if reached <= target.limit else "missed"
-            yield [target.name, f"{target.limit:g}{target.unit}", f"{reached:.2f}{target.unit}", verdict]
+def _show(value: float | None, show: str) -> str:
+    return "-" if value is None else show.format(value)
 
 
 def _markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -186,7 +216,7 @@ def _versions(servers: Sequence[Server]) -> str:
 
 # The plot: a panel for each shape, a bar for each server.
 
-_ROW, _LABELS, _PANEL, _BAR = 22, 235, 210, 130
+_ROW, _LABELS, _PANEL, _BAR = 22, 260, 220, 130
 
 #: A bar that is longer than so many times the shortest is cut, so that the others can be told apart.
 _LONGEST = 12
@@ -194,22 +224,24 @@ _LONGEST = 12
 
 def plot(results: Results, servers: Sequence[Server]) -> str:
     """Return an SVG of the CPU time for each message."""
-    height = _ROW * (len(servers) + 2)
-    parts = [_text(_LABELS - 8, _ROW * (row + 2), server.name, "end") for row, server in enumerate(servers)]
+    height = _ROW * (len(servers) + 3)
+    title = "CPU time for each message in µs: connections x messages in flight on each x size"
+    parts = [_text(_LABELS, _ROW, title, weight="bold")]
+    parts += [_text(_LABELS - 8, _ROW * (row + 3), server.name, "end") for row, server in enumerate(servers)]
     for index, shape in enumerate(SHAPES):
         left = _LABELS + index * _PANEL
         values = [results.value(server.name, f"{shape.name} cpu") for server in servers]
         measured = [value for value in values if value is not None]
         longest = min(max(measured, default=1), _LONGEST * min(measured, default=1))
-        parts.append(_text(left, _ROW, f"{shape.name}: CPU µs per message", weight="bold"))
+        parts.append(_text(left, _ROW * 2, f"{shape.connections} x {shape.in_flight} x {shape.name.partition(' ')[2]}"))
         for row, (server, value) in enumerate(zip(servers, values, strict=True)):
             if value is not None:
                 width = _BAR * min(value, longest) / longest
                 colour = "#c2410c" if server.name.startswith("this package") else "#94a3b8"
-                top = _ROW * (row + 2) - 11
-                parts.append(f'<rect x="{left}" y="{top}" width="{width:.1f}" height="14" fill="{colour}"/>')
+                y = _ROW * (row + 3)
+                parts.append(f'<rect x="{left}" y="{y - 11}" width="{width:.1f}" height="14" fill="{colour}"/>')
                 cut = " (cut)" if value > longest else ""
-                parts.append(_text(left + width + 5, _ROW * (row + 2), f"{value:,.1f}{cut}"))
+                parts.append(_text(left + width + 5, y, f"{value:,.1f}{cut}"))
     body = "\n".join(parts)
     width = _LABELS + len(SHAPES) * _PANEL
     return (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from importlib.metadata import version as version_of
 
+from docutils import nodes
+from flask_uwsgi_websocket.settings import KEYS
 from pallets_sphinx_themes import ProjectLink
 from sphinx.application import Sphinx
 
@@ -35,7 +37,9 @@ nitpick_ignore_regex = [(r"py:.*", r"(blinker|flask|werkzeug)\..*")]
 
 html_theme = "flask"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
+html_js_files = ["tables.js"]
+html_logo = html_favicon = "_static/logo.svg"
 html_title = f"Flask-uWSGI-WebSocket {version}"
 html_theme_options = {"index_sidebar_logo": False}
 html_context = {
@@ -56,5 +60,17 @@ def link_to_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(\.\./", f"]({REPOSITORY}/blob/HEAD/", source[0])
 
 
+def link_to_settings(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let the name of a setting lead to its entry in the page of all settings."""
+    page = app.builder.get_relative_uri(docname, "configuration")
+    for name in list(doctree.findall(nodes.literal)):
+        is_setting = name.astext() in KEYS.values()
+        if is_setting and not isinstance(name.parent, nodes.title | nodes.reference):
+            link = nodes.reference(refuri=f"{page}#{nodes.make_id(name.astext())}")
+            name.replace_self(link)
+            link += name
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", link_to_repository)
+    app.connect("doctree-resolved", link_to_settings)

@@ -38,7 +38,7 @@ from websockets.sync.client import connect
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket import HandshakeRejected, WebSocket
 from flask_uwsgi_websocket.doctor import read_ini
-from flask_uwsgi_websocket.settings import Settings
+from flask_uwsgi_websocket.settings import KEYS, Settings
 from flask_uwsgi_websocket.stats import NAMES as COUNTERS
 
 ROOT = Path(__file__).parents[1]
@@ -585,6 +585,11 @@ def test_the_tutorial_is_a_smaller_version_of_the_example() -> None:
     assert of_the_tutorial - defined(path.read_text() for path in example.glob("**/*.py")) == {"check_room"}
 
 
+def test_a_link_has_the_name_of_its_page_and_not_of_its_file() -> None:
+    for path in PAGES:
+        assert not re.findall(r"\[[\w/-]+\.md\]", path.read_text()), path
+
+
 def test_the_api_reference_has_every_public_name_once() -> None:
     documented = re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     documented.remove("signals")  # these two are modules, of which the introductions are shown
@@ -593,11 +598,14 @@ def test_the_api_reference_has_every_public_name_once() -> None:
     assert sorted(documented) == sorted(flask_uwsgi_websocket.__all__)
 
 
-def test_the_configuration_has_every_setting_with_its_default() -> None:
+def test_the_configuration_has_every_setting_with_its_type_and_default() -> None:
     page = (DOCS / "configuration.md").read_text()
-    rows = re.findall(r"^\| `WEBSOCKET_(\w+)` \| `(.+?)`(.*?) \|", page, re.MULTILINE)
-    defaults = {name.lower().replace("allowed_", ""): eval(default) for name, default, _ in rows}
-    assert defaults == {field.name: field.default for field in fields(Settings)}
-    for name, _, unit in rows:
-        is_time = name.endswith(("_TIMEOUT", "_INTERVAL"))
-        assert unit == " seconds" * is_time + " bytes" * name.endswith(("_SIZE", "_BUFFER"))
+    entries = re.findall(
+        r"^### `(WEBSOCKET_\w+)`\n\nKeyword `(\w+)`, type `(.+)`, default `(.+)`(.*)\.\n\n\w", page, re.MULTILINE
+    )
+    assert len(entries) == page.count("### `WEBSOCKET_")
+    documented = {name: (key, type_, eval(default)) for key, name, type_, default, _ in entries}
+    assert documented == {field.name: (KEYS[field.name], field.type, field.default) for field in fields(Settings)}
+    for _, name, _, _, unit in entries:
+        is_time = name.endswith(("_timeout", "_interval"))
+        assert unit == " seconds" * is_time + " bytes" * name.endswith(("_size", "_buffer"))

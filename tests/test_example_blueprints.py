@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.cookiejar
 import json
 import re
+import shutil
 import sqlite3
 import urllib.error
 import urllib.parse
@@ -19,7 +20,7 @@ import test_examples
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
-from test_examples import DEADLINE, EXAMPLES, wait_for_text
+from test_examples import DEADLINE, EXAMPLES, serving, wait_for_text
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -37,7 +38,8 @@ other_browser = test_examples.browser
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configure the example as its users do: with a database of the test's own, on one connection to it."""
+    """Configure the example as its users do: with a key and a database of the test's own, on one connection to it."""
+    monkeypatch.setenv("COMMUNITY_SECRET_KEY", "a key of the test")
     monkeypatch.setenv("COMMUNITY_SQLALCHEMY_DATABASE_URI", f"sqlite:///{tmp_path}/community.sqlite")
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": DEADLINE, "connect_args": {"timeout": DEADLINE}}
     monkeypatch.setenv("COMMUNITY_SQLALCHEMY_ENGINE_OPTIONS", json.dumps(options))
@@ -119,11 +121,25 @@ def sign_up(browser: Browser, server: str, name: str) -> None:
 
 def enter_lobby(browser: Browser, server: str) -> None:
     browser.find_element(By.PARTIAL_LINK_TEXT, "Lobby").click()
-    wait_for_text(browser, "state", "connected")
+    wait_until_connected(browser)
+
+
+def wait_until_connected(browser: Browser) -> None:
+    until(browser, lambda browser: browser.find_element(By.ID, "state").text == "connected")
 
 
 def say(browser: Browser, text: str) -> None:
     browser.find_element(By.ID, "text").send_keys(f"{text}\n")
+
+
+def record_states(browser: Browser) -> None:
+    """Have the page keep, from now on, what it says of its connection."""
+    browser.execute_script(
+        """
+        window.states = [];
+        new MutationObserver(() => states.push(state.textContent)).observe(state, { childList: true });
+        """
+    )
 
 
 # In the browser
@@ -189,13 +205,8 @@ def test_a_window_that_loses_its_connection_says_so_and_connects_again(server: s
     enter_lobby(browser, server)
     say(browser, "before")
     wait_for_text(browser, "log", "before")
-    browser.execute_script(
-        """
-        window.states = [];
-        new MutationObserver(() => states.push(state.textContent)).observe(state, { childList: true });
-        conversation.close();
-        """
-    )
+    record_states(browser)
+    browser.execute_script("conversation.close()")
     until(browser, lambda browser: browser.execute_script("return states.at(-1)") == "connected")
     states = browser.execute_script("return states")
     assert re.fullmatch(r"disconnected, next try in \d+ s", states[0])
@@ -204,17 +215,68 @@ def test_a_window_that_loses_its_connection_says_so_and_connects_again(server: s
     assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#log p")] == ["before", "after"]
 
 
+@pytest.mark.live
+def test_a_restart_of_the_server_logs_nobody_out(
+    tmp_path: Path, port: int, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMMUNITY_SECRET_KEY")
+    directory = tmp_path / "blueprints"
+    shutil.copytree(DIRECTORY, directory, ignore=shutil.ignore_patterns("instance"))  # it gets one of its own
+    with serving(directory, port, tmp_path / "log") as server:
+        sign_up(browser, server, "Ann")
+        enter_lobby(browser, server)
+        wait_for_text(browser, "here", "Ann")
+        browser.find_element(By.ID, "text").send_keys("half a thought")
+        record_states(browser)
+    assert (directory / "instance/secret_key").stat().st_mode & 0o777 == 0o600
+
+    wait_for_text(browser, "state", "disconnected")
+    until(browser, lambda browser: not browser.find_element(By.ID, "here").text)
+    assert not browser.find_element(By.XPATH, "//h2[text()='Here now']").is_displayed()
+    countdown = "disconnected, next try in 2 s|disconnected, next try in 1 s|connecting"
+    until(browser, lambda browser: countdown in "|".join(browser.execute_script("return states")))
+
+    with serving(directory, port, tmp_path / "log"):
+        wait_until_connected(browser)
+        wait_for_text(browser, "here", "Ann")
+        say(browser, ", finished")
+        wait_for_text(browser, "log", "half a thought, finished")
+
+
 @live
-def test_logging_out_in_one_window_ends_the_chat_in_another(server: str, browser: Browser) -> None:
+def test_a_draft_is_still_there_after_a_reload_and_is_gone_when_it_was_sent(server: str, browser: Browser) -> None:
     sign_up(browser, server, "Ann")
     enter_lobby(browser, server)
+    browser.find_element(By.ID, "text").send_keys("half a thought")
+    browser.refresh()
+    wait_until_connected(browser)
+    say(browser, ", finished")
+    wait_for_text(browser, "log", "half a thought, finished")
+    browser.refresh()
+    wait_for_text(browser, "log", "half a thought, finished")
+    assert browser.find_element(By.ID, "text").get_property("value") == ""
+
+
+@live
+def test_logging_out_in_one_window_ends_the_chat_in_another_until_the_next_login(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    browser.find_element(By.ID, "text").send_keys("half a thought")
     chatting = browser.current_window_handle
     browser.switch_to.new_window("window")
     browser.get(f"http://{server}/rooms/")
     browser.find_element(By.ID, "logout").click()
     until(browser, lambda browser: browser.current_url.endswith("/login"))
     browser.switch_to.window(chatting)
-    until(browser, lambda browser: browser.current_url.endswith("/login"))
+    until(browser, lambda browser: browser.current_url.endswith("/login?room=Lobby"))
+    assert "You are not logged in. Log in to enter Lobby." in browser.find_element(By.TAG_NAME, "main").text
+
+    browser.find_element(By.ID, "name").send_keys("Ann")
+    browser.find_element(By.ID, "password").send_keys(f"{PASSWORD}\n")
+    until(browser, lambda browser: browser.current_url.endswith("/rooms/Lobby"))
+    wait_until_connected(browser)
+    say(browser, ", finished")
+    wait_for_text(browser, "log", "half a thought, finished")
 
 
 @live
@@ -223,7 +285,27 @@ def test_a_window_that_was_logged_out_while_disconnected_goes_to_the_login(serve
     enter_lobby(browser, server)
     browser.delete_all_cookies()
     browser.execute_script("conversation.close()")
-    until(browser, lambda browser: browser.current_url.endswith("/login"))
+    until(browser, lambda browser: browser.current_url.endswith("/login?room=Lobby"))
+
+
+@live
+def test_a_phone_shows_all_of_the_name_of_a_room(server: str, browser: Browser) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    sign_up(browser, server, "Ann")
+    name = "W" * 32
+    browser.find_element(By.ID, "name").send_keys(f"{name}\n")
+    wait_until_connected(browser)
+    # The longest state is that of a window whose server does not answer for long.
+    for state in ("connected", "disconnected, next try in 30 s"):
+        browser.execute_script("document.getElementById('state').textContent = arguments[0]", state)
+        assert browser.execute_script(
+            """
+            const title = document.querySelector("h1"), edge = state.getBoundingClientRect().right;
+            return [title.textContent, title.scrollWidth <= title.clientWidth, edge <= innerWidth,
+                document.documentElement.scrollWidth];
+            """
+        ) == [name, True, True, 390]
 
 
 # Who may come in

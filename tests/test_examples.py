@@ -13,7 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,18 @@ chats = pytest.mark.parametrize("server", CHATS, indirect=True)
 @pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path, port: int) -> Iterator[str]:
     """Start an example by its name, and return its host and port."""
-    log = tmp_path / "log"
+    with serving(EXAMPLES / request.param, port, tmp_path / "log") as address:
+        yield address
+
+
+@contextmanager
+def serving(directory: Path, port: int, log: Path) -> Iterator[str]:
+    """Serve the example in a directory, and return its host and port."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py"],
-            cwd=EXAMPLES / request.param,
+            cwd=directory,
             env={**inherited, "PYTHONPATH": str(ROOT), "HOST": "127.0.0.1", "PORT": str(port)},
             stdout=output,
             stderr=output,

@@ -24,7 +24,7 @@ PORT = 5987
 URL = f"http://127.0.0.1:{PORT}"
 TALK = [
     ("Ann", "Morning! Did the release go out?"),
-    ("Bob", "Ten minutes ago. All 1,000 connections moved over, nobody noticed"),
+    ("Bob", "Ten minutes ago. All 1,000 connections moved over, nobody noticed."),
     ("Ann", "Lovely. And <b>tags</b> stay text, I see."),
     ("Bob", "As they should."),
     ("Cleo", "I have to go, see you tomorrow."),
@@ -51,6 +51,10 @@ def main() -> None:
                 "mobile": False,
             }
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            eleven = f"Etc/GMT{time.gmtime().tm_hour - 11:+}"  # where it is about 11 AM
+            browser.execute_cdp_cmd(
+                "Emulation.setTimezoneOverride", {"timezoneId": eleven}
+            )
             browser.get(f"{URL}/signup")
             browser.find_element(By.ID, "name").send_keys(name)
             browser.find_element(By.ID, "password").send_keys("a long password\n")

@@ -1,6 +1,6 @@
 """The application factory: extensions, then one blueprint for each part of the site."""
 
-import secrets
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, redirect, url_for
@@ -20,13 +20,14 @@ def create_app(**config: Any) -> Flask:
     """
     app = Flask(__name__)
     app.config.from_mapping(
-        SECRET_KEY=secrets.token_hex(),  # without one in the environment, a restart logs everybody out
         SESSION_COOKIE_SAMESITE="Lax",
         SQLALCHEMY_DATABASE_URI="sqlite:///community.sqlite",  # in the directory "instance"
         MAX_CONTENT_LENGTH=2**16,
     )
     app.config.from_prefixed_env("COMMUNITY")
     app.config.update(config)
+    if app.config["SECRET_KEY"] is None:
+        app.config["SECRET_KEY"] = protection.secret_key(Path(app.instance_path))
 
     db.init_app(app)
     login_manager.init_app(app)

@@ -1,11 +1,31 @@
-"""Protection against what other sites make a browser do: a token in every form, and headers.
+"""The key of sessions, and protection against what other sites make a browser do: a token in every form, and headers.
 
 WebSockets need no token: the extension refuses a handshake whose Origin is another site.
 """
 
+import os
 import secrets
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from flask import Flask, Response, abort, request, session
+
+
+def secret_key(directory: Path) -> str:
+    """Return the key that signs sessions, made once and kept in a file, so that a restart logs nobody out.
+
+    :param directory: where the file is, which only its owner may read.
+    """
+    path = directory / "secret_key"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=directory) as file:  # readable by its owner only
+            file.write(secrets.token_hex())
+            file.flush()
+            with suppress(FileExistsError):  # another process was faster, and all use its key
+                os.link(file.name, path)  # so the key appears as a whole
+    return path.read_text()
 
 
 def init_app(app: Flask) -> None:

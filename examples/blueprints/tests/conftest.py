@@ -44,7 +44,8 @@ class Person:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Flask:
-    return create_app(TESTING=True, SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/community.sqlite")
+    database = f"sqlite:///{tmp_path}/community.sqlite"
+    return create_app(TESTING=True, SECRET_KEY="a key of the test", SQLALCHEMY_DATABASE_URI=database)
 
 
 @pytest.fixture

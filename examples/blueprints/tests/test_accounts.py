@@ -29,6 +29,18 @@ def test_a_form_that_is_wrong_comes_back_with_a_reason(member: Callable[[str], P
     assert stranger.log_in("Ann", "a wrong password").status_code == 403
 
 
+def test_who_was_on_the_way_to_a_room_gets_there_by_logging_in(member: Callable[[str], Person]) -> None:
+    ann = member("Ann")
+    ann.log_out()
+    login = ann.client.get("/rooms/Lobby").location
+    assert login == "/login?room=Lobby"
+    assert "You are not logged in. Log in to enter Lobby." in ann.client.get(login).text
+    assert ann.post(login, login, name="Ann", password=PASSWORD).location == "/rooms/Lobby"
+    for elsewhere in ("//example.com", "https://example.com"):
+        login = f"/login?room={elsewhere}"
+        assert ann.post(login, login, name="Ann", password=PASSWORD).location.startswith("/rooms/")
+
+
 def test_strangers_get_401_in_the_place_of_a_websocket(stranger: Person) -> None:
     for connect in (stranger.talk, stranger.watch):
         with pytest.raises(HandshakeRejected) as caught:

@@ -61,7 +61,8 @@ def sign_up() -> Response | tuple[str, int]:
 def begin_session(user: User) -> Response:
     session.clear()  # whatever somebody may have known of the one before
     login_user(user)
-    return redirect(url_for("chat.rooms"))
+    room = request.args.get("room")
+    return redirect(url_for("chat.room", room=room) if room else url_for("chat.rooms"))
 
 
 @accounts.post("/logout")
@@ -80,10 +81,10 @@ def log_out() -> Response:
 
 @login_manager.unauthorized_handler
 def unauthorized() -> Response:
-    """Answer for ``@login_required``: a page leads to the login, while a WebSocket cannot be led anywhere."""
+    """Answer for ``@login_required``: a page leads to the login and back, while a WebSocket cannot be led anywhere."""
     if request.url_rule is not None and request.url_rule.websocket:
         abort(401)
-    return redirect(url_for("accounts.login"))
+    return redirect(url_for("accounts.login", room=(request.view_args or {}).get("room")))
 
 
 @websocket.on_connect

@@ -2,16 +2,21 @@
 const { me, talk, presence } = document.currentScript.dataset;
 const [state, log, here, earlier, say, text, send, error] =
   ["state", "log", "here", "earlier", "say", "text", "send", "error"].map((id) => document.getElementById(id));
+const draft = `draft of ${me}: ${talk}`; // the key in sessionStorage, which outlives a reload and a login in this tab
 let conversation;
 
-keepConnected(presence, showPeople, () => {});
+keepConnected(presence, showPeople, (what, socket) => {
+  if (!socket) here.replaceChildren(); // nobody knows
+});
 keepConnected(
   talk,
   (message) => (message.type === "error" ? showError(message.text) : message.messages.forEach(showMessage)),
-  (what, socket) => {
+  (what, socket, countdown = "") => {
     conversation = socket;
     send.disabled = !socket;
-    state.textContent = what;
+    const seconds = element("span", countdown);
+    seconds.ariaHidden = "true"; // or else a screen reader reads each of them out
+    state.replaceChildren(what, seconds);
     state.className = socket ? "open" : "";
   },
 );
@@ -27,9 +32,15 @@ function keepConnected(url, take, show) {
     socket.onclose = ({ code }) => {
       if (code === 4401) return location.reload(); // logged out, in another window: the page leads to the login
       const seconds = Math.min(30, 2 ** failures++) * (0.5 + Math.random() / 2); // so that not all come back at once
-      show(`disconnected, next try in ${Math.ceil(seconds)} s`);
-      setTimeout(retry, seconds * 1000);
+      retryAt(Date.now() + seconds * 1000);
     };
+  }
+
+  function retryAt(then) {
+    const milliseconds = then - Date.now(), seconds = Math.ceil(milliseconds / 1000);
+    if (seconds <= 0) return retry();
+    show("disconnected", null, `, next try in ${seconds} s`);
+    setTimeout(retryAt, milliseconds - (seconds - 1) * 1000, then); // when the number is another one
   }
 
   async function retry() {
@@ -97,8 +108,12 @@ say.onsubmit = (event) => {
   showError("");
   if (text.value.trim()) conversation.send(JSON.stringify({ text: text.value }));
   text.value = "";
+  sessionStorage.removeItem(draft);
   text.focus();
 };
+
+text.value = sessionStorage.getItem(draft) ?? "";
+text.oninput = () => sessionStorage.setItem(draft, text.value);
 
 text.onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // with Shift, a new line
