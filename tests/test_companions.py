@@ -334,6 +334,29 @@ def test_a_session_that_a_page_has_changed_or_ended_is_not_written_back_when_the
         assert "after the handshake, and is not saved" in stored.logged().getMessage()
 
 
+def test_a_session_that_is_ended_before_a_late_handshake_stays_so(stored: Site) -> None:
+    stored.app.before_request(lambda: setattr(session, "permanent", True))
+
+    @stored.route()
+    async def handler(ws: Any) -> None:
+        gate = stored.mode.gate()
+        stored.note(gate)
+        await gate.passed()
+        await ws.send(session["user"])
+
+    cookie = sign_in(stored, "Ann")
+    client = stored.raw()
+    client.request(cookie=cookie)
+    gate = stored.noted()
+    assert ask(stored, "/logout", cookie).status == 200
+    gate.open()
+    assert client.response().all("Set-Cookie") == []
+    assert hear(client) == "Ann"
+    close(client)
+    assert stored.noted() == "the socket has ended"
+    assert ask(stored, "/whoami", cookie).body == b"None"
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
 def test_changes_before_the_handshake_are_stored(stored: Site, known: bool) -> None:
     @stored.route()
