@@ -277,7 +277,7 @@ def test_connection_closed_of_another_connection_is_an_error(site: Site) -> None
         client.send("x")
         with pytest.raises(ClientSawClose, match=r"1011.*internal error"):
             client.recv(DEADLINE)
-    assert site.noted()[1:] == (1011, "internal error")
+    assert site.noted()[1:3] == (1011, "internal error")
     assert "does not handle the end of" in site.logged().getMessage()
 
 
