@@ -89,6 +89,7 @@ class Lifecycle(Connection):
 
     def attach(self, app: Flask, server: Server, loop: Loop, route: Route, handshake: Handshake) -> None:
         """Get ready for :meth:`_serve`: take the request's socket, and note the contexts that are current."""
+        _forget_mere_refresh(app)  # also here, as a session that is kept on the server may change meanwhile
         deflate = None
         if handshake.deflate is not None:
             config = route.settings.compression
@@ -100,7 +101,6 @@ class Lifecycle(Connection):
         self.subprotocol = handshake.subprotocol
         self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._context = copy_context()
-        _forget_mere_refresh(app)  # also here, as a session that is kept on the server may change meanwhile
         # For the log: the path may have a token in it, its rule has none.
         self._rule = str(request.url_rule)
         self._peer = request.remote_addr
@@ -478,6 +478,10 @@ class Lifecycle(Connection):
             if self._accepted:
                 await self._tell_closed()
                 self._check_session()
+            else:
+                _forget_mere_refresh(self._app)
+                if self._is_answered or not _current_session().modified:
+                    forget_session(self._app)
             if isinstance(failure, HTTPException) or self.is_end(failure):
                 failure = None  # these are answers, not failures
             for hook in self._route.teardown:
@@ -656,8 +660,8 @@ def _current_session() -> SessionMixin:
 def forget_session(app: Flask) -> None:
     """Keep Flask from saving the session at the end. It stays as it is for ``after_request`` and teardown functions.
 
-    It was saved with the handshake. By now it is old, and a session that is kept on the server may have changed
-    since, or been ended by a logout, which must not be undone.
+    It was saved with the handshake, or has not changed. By now it is old, and a session may have changed since, or
+    been ended by a logout, which must not be undone.
     """
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]
     current = _current_session()

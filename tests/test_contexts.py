@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
-from flask import current_app, g, has_app_context, has_request_context, request, session, url_for
+from flask import abort, current_app, g, has_app_context, has_request_context, request, session, url_for
 from inprocess import DEADLINE, RawClient, Site, wait_for_housekeepers, wait_until
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 from wire import CLOSE, TEXT, close_body
@@ -321,8 +321,11 @@ def mark_permanent() -> None:
     session.permanent = True
 
 
+@pytest.mark.parametrize("status", [101, 403])
 @pytest.mark.parametrize("where", ["login", "before_request", "before_websocket", "handler"])
-def test_a_late_handshake_does_not_refresh_the_cookie_of_a_permanent_session(site: Site, where: str) -> None:
+def test_a_late_handshake_does_not_refresh_the_cookie_of_a_permanent_session(
+    site: Site, where: str, status: int
+) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         if where == "handler":
@@ -330,6 +333,8 @@ def test_a_late_handshake_does_not_refresh_the_cookie_of_a_permanent_session(sit
         gate = site.mode.gate()
         site.note(gate)
         await gate.passed()
+        if status != 101:
+            abort(status)
         await ws.send(session["user"])
 
     serve_accounts(site)
@@ -345,8 +350,8 @@ def test_a_late_handshake_does_not_refresh_the_cookie_of_a_permanent_session(sit
     assert ask(site, "/whoami", cookie).all("Set-Cookie")  # a page refreshes it
     gate.open()  # the browser may have logged out by now
     response = client.response()
-    assert (response.status, response.all("Set-Cookie")) == (101, [])
-    assert client.read_frame() == (TEXT, b"Ann")
+    assert (response.status, response.all("Set-Cookie")) == (status, [])
+    assert status != 101 or client.read_frame() == (TEXT, b"Ann")
     client.close()
 
 
