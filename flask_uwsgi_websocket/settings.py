@@ -111,9 +111,11 @@ KEYS = {name: _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}") for name in NA
 def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of *config* that are no setting's but almost, each with the one that it resembles."""
     keys = KEYS.values()
+    names = [key.removeprefix("WEBSOCKET") for key in keys]  # what they have in common makes none similar
     for key in config:
-        if key.startswith("WEBSOCKET") and key not in keys and (similar := get_close_matches(key, keys, 1, 0.8)):
-            yield key, similar[0]
+        if key.startswith("WEBSOCKET") and key not in keys:
+            for name in get_close_matches(key.removeprefix("WEBSOCKET"), names, 1, 0.65):
+                yield key, f"WEBSOCKET{name}"
 
 
 def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
