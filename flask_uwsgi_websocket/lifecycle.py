@@ -71,6 +71,10 @@ _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnec
 _preparing: ContextVar[Lifecycle | None] = ContextVar("_preparing", default=None)
 
 
+class NotBegun(CancelledError):
+    """A call of the application's functions was cancelled before the function could begin."""
+
+
 class Lifecycle(Connection):
     """A connection from its upgrade request to its end. Applications use :class:`WebSocketClient` and its relatives."""
 
@@ -133,13 +137,15 @@ class Lifecycle(Connection):
         await self._tell_each(deque((*listeners, *receivers)), signal, **kwargs)
 
     async def _tell_each(self, untold: deque[Function], signal: NamedSignal, **kwargs: Any) -> None:
-        """Call functions, and take each out of *untold* before: an interruption leaves those that were not called."""
+        """Call functions, and take out of *untold* those that were called: an interruption leaves the others."""
         while untold:
             receiver = untold.popleft()
             try:
                 await self._call(self._context.copy(), receiver, self._app, ws=self, **kwargs)
             except _FAILURES as error:
                 if isinstance(error, CancelledError) and signal not in _AT_THE_END:
+                    if isinstance(error, NotBegun):
+                        untold.appendleft(receiver)
                     raise
                 self._app.logger.exception("%r failed on the signal %s of %r", receiver, signal.name, self)
 

@@ -56,6 +56,32 @@ async def cancel_soon(mode: str, call: Any, ws: Any) -> None:
             await asyncio.wait_for(call(ws), 0.02)
 
 
+@pytest.mark.parametrize("mode", ["asyncio"])
+def test_a_listener_that_is_cancelled_before_it_begins_hears_the_message_from_the_next_call(site: Site) -> None:
+    heard: list[Any] = []
+
+    @site.websocket.on_message
+    def cancel(app: Any, ws: Any, message: Any, **extra: Any) -> None:
+        heard.append("canceller")
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    @site.websocket.on_message
+    async def listen(app: Any, ws: Any, message: Any, **extra: Any) -> None:
+        heard.append("listener")
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await ws.receive()
+        site.note(await ws.receive())
+
+    site.upgrade().frame(TEXT, b"1")
+    assert site.noted() == "1"
+    assert heard == ["canceller", "listener"]
+
+
 @pytest.mark.parametrize(("mode", "call"), CASES)
 def test_a_message_whose_call_is_cancelled_is_delivered_by_the_next_one_and_heard_once(
     site: Site, mode: str, call: Any
