@@ -1031,7 +1031,7 @@ def test_the_end_of_another_connection_that_leaves_a_handler_is_an_error_of_it(s
 def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
     site: Site, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LONG_WAIT", 0.05)
+    monkeypatch.setattr(lifecycle, "LONG_WAIT", 0)
     site.app.config.update(WEBSOCKET_SEND_TIMEOUT=0.1, WEBSOCKET_SEND_BUFFER=1000)
     listeners: list[Any] = []
 
@@ -1061,7 +1061,7 @@ def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
         speaker.close()
     if case == "another":
         message = site.logged().getMessage()
-        assert "/speaks> has waited 0." in message
+        assert "/speaks> has waited " in message
         assert "/listens>, whose client does not read. To send to others, use broadcast()" in message
 
 
