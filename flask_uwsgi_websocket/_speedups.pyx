@@ -350,6 +350,11 @@ cdef class Channel:
         self._bytes_taken += memory_of(message)
         return message
 
+    def _give_back(self, message):
+        self._bytes_taken -= memory_of(message)
+        self._inbox.appendleft(message)
+        self._received -= 1
+
     def _take(self):
         return self.take()
 

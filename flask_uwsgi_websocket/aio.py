@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import AsyncioNotAvailable, ConnectionClosed
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, NotBegun
 from .loops import AsyncioLoop, background_asyncio_loop, current_asyncio_loop, is_in_gevent
 from .protocol import SharedMessage, payload_of
 from .servers import uwsgi
@@ -148,7 +148,14 @@ class AsyncioWebSocketClient(Lifecycle):
             return await value if inspect.isawaitable(value) else value
         value = context.run(function, *args, **kwargs)
         if inspect.isawaitable(value):
-            value, leaving = await context.run(asyncio.ensure_future, _result_or_exit(value))
+            awaited = value
+            try:
+                value, leaving = await context.run(asyncio.ensure_future, _result_or_exit(awaited))
+            except asyncio.CancelledError as error:
+                if inspect.iscoroutine(awaited) and inspect.getcoroutinestate(awaited) == inspect.CORO_CREATED:
+                    awaited.close()
+                    raise NotBegun(*error.args) from None
+                raise
             if leaving is not None:
                 raise leaving
         return value

@@ -178,6 +178,12 @@ class Channel:
         self._bytes_taken += sys.getsizeof(message)
         return message
 
+    def _give_back(self, message: str | bytes) -> None:
+        """Take back a message that was not delivered: it is the next one again. Called by the one in receive()."""
+        self._bytes_taken -= sys.getsizeof(message)
+        self._inbox.appendleft(message)
+        self._received -= 1
+
     def _take(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""
         return self._take_slowly()

@@ -75,6 +75,10 @@ class Connection(Channel):
     _protocol = Protocol()
     _accepted = False
     _refused = True
+    _refusal = "the handshake was refused"
+    _handshake_error: BaseException | None = None
+    # The client has left or has its answer, so that the server's own must be kept from it.
+    _is_answered = False
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         super().__init__()
@@ -175,7 +179,7 @@ class Connection(Channel):
         """
         with self._write_lock:
             if self._refused:
-                raise ConnectionClosed(1006, "the handshake was refused")
+                raise self._refused_error()
             self._started_at = self._idle_since = now = time.monotonic()
             # Many connections may start at the same moment, after a reload: they are spread over time.
             if self._settings.ping_interval is not None:
@@ -183,7 +187,7 @@ class Connection(Channel):
             if self._settings.max_age is not None:
                 self._expires_at = now + self._settings.max_age * uniform(0.9, 1)
             self._due = self._next_due(now)
-            self._accepted = True
+            self._accepted = self._is_answered = True
             self._plain_input = self._is_plain and self._meter is None
             self._plain_output = self._is_plain
             self._write(response)
@@ -193,6 +197,25 @@ class Connection(Channel):
         with self._write_lock:
             self._refused = not self._accepted
             return self._refused
+
+    def _refuse_unasked(self, reason: str, error: BaseException, answer: bytes = b"") -> bool:
+        """End TCP in place of a handshake that was not sent; False when it has been sent or refused already.
+
+        :param error: what is raised in place of the handler's answer.
+        :param answer: the HTTP response for the client.
+        """
+        with self._write_lock:
+            if self._accepted or self._refused or self._sock is None:
+                return False
+            self._refusal, self._handshake_error = reason, error
+            self._refused = self._is_answered = True
+            with suppress(OSError):  # also a socket that is full: its client has not read what came before
+                self._sock.send(answer, _SEND_FLAGS)
+                self._sock.shutdown(socket.SHUT_RDWR)
+            return True
+
+    def _refused_error(self) -> ConnectionClosed:
+        return ConnectionClosed(1006, self._refusal, connection=self)
 
     # Input
 
@@ -204,7 +227,7 @@ class Connection(Channel):
             remaining = timeout
             while (message := self._take()) is WAIT:
                 if remaining is not None and remaining < 0:
-                    raise TimeoutError(f"no message within {timeout} s")
+                    raise TimeoutError(f"timed out: no message within {timeout} s")
                 if self._is_on_a_run():
                     await self._loop.sleep(0)
                 elif (fd := self._enter_wait()) >= 0:  # as _wait() does, whose coroutine costs time
@@ -251,7 +274,7 @@ class Connection(Channel):
             if message is not None:
                 self._received += 1
             elif self._protocol.closed is not None:
-                raise ConnectionClosed(*self._protocol.closed)
+                raise self._end_error()
             return message
         finally:
             self._is_receiving = False
@@ -270,9 +293,14 @@ class Connection(Channel):
         if self._protocol.closed is None:
             return False
         if self._end_told:
-            raise ConnectionClosed(*self._protocol.closed)
+            raise self._end_error()
         self._end_told = True
         return True
+
+    def _end_error(self) -> ConnectionClosed:
+        """Return what a call raises on a connection that has closed."""
+        assert self._protocol.closed is not None
+        return ConnectionClosed(*self._protocol.closed, connection=self)
 
     def _pump(self, *, ahead: bool = False) -> bool:
         """Act on some of what has arrived, for about as long as on RUN_LENGTH messages; return False when nothing had.
@@ -465,7 +493,7 @@ class Connection(Channel):
             payload = payload_of(message)
         except TypeError:
             if self._protocol.closed is not None:  # it may be the None that receive() has returned for that reason
-                raise ConnectionClosed(*self._protocol.closed) from None
+                raise self._end_error() from None
             raise
         if isinstance(payload, str):
             payload = payload.encode() if binary else payload
@@ -481,7 +509,9 @@ class Connection(Channel):
     def _write_message(self, make_frame: Callable[[T], bytes], payload: T) -> bool:
         with self._write_lock:
             if not self._lost:
-                if self._full() and self._protocol.closed is None:
+                if self._protocol.closed is not None:
+                    raise self._end_error()
+                if self._full():
                     return False
                 self._write(make_frame(payload))
                 if not self._lost:
@@ -497,7 +527,7 @@ class Connection(Channel):
             self._drained = False
         if not self._has_room():
             self._abort(LOST)
-        return ConnectionClosed(*(self._protocol.closed or (1006, LOST)))
+        return ConnectionClosed(*(self._protocol.closed or (1006, LOST)), connection=self)
 
     def _ping_now(self) -> None:
         """Send a Ping.
@@ -506,6 +536,8 @@ class Connection(Channel):
         """
         with self._write_lock:
             if not self._lost:
+                if self._protocol.closed is not None:
+                    raise self._end_error()
                 self._send_ping(time.monotonic())
         if self._lost:
             raise self._closed_error()
@@ -613,7 +645,7 @@ class Connection(Channel):
                 sock.close()
         # uWSGI uses it again, for another request. The client in it would keep itself alive.
         self.environ = {key: value for key, value in self.environ.items() if value is not self}
-        if self._accepted:
+        if self._is_answered:
             self._server.release()
 
     # Looking after
@@ -715,6 +747,17 @@ class Connection(Channel):
             self._idle_count, self._idle_since = count, now
         timeout = self._settings.idle_timeout
         return timeout is not None and now - self._idle_since >= timeout
+
+    def _has_left(self) -> bool:
+        """Tell whether the client has ended its half, in which nothing is to be read yet."""
+        with self._read_lock:
+            sock = self._sock
+            try:
+                return sock is not None and not sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            except BlockingIOError:
+                return False
+            except OSError:  # a reset
+                return True
 
     def _has_input(self) -> bool:
         """Tell whether something has arrived that nobody has read yet."""

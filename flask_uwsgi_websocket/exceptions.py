@@ -1,7 +1,7 @@
 """The exceptions of this package, as a tree::
 
     WebSocketError
-    ├── ConnectionClosed            the connection has ended: code, reason
+    ├── ConnectionClosed            the connection has ended: code, reason, connection
     ├── ConcurrencyError            two callers in receive() at once (also a RuntimeError)
     ├── HandshakeRejected           the test client was answered with something else than 101: response
     ├── GeventNotInstalled          (also an ImportError)
@@ -9,7 +9,7 @@
     └── UwsgiNotFound               (also a FileNotFoundError)
 
 Wrong arguments raise the built-in ``TypeError`` and ``ValueError``; a wait that takes too long raises the
-built-in ``TimeoutError``.
+built-in ``TimeoutError``, whose text says "timed out".
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
+
+    from .connection import Connection
 
 #: What the close codes mean (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
 CLOSE_CODES = {
@@ -45,16 +47,19 @@ class WebSocketError(Exception):
 class ConnectionClosed(WebSocketError):
     """The connection has ended, so there is nothing more to receive and nobody to send to.
 
-    A handler need not catch it: escaping, it is a normal end.
+    A handler need not catch that of its own connection, which ends it quietly. That of another connection, to which
+    it has sent, is an error of the handler when it is not caught.
 
     :param code: close code (RFC 6455 section 7.4); 1006 when the peer vanished without a Close frame.
     :param reason: the text that came with it, or what happened.
+    :param connection: the client that it is about; None where there is none, as in the test client.
     """
 
-    def __init__(self, code: int = 1006, reason: str = "") -> None:
+    def __init__(self, code: int = 1006, reason: str = "", *, connection: Connection | None = None) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
+        self.connection = connection
 
     def __str__(self) -> str:
         if 3000 <= self.code < 5000:

@@ -10,18 +10,19 @@ import logging
 import sys
 import time
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal
-from flask import Flask, Response, got_request_exception, request
+from flask import Flask, Response, got_request_exception, has_request_context, request
 from flask.globals import app_ctx, request_ctx
 from flask.sessions import SessionMixin
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
 from werkzeug.local import LocalProxy
 
 from .channel import RUN_LENGTH
@@ -49,6 +50,12 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
 
+#: Seconds after which it is worth a word that a handler waits for the peer of another connection.
+LONG_WAIT = 1.0
+
+#: Where the middleware leaves the client for the view.
+ENVIRON_KEY = "flask_uwsgi_websocket.client"
+
 #: What ends a handler, a hook or a listener and no more. An exit belongs to these, as it would cost uWSGI a thread, or
 #: hang a worker; and what awaiting a cancelled task raises, which would end a worker of gunicorn.
 _FAILURES = (Exception, SystemExit, CancelledError)
@@ -58,8 +65,14 @@ _AT_THE_END = (websocket_error, websocket_closed, websocket_rejected)
 
 logger = logging.getLogger(__package__)
 
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
 # The connection whose handshake is being prepared here.
 _preparing: ContextVar[Lifecycle | None] = ContextVar("_preparing", default=None)
+
+
+class NotBegun(CancelledError):
+    """A call of the application's functions was cancelled before the function could begin."""
 
 
 class Lifecycle(Connection):
@@ -72,11 +85,15 @@ class Lifecycle(Connection):
     _context: Context
     _rule = "-"
 
+    # When the client began to wait for the handshake, on the monotonic clock; set when all else is.
+    _waits_since: float | None = None
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self._rule}>"
 
     def attach(self, app: Flask, server: Server, loop: Loop, route: Route, handshake: Handshake) -> None:
         """Get ready for :meth:`_serve`: take the request's socket, and note the contexts that are current."""
+        _forget_mere_refresh(app)  # also here, as a session that is kept on the server may change meanwhile
         deflate = None
         if handshake.deflate is not None:
             config = route.settings.compression
@@ -93,9 +110,10 @@ class Lifecycle(Connection):
         self._peer = request.remote_addr
         # Whoever needs the handshake first claims it, with the write lock, and tells its end by _accepted or _refused.
         self._claimed = False
-        self._handshake_error: BaseException | None = None
         self._telling = False  # websocket_connected is being sent
         self._closed_told = False
+        self._untold: tuple[str | bytes, deque[Function]] | None = None
+        self._waits_since = time.monotonic()
 
     # Calls of the application's functions
 
@@ -116,11 +134,18 @@ class Lifecycle(Connection):
         A copy of them: many may run at once, in whatever thread, greenlet or task.
         """
         receivers = () if signal.is_muted else signal.receivers_for(self._app)
-        for receiver in (*listeners, *receivers):
+        await self._tell_each(deque((*listeners, *receivers)), signal, **kwargs)
+
+    async def _tell_each(self, untold: deque[Function], signal: NamedSignal, **kwargs: Any) -> None:
+        """Call functions, and take out of *untold* those that were called: an interruption leaves the others."""
+        while untold:
+            receiver = untold.popleft()
             try:
                 await self._call(self._context.copy(), receiver, self._app, ws=self, **kwargs)
             except _FAILURES as error:
                 if isinstance(error, CancelledError) and signal not in _AT_THE_END:
+                    if isinstance(error, NotBegun):
+                        untold.appendleft(receiver)
                     raise
                 self._app.logger.exception("%r failed on the signal %s of %r", receiver, signal.name, self)
 
@@ -157,9 +182,11 @@ class Lifecycle(Connection):
         self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
         await self._ensure_accepted(subprotocol, headers)
 
-    async def _ensure_accepted(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+    async def _ensure_accepted(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = (), *, saves_session: bool = True
+    ) -> None:
         if self._refused:
-            raise ConnectionClosed(1006, "the handshake was refused")
+            raise self._refused_error()
         with self._write_lock:
             is_mine = not self._claimed
             self._claimed = True
@@ -169,10 +196,10 @@ class Lifecycle(Connection):
             while not self._accepted and not self._refused:
                 await self._loop.sleep(PATIENCE)
             if self._refused:
-                raise ConnectionClosed(1006, "the handshake was refused")
+                raise self._refused_error()
             return
         try:
-            more = await self._prepare(headers)
+            more = await self._prepare(headers, saves_session)
             self.subprotocol = subprotocol or self.subprotocol
             response = self._handshake.response(self.subprotocol, more)
         except BaseException as error:
@@ -183,7 +210,8 @@ class Lifecycle(Connection):
             self._refuse()
             if is_interrupt:
                 raise
-            raise ConnectionClosed(1006, f"the handshake was refused: {error!r}") from error
+            self._refusal = f"the handshake was refused: {error!r}"
+            raise self._refused_error() from error
         self._telling = True
         try:
             self._start(response)
@@ -193,7 +221,7 @@ class Lifecycle(Connection):
         finally:
             self._telling = False
 
-    async def _prepare(self, headers: Iterable[tuple[str, str]]) -> Headers:
+    async def _prepare(self, headers: Iterable[tuple[str, str]], saves_session: bool) -> Headers:
         """Let the hooks and the session add to the headers of the 101 response, as Flask does with a response's."""
         response = self._app.response_class(status=101)
         response.headers = Headers(headers)
@@ -203,8 +231,43 @@ class Lifecycle(Connection):
             response = await self._call(context, hook, response)
             if not isinstance(response, Response):
                 raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
-        context.run(_save_session, self._app, response)
+        context.run(_save_session if saves_session else _forget_changes, self._app, response)
         return response.headers
+
+    def tick(self, *, read_ahead: bool = True) -> None:
+        """Do what is due, without waiting. Before the handshake: look whether the client still waits for it."""
+        if self._accepted:
+            super().tick(read_ahead=read_ahead)
+        elif self._waits_since is not None and not self._refused:
+            self._watch_handshake(time.monotonic() - self._waits_since)
+
+    def _watch_handshake(self, age: float) -> None:
+        """Refuse the handshake when its client has left, or has waited too long for it.
+
+        The handler goes on, as nothing can end what it waits for; and what it occupies in its server stays counted.
+        """
+        timeout = self._settings.handshake_timeout
+        if self._has_left():
+            gone = Response(status="499 Client Closed Request")  # as nginx calls it in its log; nobody reads it
+            if self._refuse_unasked("the client has left before the handshake was sent", HTTPException(response=gone)):
+                logger.info(
+                    "WebSocket %s: the client has left before the handshake was sent, %s from %s, %.1f s",
+                    self.id,
+                    self._rule,
+                    self._peer,
+                    age,
+                )
+        elif timeout is not None and age > timeout:
+            error = ServiceUnavailable("The handshake was not sent in time.")
+            if self._refuse_unasked(f"the handshake was not sent within {timeout:g} s", error, _UNAVAILABLE):
+                logger.warning(
+                    "WebSocket %s: the handler of %s has not sent the handshake within %g s, and the client got 503. "
+                    'A handler that waits for something else at first calls ws.accept() before, or has accept="early". '
+                    "The limit is WEBSOCKET_HANDSHAKE_TIMEOUT.",
+                    self.id,
+                    self._rule,
+                    timeout,
+                )
 
     # Messages
 
@@ -222,8 +285,29 @@ class Lifecycle(Connection):
             await self._ensure_accepted()
         message = await self._receive_message(timeout)
         if (websocket_message.receivers or self._route.message) and message is not None:
-            await self._tell(websocket_message, self._route.message, message=message)
+            with self._delivery(message) as telling:
+                await telling
         return message
+
+    @contextmanager
+    def _delivery(self, message: str | bytes) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield what tells of a message that is about to be delivered.
+
+        If the caller is cancelled meanwhile, the message is delivered by the next call, and whoever has heard it does
+        not hear it again.
+        """
+        if self._untold is not None and self._untold[0] is message:
+            untold = self._untold[1]
+        else:
+            receivers = () if websocket_message.is_muted else websocket_message.receivers_for(self._app)
+            untold = deque((*self._route.message, *receivers))
+        self._untold = None
+        try:
+            yield self._tell_each(untold, websocket_message, message=message)
+        except BaseException:
+            self._untold = message, untold
+            self._give_back(message)
+            raise
 
     async def _receive_json(self, timeout: float | None = None) -> Any:
         """Receive a message and read it as JSON, with ``app.json``. See :meth:`receive`.
@@ -233,8 +317,7 @@ class Lifecycle(Connection):
         """
         message = await self._receive(timeout)
         if message is None:
-            assert self._protocol.closed is not None
-            raise ConnectionClosed(*self._protocol.closed)
+            raise self._end_error()
         try:
             return self._app.json.loads(message)
         except RecursionError:
@@ -252,7 +335,8 @@ class Lifecycle(Connection):
                 return None
         message = self._receive_now()
         if (websocket_message.receivers or self._route.message) and message is not None:
-            self._run_aside(self._tell(websocket_message, self._route.message, message=message))
+            with self._delivery(message) as telling:
+                self._run_aside(telling)
         return message
 
     async def _send(
@@ -275,6 +359,31 @@ class Lifecycle(Connection):
             await self._send_when_possible(message, binary, timeout)
         if self._run >= RUN_LENGTH or websocket_sent.receivers:
             await self._after_send(message)
+
+    async def _send_when_possible(
+        self, message: str | ReadableBuffer, binary: bool | None, timeout: float | None
+    ) -> None:
+        began = time.monotonic()
+        try:
+            await super()._send_when_possible(message, binary, timeout)
+        finally:
+            if timeout is None and (waited := time.monotonic() - began) > LONG_WAIT:
+                self._tell_of_wait(waited)
+
+    def _tell_of_wait(self, seconds: float) -> None:
+        """Say once that the handler of another connection has waited for this one's peer."""
+        sender = _current_client()
+        state = state_of(self._app)
+        if sender not in {None, self} and not state.told_of_wait:
+            state.told_of_wait = True
+            self._app.logger.warning(
+                "%r has waited %.1f s to send to %r, whose client does not read. To send to others, use broadcast(), "
+                "which waits for nobody, send(timeout=), or a queue that each handler sends from by itself. This is "
+                "not said again.",
+                sender,
+                seconds,
+                self,
+            )
 
     async def _send_from_sharedarea(self, id: int, pos: int, *, binary: bool) -> None:
         """Send what uWSGI's shared area *id* holds from *pos* on, as binary or text.
@@ -319,7 +428,8 @@ class Lifecycle(Connection):
     async def _close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
         """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
 
-        Harmless when it is closed already.
+        Harmless when it is closed already. A handshake that was not sent yet is sent first; unless its own handler
+        calls this, without the session's cookie.
 
         :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
         :param reason: at most 123 bytes of UTF-8.
@@ -329,7 +439,8 @@ class Lifecycle(Connection):
         check_close(code, reason)
         if not self._refused:
             if not self._accepted:
-                await self._ensure_accepted()
+                # Whoever ends it from outside may just have ended its session, too: a logout, for one.
+                await self._ensure_accepted(saves_session=_current_client() is self)
             self._begin_close(code, reason)
             if wait:
                 await self._finish_close()
@@ -347,17 +458,21 @@ class Lifecycle(Connection):
                 value = await self._call_before_hooks()
                 if value is None:
                     self._context = copy_context()
+                    if self._settings.accept == "early":
+                        await self._ensure_accepted()
                     value = await handler()
             except BaseException as error:
                 if self._refuse():
-                    failure = self._handshake_error or _as_exception(error)
+                    failure = _as_exception(error)
+                    if self.is_end(error) and self._handshake_error is not None:
+                        failure = self._handshake_error
                     raise failure from failure.__cause__
                 failure = error
                 await self._fail(error)
                 if not _is_failure(error):
                     raise
             else:
-                if value is not None and self._refuse():
+                if value is not None and self._refuse() and self._handshake_error is None:
                     return value
             with suppress(ConnectionClosed):  # the handshake is refused only now
                 await self._close()
@@ -370,13 +485,21 @@ class Lifecycle(Connection):
             if self._accepted:
                 await self._tell_closed()
                 self._check_session()
-            if isinstance(failure, (ConnectionClosed, HTTPException)):
+            else:
+                _forget_mere_refresh(self._app)
+                if self._is_answered or not _current_session().modified:
+                    forget_session(self._app)
+            if isinstance(failure, HTTPException) or self.is_end(failure):
                 failure = None  # these are answers, not failures
             for hook in self._route.teardown:
                 try:
                     await self._call(None, hook, failure)
                 except _FAILURES:
                     self._app.logger.exception("the teardown_websocket hook %r failed", hook)
+
+    def is_end(self, error: BaseException | None) -> bool:
+        """Tell whether *error* is the end of this connection. That of another one is an error of the handler."""
+        return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
 
     async def _call_before_hooks(self) -> Any:
         for hook in self._route.before:
@@ -387,7 +510,7 @@ class Lifecycle(Connection):
 
     async def _fail(self, error: BaseException) -> None:
         """Begin to close after an exception that has left the handler, and tell of it."""
-        if isinstance(error, ConnectionClosed):
+        if self.is_end(error):
             self._begin_close(1000, "")
         elif isinstance(error, HTTPException):
             self._begin_close(*closing_of(error))
@@ -395,7 +518,11 @@ class Lifecycle(Connection):
             self._begin_close(*closing_of(error), "error")
             if _is_failure(error):
                 got_request_exception.send(self._app, exception=error)
-                self._app.logger.error("Exception on %r [WebSocket]", request.path, exc_info=sys.exc_info())
+                hint = ""
+                if isinstance(error, ConnectionClosed):
+                    hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
+                    hint += "ConnectionClosed around that send(), or use broadcast()"
+                self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=sys.exc_info())
                 await self._tell(websocket_error, self._route.error, exception=error)
 
     # The end of the worker
@@ -481,6 +608,11 @@ class Lifecycle(Connection):
         await self._tell(websocket_rejected, (), response=response)
 
 
+def _current_client() -> Lifecycle | None:
+    """Return the connection whose handler, hook or listener is running here, if one is."""
+    return request.environ.get(ENVIRON_KEY) if has_request_context() else None
+
+
 def _is_failure(error: BaseException) -> bool:
     """Tell whether what has left a handler is the application's business, and not the server's."""
     gevent = sys.modules.get("gevent")  # whose Timeout is no Exception, so that nothing on its way takes it for its own
@@ -497,11 +629,32 @@ def _as_exception(error: BaseException) -> BaseException:
 
 
 def _save_session(app: Flask, response: Response) -> None:
-    """Let the session add its cookie, as Flask does at the end of a request."""
+    """Let the session add its cookie, if it has changed.
+
+    Flask also refreshes the cookie of a permanent session that has not. The handshake may be sent long after the
+    request has come, when a logout has deleted that cookie: to refresh it would undo the logout.
+    """
+    _forget_mere_refresh(app)
     current = _current_session()
-    if not app.session_interface.is_null_session(current):
+    if current.modified and not app.session_interface.is_null_session(current):
         app.session_interface.save_session(app, current, response)
         current.modified = False  # what is changed from now on, is lost
+
+
+def _forget_mere_refresh(app: Flask) -> None:
+    """Take the session for unchanged if it is what the request's cookie leads to.
+
+    ``session.permanent = True`` in a ``before_request`` function marks it as modified in each request.
+    """
+    current = _current_session()
+    if current.modified and not app.session_interface.is_null_session(current):
+        original = app.session_interface.open_session(app, request)
+        if original is not None and dict(original) == dict(current):
+            current.modified = False
+
+
+def _forget_changes(app: Flask, response: Response) -> None:
+    _current_session().modified = False
 
 
 def _current_session() -> SessionMixin:
@@ -514,8 +667,8 @@ def _current_session() -> SessionMixin:
 def forget_session(app: Flask) -> None:
     """Keep Flask from saving the session at the end. It stays as it is for ``after_request`` and teardown functions.
 
-    It was saved with the handshake. By now it is old, and a session that is kept on the server may have changed
-    since, or been ended by a logout, which must not be undone.
+    It was saved with the handshake, or has not changed. By now it is old, and a session may have changed since, or
+    been ended by a logout, which must not be undone.
     """
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]
     current = _current_session()

@@ -17,7 +17,7 @@ from .aio import AsyncioWebSocketClient
 from .client import GeventWebSocketClient, WebSocketClient
 from .handshake import is_upgrade, negotiate_handshake
 from .keepalive import keepalive_of
-from .lifecycle import forget_session
+from .lifecycle import ENVIRON_KEY, forget_session
 from .limits import admissions
 from .process import watch_process
 from .servers import find_server
@@ -27,9 +27,6 @@ from .worker import handle_signals_in_gevent
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-#: Where the middleware leaves the client for the view.
-ENVIRON_KEY = "flask_uwsgi_websocket.client"
 
 
 class WebSocketMiddleware:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from .deflate import Compression
 from .handshake import check_token, parse_origin
@@ -47,6 +47,10 @@ class Settings:
         HTTP. Other servers have no such number, and no limit.
     :param max_connections_per_ip: beyond so many connections of a worker from one address (of IPv6, one /64), a
         handshake is answered with 429; None for any number.
+    :param accept: when the handshake is sent: ``"lazy"``, by the first call of a handler that needs it, or ``"early"``,
+        before the handler starts, for handlers that register their connection and wait.
+    :param handshake_timeout: how long a handler may leave the handshake unsent before the client is answered with 503;
+        None for any time.
     :param rate_limit: a :class:`.RateLimit` of what one client may send, or None; beyond it, 1008.
     """
 
@@ -68,6 +72,8 @@ class Settings:
     text_as_bytes: bool = False
     max_connections: int | None = None
     max_connections_per_ip: int | None = None
+    accept: Literal["lazy", "early"] = "lazy"
+    handshake_timeout: float | None = 60.0
     rate_limit: RateLimit | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +83,7 @@ class Settings:
             check_positive(name, getattr(self, name))
         for name in ("close_timeout", "send_timeout", "shutdown_timeout", "min_read_rate"):
             check_positive(name, getattr(self, name))
-        for name in ("ping_interval", "ping_timeout", "idle_timeout", "max_age"):
+        for name in ("ping_interval", "ping_timeout", "handshake_timeout", "idle_timeout", "max_age"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("max_connections", "max_connections_per_ip"):
@@ -99,6 +105,8 @@ class Settings:
         else:
             for origin in self.origins:
                 parse_origin(origin)
+        if self.accept not in ("lazy", "early"):
+            raise ValueError(f'accept is "lazy" or "early", not {self.accept!r}')
         if not isinstance(self.text_as_bytes, bool):
             raise TypeError(f"text_as_bytes is True or False, not {self.text_as_bytes!r}")
         if not isinstance(self.compression, (bool, Compression)):
@@ -122,9 +130,11 @@ KEYS = {name: _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}") for name in NA
 def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of *config* that are no setting's but almost, each with the one that it resembles."""
     keys = KEYS.values()
+    names = [key.removeprefix("WEBSOCKET") for key in keys]  # what they have in common makes none similar
     for key in config:
-        if key.startswith("WEBSOCKET") and key not in keys and (similar := get_close_matches(key, keys, 1, 0.8)):
-            yield key, similar[0]
+        if key.startswith("WEBSOCKET") and key not in keys:
+            for name in get_close_matches(key.removeprefix("WEBSOCKET"), names, 1, 0.65):
+                yield key, f"WEBSOCKET{name}"
 
 
 def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:

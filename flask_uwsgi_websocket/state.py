@@ -60,6 +60,8 @@ class State:
         self.told_of_session = False
         #: Whether it was said that a page of another origin was refused.
         self.told_of_origin = False
+        #: Whether it was said that a handler has waited for another connection's client.
+        self.told_of_wait = False
         self.stats = Stats()
         #: uWSGI's options for the extension's mode.
         self.run_options: Mapping[str, Any] = {}

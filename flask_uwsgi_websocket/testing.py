@@ -192,7 +192,7 @@ class WebSocketTestConnection:
             self._flush_all()
         except TimeoutError:
             self._leave()
-            raise TimeoutError(f"{self._handler()} has received nothing for {self._timeout:g} s") from None
+            raise TimeoutError(f"timed out: {self._handler()} has received nothing for {self._timeout:g} s") from None
         except OSError:  # it has closed meanwhile, as receive() will tell
             with self._writing:
                 self._outbox.clear()
@@ -211,7 +211,7 @@ class WebSocketTestConnection:
         """
         timeout = self._timeout if timeout is None else timeout
         if not self._wait(lambda: self._inbox or self._is_input_over, timeout):
-            raise TimeoutError(f"{self._handler()} has sent nothing for {timeout:g} s")
+            raise TimeoutError(f"timed out: {self._handler()} has sent nothing for {timeout:g} s")
         with self._changed:
             if self._inbox:
                 self._changed.notify_all()
@@ -256,7 +256,7 @@ class WebSocketTestConnection:
         has_ended = self._wait(lambda: not self._running, self._timeout)
         self._leave()
         if not has_ended:
-            raise TimeoutError(f"{self._handler()} has not ended within {self._timeout:g} s of the close")
+            raise TimeoutError(f"timed out: {self._handler()} has not ended within {self._timeout:g} s of the close")
         self._raise_failure()
 
     def _flush_all(self) -> None:
@@ -339,8 +339,8 @@ class WebSocketTestConnection:
         if not self._wait(lambda: self._answer is not None or not self._running, self._timeout):
             self._leave()
             raise TimeoutError(
-                f"{self._handler()} has neither sent nor received anything for {self._timeout:g} s, which would make "
-                "the handshake"
+                f"timed out: {self._handler()} has neither sent nor received anything for {self._timeout:g} s, which "
+                "would make the handshake"
             )
         if self._answer is None or self._answer[1][:3] != "101":
             self._leave()

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from .exceptions import ConnectionClosed
 from .lifecycle import closing_of
 from .loops import run
 
@@ -77,11 +76,10 @@ class WebSocketView:
             while (message := await ws._receive()) is not None:
                 with ws.message_context():
                     await _value(self.on_message(ws, message))
-        except ConnectionClosed:
-            pass
         except BaseException as error:
-            code, reason = closing_of(error)
-            raise
+            if not ws.is_end(error):
+                code, reason = closing_of(error)
+                raise
         finally:
             if ws.close_code is not None:
                 code, reason = ws.close_code, ws.close_reason

@@ -296,6 +296,15 @@ async def watch(ws):
         await sleep(0.02)
 
 
+@handler("/wait")
+@handler("/wait-briefly", handshake_timeout=0.3)
+@handler("/wait-early", accept="early")
+async def wait(ws):
+    """Wait for something that does not come, and send nothing, not even the handshake."""
+    while ws.connected:
+        await sleep(0.02)
+
+
 @handler("/flood", send_buffer=2**20, send_timeout=0.5)
 async def flood(ws):
     while True:

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed as ClientSawClose
 from websockets.exceptions import InvalidStatus
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
-from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, deflate
+from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, deflate, lifecycle
 
 # Receiving
 
@@ -81,7 +81,7 @@ def test_a_timeout_loses_no_message(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         for timeout in (0, 0.01, 0.01):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match="timed out"):
                 await ws.receive(timeout)
         await ws.send("ready")
         site.note(await ws.receive(timeout=DEADLINE))
@@ -990,6 +990,84 @@ def test_connection_closed_may_leave_a_handler_without_a_traceback(
     assert not any(record.exc_info for record in caplog.records)
 
 
+@pytest.mark.parametrize("when", ["after its handshake", "before its handshake"])
+def test_the_end_of_another_connection_that_leaves_a_handler_is_an_error_of_it(site: Site, when: str) -> None:
+    listeners: list[Any] = []
+    failures: list[Any] = []
+
+    @site.route("/listens")
+    async def listens(ws: Any) -> None:
+        listeners.append(getattr(ws, "blocking", ws))
+        await ws.send("ready")
+        with suppress(ConnectionClosed):
+            await ws.receive()
+
+    @site.route("/speaks")
+    async def speaks(ws: Any) -> None:
+        if when == "after its handshake":
+            await ws.accept()
+        site.note(getattr(ws, "blocking", ws))
+        await send_to(site, listeners[0], "hello")
+
+    site.websocket.on_error(lambda app, ws, exception, **extra: failures.append(exception))
+    site.websocket.teardown_websocket(lambda error: site.note(error) if request.path == "/speaks" else None)
+    listener = site.connect("/listens")
+    assert listener.recv(DEADLINE) == "ready"
+    listener.close(4001, "enough")
+    wait_until(lambda: not listeners[0].connected)
+    if when == "after its handshake":
+        with pytest.raises(ClientSawClose, match=r"1011.*internal error"):
+            site.connect("/speaks").recv(DEADLINE)
+    else:
+        assert site.refusal("/speaks").status == 500
+    speaker, error = site.noted(), site.noted()
+    assert (error.code, error.reason, error.connection) == (4001, "enough", listeners[0])
+    record = site.logged()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    if when == "after its handshake":
+        assert failures == [error]
+        assert f"{speaker!r} does not handle the end of {listeners[0]!r}" in record.getMessage()
+
+
+@pytest.mark.parametrize("case", ["another", "another, with a timeout", "its own"])
+def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(lifecycle, "LONG_WAIT", 0)
+    site.app.config.update(WEBSOCKET_SEND_TIMEOUT=0.1, WEBSOCKET_SEND_BUFFER=1000)
+    listeners: list[Any] = []
+
+    @site.route("/listens")
+    async def listens(ws: Any) -> None:
+        listeners.append(ws)
+        site.note("listens")
+        await ws.accept()
+        await ws.receive()
+
+    @site.route("/speaks")
+    async def speaks(ws: Any) -> None:
+        await ws.accept()
+        other = ws if case == "its own" else listeners.pop()
+        options = {"timeout": 0.1} if "timeout" in case else {}
+        with pytest.raises(ConnectionClosed):
+            await for_ever(lambda: other.send(b"x" * ROOM, **options))
+        site.note("spoken")
+
+    for _ in range(2):
+        listener, speaker = site.raw(), site.raw()
+        listener.request("/listens")
+        assert site.noted() == "listens"
+        speaker.request("/speaks")
+        assert site.noted() == "spoken"
+        listener.close()
+        speaker.close()
+    if case == "another":
+        message = site.logged().getMessage()
+        assert "/speaks> has waited " in message
+        assert "/listens>, whose client does not read. To send to others, use broadcast()" in message
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_end_of_the_process_closes_with_1011_and_goes_on(blocking: Site) -> None:
     @blocking.route()
@@ -1673,6 +1751,13 @@ async def tick(site: Site) -> None:
     gate = site.mode.gate()
     gate.open()
     await gate.passed()
+
+
+async def send_to(site: Site, connection: Any, message: str) -> None:
+    """Send to a connection as its mode's handlers get it."""
+    sent = connection.send(message)
+    if site.mode.name == "asyncio":
+        await sent
 
 
 class Flood:

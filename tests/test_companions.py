@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cachelib import FileSystemCache
-from flask import Flask, request, session, url_for
+from flask import Flask, abort, request, session, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_required, login_user, logout_user
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
@@ -332,6 +332,40 @@ def test_a_session_that_a_page_has_changed_or_ended_is_not_written_back_when_the
     assert ask(stored, "/whoami", cookie).body.decode() == afterwards
     if change == "the session":
         assert "after the handshake, and is not saved" in stored.logged().getMessage()
+
+
+@pytest.mark.parametrize("outcome", ["accepts", "aborts", "has changed the session, and the client has left"])
+def test_a_session_that_is_ended_before_a_late_handshake_stays_so(stored: Site, outcome: str) -> None:
+    stored.app.before_request(lambda: setattr(session, "permanent", True))
+
+    @stored.route()
+    async def handler(ws: Any) -> None:
+        if outcome not in {"accepts", "aborts"}:
+            session["visits"] = 1
+        gate = stored.mode.gate()
+        stored.note((ws, gate))
+        await gate.passed()
+        if outcome == "aborts":
+            abort(403)
+        await ws.send(session["user"])
+
+    cookie = sign_in(stored, "Ann")
+    client = stored.raw()
+    client.request(cookie=cookie)
+    ws, gate = stored.noted()
+    assert ask(stored, "/logout", cookie).status == 200
+    if outcome in {"accepts", "aborts"}:
+        gate.open()
+        assert client.response().all("Set-Cookie") == []
+    else:
+        client.close()
+        wait_until(lambda: not ws.connected)
+        gate.open()
+    if outcome == "accepts":
+        assert hear(client) == "Ann"
+        close(client)
+    assert stored.noted() == "the socket has ended"
+    assert ask(stored, "/whoami", cookie).body == b"None"
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])

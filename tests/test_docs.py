@@ -16,19 +16,22 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from threading import Semaphore
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import test_examples
 import test_layers
-from flask import Flask, request
+from flask import Flask, request, session
 from inprocess import wait_until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -387,6 +390,17 @@ def use_connections(names: dict[str, Any]) -> None:
     with client.websocket("/shout") as ws, client.websocket("/shout") as other:
         ws.send("hello")
         assert ws.receive() == other.receive() == "hello"
+    with client.websocket("/alarms") as ws:
+        wait_until(lambda: names["queues"])
+        for queue in names["queues"]:
+            queue.put("fire")
+        assert ws.receive() == "fire"
+    with client.websocket("/whisper/Ann/Bob") as ann:
+        ann.send("hello")
+        assert ann.receive() == "Bob has left"
+        with client.websocket("/whisper/Bob/Ann", timeout=DEADLINE) as bob:
+            bob.send("hello")
+            assert ann.receive() == "hello"
 
 
 def use_contexts(names: dict[str, Any]) -> None:
@@ -420,14 +434,36 @@ def use_signals(names: dict[str, Any]) -> None:
 
 
 def use_authentication(names: dict[str, Any]) -> None:
-    client = names["app"].test_client()
-    assert _refused(client, "/chat") == 401
-    client.post("/login", data={"name": "Ann"})
-    with client.websocket("/chat") as ws:
-        ws.send("hello")
-        assert ws.receive() == "Ann: hello"
-        client.post("/logout")
-        assert (ws.receive(), ws.close_code) == (None, 4401)
+    names["app"].before_request(lambda: setattr(session, "permanent", True))
+    is_pending = Semaphore(0)
+
+    @names["websocket"].route("/pending")
+    @names["ends_with_login"]
+    def pending(ws: Any) -> None:
+        session["seen"] = True
+        is_pending.release()
+        while ws.connected:
+            time.sleep(0.01)
+
+    client, other = (names["app"].test_client() for _ in range(2))
+    for path in ("/chat", "/news"):
+        assert _refused(client, path) == 401
+        for each in (client, other):
+            each.post("/login", data={"name": "Ann"})
+        with client.websocket(path) as ws:
+            ws.send("hello")
+            assert ws.receive() == "Ann: hello"
+            with ThreadPoolExecutor() as pool:
+                opening = pool.submit(other.websocket, "/pending")
+                assert is_pending.acquire(timeout=DEADLINE)
+                client.post("/logout")
+                late = opening.result()
+            assert "Set-Cookie" not in late.response.headers
+            assert (late.receive(), late.close_code) == (None, 4401)
+            late.close()
+            if path == "/news":
+                assert (ws.receive(), ws.close_code) == (None, 4401)
+    assert not names["sockets"]["Ann"]
     with client.websocket("/public", origin="https://www.example.com") as ws:
         assert ws.receive() == "Welcome."
     assert _refused(client, "/public", origin="https://www.example.org") == 403

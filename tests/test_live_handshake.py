@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from live import DEADLINE, Raw, Server
 from websockets.exceptions import InvalidStatus
-from wire import CLOSE, KEY, TEXT, frame
+from wire import CLOSE, KEY, TEXT, close_body, frame
 
 pytest_plugins = ["live"]
 pytestmark = pytest.mark.live
@@ -158,3 +158,28 @@ def test_a_handshake_in_many_pieces_and_in_any_case_is_accepted(server: Server) 
             pass
         client.send_frame(TEXT, b"hello")
         assert client.receive() == (TEXT, b"hello")
+
+
+def test_a_client_that_leaves_before_the_handshake_is_noticed(server: Server) -> None:
+    client = Raw(server, server.path("/wait"))
+    client.send_handshake({})
+    server.wait_for("start", client)
+    client.close()
+    server.wait_for("end", client)
+    assert server.wait_for_access_log(client) == 499
+
+
+def test_a_handshake_that_is_not_sent_in_time_is_answered_with_503(server: Server) -> None:
+    client = Raw(server, server.path("/wait-briefly"))
+    assert client.handshake({}).status == 503
+    client.close()
+    server.wait_for("end", client)
+    assert server.wait_for_access_log(client) == 503
+
+
+def test_with_accept_early_the_handshake_comes_before_the_handler(server: Server) -> None:
+    with server.raw("/wait-early") as client:
+        server.wait_for("start", client)
+        client.send_frame(CLOSE, close_body(4000))
+        assert client.receive() == (CLOSE, close_body(4000))
+        assert server.wait_for("end", client)["code"] == 4000

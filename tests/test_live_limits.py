@@ -49,6 +49,25 @@ def check_room(server: Server, most: int) -> None:
         wait_until(is_admitted, lambda: server.log)
 
 
+@pytest.mark.parametrize(("mode", "options", "most"), [(mode, *CORES[mode]) for mode in CORES])
+def test_clients_that_leave_before_their_handshake_make_room_for_others(
+    tmp_path: Path, mode: str, options: Sequence[str], most: int
+) -> None:
+    with serving(tmp_path, MODES[mode], "http-socket", options=options) as server:
+        for leave in (Raw.close, Raw.reset):
+            clients = [Raw(server, server.path("/wait")) for _ in range(most)]
+            for client in clients:
+                client.send_handshake({})
+            for client in clients:
+                server.wait_for("start", client)
+            for client in clients:
+                leave(client)
+            for client in clients:
+                assert server.wait_for("end", client)["outcome"] is None
+                assert server.wait_for_access_log(client) == 499
+        check_room(server, most)
+
+
 def test_descriptors_beyond_1024_are_served(tmp_path: Path) -> None:
     count = 700  # a connection takes two
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -48,6 +48,8 @@ def test_without_configuration_there_are_defaults() -> None:
         ("WEBSOCKET_TEXT_AS_BYTES", "text_as_bytes", True),
         ("WEBSOCKET_MAX_CONNECTIONS", "max_connections", 1),
         ("WEBSOCKET_MAX_CONNECTIONS_PER_IP", "max_connections_per_ip", 1),
+        ("WEBSOCKET_ACCEPT", "accept", "early"),
+        ("WEBSOCKET_HANDSHAKE_TIMEOUT", "handshake_timeout", None),
         ("WEBSOCKET_RATE_LIMIT", "rate_limit", RateLimit(messages=1)),
     ],
 )

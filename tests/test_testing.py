@@ -86,6 +86,22 @@ def test_messages_go_both_ways(app: Flask, mode: Threads) -> None:
     assert (ws.close_code, ws.close_reason) == (1000, "")
 
 
+def test_with_accept_early_the_handshake_comes_before_the_handler(app: Flask, mode: Threads) -> None:
+    received: list[Any] = []
+
+    @mode.extension(app, accept="early").route("/")
+    @mode.handler
+    async def handler(ws: Any) -> None:
+        received.append(ws.recv_nb())
+        received.append(await ws.receive())
+
+    with app.test_client().websocket() as ws:  # which returns when the handshake is made
+        wait_until(lambda: received)
+        ws.send("x")
+        assert ws.receive() is None
+    assert received == [None, "x"]
+
+
 def test_query_strings_headers_and_subprotocols_are_sent(app: Flask, mode: Threads) -> None:
     @mode.extension(app, subprotocols=["v1", "v2"]).route("/")
     @mode.handler

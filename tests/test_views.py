@@ -257,6 +257,30 @@ def test_connection_closed_that_leaves_a_method_is_a_normal_end(site: Site) -> N
     assert site.noted()[1] == 1000
 
 
+def test_connection_closed_of_another_connection_is_an_error(site: Site) -> None:
+    joined: list[Any] = []
+
+    class Relay(Echo):
+        async def on_message(self, ws: Any, message: str | bytes) -> None:
+            if message == "join":
+                joined.append(ws)
+                await ws.send("joined")
+            else:
+                await joined[0].send(message)
+
+    serve(site, Relay)
+    with site.connect("/a") as client:
+        client.send("join")
+        assert client.recv(DEADLINE) == "joined"
+    assert site.noted()[1] == 1000
+    with site.connect("/b") as client:
+        client.send("x")
+        with pytest.raises(ClientSawClose, match=r"1011.*internal error"):
+            client.recv(DEADLINE)
+    assert site.noted()[1:3] == (1011, "internal error")
+    assert "does not handle the end of" in site.logged().getMessage()
+
+
 def test_views_belong_to_their_mode() -> None:
     class Plain(WebSocketView):
         def on_message(self, ws: Any, message: Any) -> None:
