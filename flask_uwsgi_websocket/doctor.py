@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .servers import number_option, option, uwsgi
+from .runner import CLOSE_HEADER, KEEPALIVE_OPTIONS
+from .servers import number_option, option, option_values, uwsgi
 from .settings import Settings
 
 #: uWSGI's options by their names: a value, or all of them when an option was given several times; True for a flag.
@@ -19,6 +20,13 @@ Options = Mapping[str, Any]
 _HTTP_TIMEOUT = 60
 _MERCY = 60
 
+#: What to add where an engine is missing.
+_REMEDIES = {
+    "gevent": "gevent = 100 and gevent-early-monkey-patch = true",
+    "asyncio": "asyncio = 100",
+    "greenlet": "greenlet = true",
+}
+
 
 def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> Iterator[str]:
     """Yield a sentence for everything that will hurt.
@@ -27,15 +35,16 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
     :param settings: the app's.
     :param engines: the options that the extension is made for, such as ``gevent``.
     """
-    for engine in sorted(set(engines) - options.keys()):
-        if engine == "gevent":
-            yield "gevent is missing, which GeventWebSocket is made for: use WebSocket in threads."
-        else:
-            yield f"{engine} is missing: AsyncioWebSocket needs it."
+    if missing := set(engines) - options.keys():
+        remedy = " and ".join(_REMEDIES[engine] for engine in sorted(missing))
+        extension = "GeventWebSocket" if "gevent" in engines else "AsyncioWebSocket"
+        verb = "is" if len(missing) == 1 else "are"
+        yield f"{' and '.join(sorted(missing))} {verb} missing, which {extension} needs: add {remedy}."
     if "https-socket" in options:
         yield (
             "https-socket keeps TLS to itself, so that no WebSocket can be served: use https, or a proxy that ends TLS."
         )
+    yield from _diagnose_http(options)
     yield from _diagnose_router(options, settings)
     if "harakiri" in options:
         yield (
@@ -57,6 +66,24 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
     if "master" not in options:
         yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
     yield from _diagnose_concurrency(options)
+
+
+def _diagnose_http(options: Options) -> Iterator[str]:
+    if "http11-socket" in options and options.keys() & {"gevent", "asyncio"}:
+        yield "http11-socket answers nothing in gevent and asyncio: use http-socket."
+    headers = [value.lower().replace(" ", "") for value in option_values(options, "add-header")]
+    is_http = options.keys() & {"http", "https", "http-socket", "https-socket"}
+    if is_http and "connection:close" not in headers and not options.keys() & KEEPALIVE_OPTIONS:
+        yield (
+            "uWSGI closes a connection after each response and does not tell, so that clients that keep their "
+            f"connections lose requests: add add-header = {CLOSE_HEADER}."
+        )
+    for address in option_values(options, "http-socket"):
+        if address.rpartition(":")[0] in {"", "0.0.0.0", "[::]"}:
+            yield (
+                f"http-socket = {address} lets a client take as long as it likes for its headers, and each holds a "
+                "core: let it listen on 127.0.0.1, behind a front such as nginx, or where only the front gets."
+            )
 
 
 def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:

@@ -35,6 +35,13 @@ LISTEN_OPTIONS = frozenset({"http", "httprouter", "https", "https2", "socket"}).
     for protocol in ("fastcgi", "http", "http11", "https", "puwsgi", "raw", "scgi", "ssl", "suwsgi", "uwsgi")
 )
 
+#: uWSGI closes a connection after each response, which clients of HTTP/1.1 have to be told: they would send their next
+#: request into it.
+CLOSE_HEADER = "Connection: close"
+
+#: uWSGI options with which it does not close them.
+KEEPALIVE_OPTIONS = frozenset({"http-keepalive", "http11-socket"})
+
 #: In the order in which uWSGI needs them.
 _PLUGIN_OPTIONS = ("plugin-dir", "plugins-dir", "plugin", "plugins", "need-plugin", "need-plugins")
 _MAIN_GUARDS = frozenset({"__name__ == '__main__'", "'__main__' == __name__"})
@@ -122,6 +129,8 @@ def uwsgi_arguments(
         defaults["virtualenv"] = sys.prefix
 
     arguments = {**defaults, **chosen}
+    if not any(_is_on(chosen.get(name)) for name in KEEPALIVE_OPTIONS):
+        arguments["add-header"] = [*_values(chosen.get("add-header")), CLOSE_HEADER]
     # uWSGI knows the options of a plugin only after it has loaded it.
     plugins = {name: arguments.pop(name) for name in _PLUGIN_OPTIONS if name in arguments}
     # uWSGI puts each pythonpath before the last: the user's wins over the application's own directory.
@@ -338,9 +347,13 @@ def _is_on(value: object) -> bool:
     return value is not None and value is not False
 
 
+def _values(value: object) -> list[object]:
+    """Return what an option puts on the command line, once for each time."""
+    return [item for item in (value if isinstance(value, list | tuple) else [value]) if _is_on(item)]
+
+
 def _spell(options: Mapping[str, object]) -> Iterator[str]:
     """Yield options as arguments, with ``=``: getopt takes an optional value in no other form."""
     for name, value in options.items():
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if _is_on(item):
-                yield f"--{name}" if item is True else f"--{name}={item}"
+        for item in _values(value):
+            yield f"--{name}" if item is True else f"--{name}={item}"

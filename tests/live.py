@@ -493,6 +493,30 @@ class Network(NamedTuple):
         subprocess.run(self.command("ip", "link", "set", f"{self.name}c", state), check=True)
 
 
+def request_in_a_row(connect: Callable[[], socket.socket], *paths: str) -> list[int]:
+    """Request *paths* as a client does that keeps its connection as long as it may, and return the statuses.
+
+    It sends the next request at once, without a look whether the server has ended TCP.
+
+    :param connect: opens a connection.
+    :raises OSError: when a request is lost: a server has ended a connection that it has not said to end.
+    """
+
+    class Client(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = connect()
+
+    client = Client("localhost", timeout=DEADLINE)
+    statuses = []
+    for path in paths:
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+    client.close()
+    return statuses
+
+
 def token_of(client: Any) -> str:
     """Return what tells a client's handler in the journal: *client* is a connection, or the path that it went to."""
     if not isinstance(client, str):

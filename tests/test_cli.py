@@ -222,7 +222,7 @@ GeventWebSocket(greenlets)
 AsyncioWebSocket(tasks)
 
 #: What is the same for all.
-USUAL = {"--master", "--enable-threads", "--die-on-term", "--http-websockets"}
+USUAL = {"--master", "--enable-threads", "--die-on-term", "--http-websockets", "--add-header=Connection: close"}
 
 
 class Executed(BaseException):

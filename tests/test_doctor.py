@@ -16,8 +16,9 @@ from flask_uwsgi_websocket.doctor import diagnose, read_ini
 from flask_uwsgi_websocket.settings import Settings
 
 #: With these nothing hurts.
-GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, "http-socket": b":5000"}
-THREADS = {"threads": b"16", "master": True, "http-socket": b":5000"}
+HTTP = {"http-socket": b"127.0.0.1:5000", "add-header": b"Connection: close"}
+GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, **HTTP}
+THREADS = {"threads": b"16", "master": True, **HTTP}
 ASYNCIO = {"asyncio": b"100", "greenlet": True, "master": True, "socket": b"/run/app.sock"}
 
 
@@ -27,7 +28,15 @@ RELOADING = {**GEVENT, "python-autoreload": b"1", "worker-reload-mercy": b"3"}
 
 @pytest.mark.parametrize(
     ("options", "engines"),
-    [(GEVENT, {"gevent"}), (GEVENT, ()), (THREADS, ()), (ASYNCIO, {"asyncio", "greenlet"}), (RELOADING, ())],
+    [
+        (GEVENT, {"gevent"}),
+        (GEVENT, ()),
+        (THREADS, ()),
+        (ASYNCIO, {"asyncio", "greenlet"}),
+        (RELOADING, ()),
+        ({**THREADS, "http": b":80", "http-websockets": True, "http-keepalive": True, "add-header": []}, ()),
+        ({**THREADS, "http11-socket": b":80", "add-header": [b"X: 1", b"connection:Close"]}, ()),
+    ],
 )
 def test_good_options_are_passed_over(options: dict[str, Any], engines: set[str]) -> None:
     assert list(diagnose(options, Settings(), engines)) == []
@@ -43,6 +52,12 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         ({**GEVENT, "harakiri": b"30"}, {}, "harakiri = 30 kills a worker"),
         ({**GEVENT, "max-requests": [b"10", b"1000"]}, {}, "max-requests = 1000 ends a worker and closes all"),
         ({**GEVENT, "https-socket": b":443,a,b"}, {}, "https-socket keeps TLS to itself"),
+        ({**GEVENT, "http-socket": [b"127.0.0.1:80", b":8000"]}, {}, "http-socket = :8000 lets a client take as long"),
+        ({**GEVENT, "http-socket": b"0.0.0.0:80"}, {}, "http-socket = 0.0.0.0:80 lets a client take as long"),
+        ({**GEVENT, "http11-socket": b":80"}, {}, "http11-socket answers nothing in gevent and asyncio"),
+        ({**ASYNCIO, "http11-socket": b":80"}, {}, "http11-socket answers nothing in gevent and asyncio"),
+        ({**GEVENT, "add-header": b"X: Connection: close"}, {}, "requests: add add-header = Connection: close."),
+        ({**THREADS, "http": b":80", "http-websockets": True, "add-header": []}, {}, "requests: add add-header ="),
         ({**GEVENT, "http": b":80"}, {}, "http-websockets is missing"),
         ({**GEVENT, "https": b":443,a,b"}, {}, "http-websockets is missing"),
         (
@@ -80,9 +95,18 @@ def test_numbers_are_read_as_uwsgi_does() -> None:
         (
             THREADS,
             {"gevent"},
-            "gevent is missing, which GeventWebSocket is made for: use WebSocket in threads.",
+            "gevent is missing, which GeventWebSocket needs: add gevent = 100 and gevent-early-monkey-patch = true.",
         ),
-        (without(ASYNCIO, "greenlet"), {"asyncio", "greenlet"}, "greenlet is missing: AsyncioWebSocket needs it."),
+        (
+            without(ASYNCIO, "greenlet"),
+            {"asyncio", "greenlet"},
+            "greenlet is missing, which AsyncioWebSocket needs: add greenlet = true.",
+        ),
+        (
+            THREADS,
+            {"asyncio", "greenlet"},
+            "asyncio and greenlet are missing, which AsyncioWebSocket needs: add asyncio = 100 and greenlet = true.",
+        ),
     ],
 )
 def test_a_mode_that_does_not_fit_the_extension_has_its_sentence(

@@ -236,7 +236,25 @@ def test_the_arguments_serve_http_with_websockets_under_a_master() -> None:
         "--http=localhost:5000",
         "--http-websockets",
         "--need-app",
+        "--add-header=Connection: close",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "headers"),
+    [
+        ({"add_header": "X: 1"}, ["X: 1", "Connection: close"]),
+        ({"add_header": ["X: 1", "Y: 2"]}, ["X: 1", "Y: 2", "Connection: close"]),
+        ({"add_header": None, "http_keepalive": False}, ["Connection: close"]),
+        ({"http_keepalive": 30}, []),
+        ({"http11_socket": ":80", "add_header": "X: 1"}, ["X: 1"]),
+    ],
+)
+def test_clients_are_told_that_uwsgi_closes_connections_unless_it_keeps_them(
+    options: Mapping[str, object], headers: list[str]
+) -> None:
+    added = [argument for argument in arguments(options) if argument.startswith("--add-header")]
+    assert added == [f"--add-header={header}" for header in headers]
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
