@@ -30,6 +30,7 @@ from .runner import (
     uwsgi_arguments,
     with_defaults,
 )
+from .servers import number_option
 from .state import state_of
 
 #: uWSGI's options that come with a mode.
@@ -164,7 +165,8 @@ def doctor(config: Path) -> None:
         options = read_ini(config)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    complaints = list(diagnose(options, state.settings(current_app.config), state.engines))
+    descriptors = number_option(options, "max-fd", 0) or None  # else it is the service's, and not this shell's
+    complaints = list(diagnose(options, state.settings(current_app.config), state.engines, descriptors))
     for complaint in complaints:
         click.echo(f"- {complaint}")
     if complaints:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .limits import descriptors_for, most_by_cores, most_by_descriptors
 from .runner import CLOSE_HEADER, KEEPALIVE_OPTIONS
 from .servers import number_option, option, option_values, uwsgi
 from .settings import Settings
@@ -28,12 +29,15 @@ _REMEDIES = {
 }
 
 
-def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> Iterator[str]:
+def diagnose(
+    options: Options, settings: Settings, engines: Collection[str], descriptors: int | None = None
+) -> Iterator[str]:
     """Yield a sentence for everything that will hurt.
 
     :param options: those that uWSGI runs with, or will.
     :param settings: the app's.
     :param engines: the options that the extension is made for, such as ``gevent``.
+    :param descriptors: how many files each worker may open, if that is known.
     """
     if missing := set(engines) - options.keys():
         remedy = " and ".join(_REMEDIES[engine] for engine in sorted(missing))
@@ -66,6 +70,8 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
     if "master" not in options:
         yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
     yield from _diagnose_concurrency(options)
+    if descriptors is not None and settings.max_connections is None:
+        yield from _diagnose_descriptors(options, descriptors)
 
 
 def _diagnose_http(options: Options) -> Iterator[str]:
@@ -112,9 +118,24 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
         yield "async without gevent or asyncio: a WebSocket holds up all other requests of its worker. Use gevent."
     elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
         yield "enable-threads is missing: no thread looks after the connections, so there are no pings and deadlines."
-    cores = max(number_option(options, name, 1) for name in ("gevent", "asyncio", "async", "threads"))
-    if cores < 2:
+    if _cores(options) < 2:
         yield "each worker has one core: one WebSocket takes it, and nothing else is served. Use threads or gevent."
+
+
+def _diagnose_descriptors(options: Options, descriptors: int) -> Iterator[str]:
+    cores = _cores(options)
+    queues = 0 if options.keys() & {"gevent", "asyncio"} else cores
+    room, wanted = most_by_descriptors(descriptors, queues), most_by_cores(cores)
+    if room < wanted:
+        yield (
+            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker has "
+            f"cores for {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
+            "unit."
+        )
+
+
+def _cores(options: Options) -> int:
+    return max(number_option(options, name, 1) for name in ("gevent", "asyncio", "async", "threads"))
 
 
 def _is_patched() -> bool:

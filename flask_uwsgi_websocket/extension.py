@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
-from flask import Blueprint, Flask, request
+from flask import Blueprint, Flask, request, request_started
 from werkzeug.routing import WebsocketMismatch
 
 from .cli import uwsgi_cli, websocket_cli
@@ -20,11 +20,13 @@ from .doctor import diagnose
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
 from .handshake import UpgradeRequired
 from .lifecycle import Lifecycle
+from .limits import descriptor_limit
 from .middleware import (
     AsyncioWebSocketMiddleware,
     GeventWebSocketMiddleware,
     Views,
     WebSocketMiddleware,
+    admit,
     tell_of_rejection,
 )
 from .process import prepare_process
@@ -115,6 +117,7 @@ class WebSocket(Registrar):
         _tell_what_hurts(state.engines, state.settings(app.config))
         app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
+        request_started.connect(admit, app)
         app.before_request(_refuse_plain_http)
         app.after_request(tell_of_rejection)
         if debug_requested():
@@ -335,7 +338,7 @@ class AsyncioWebSocket(WebSocket):
 def _tell_what_hurts(engines: Collection[str], settings: Settings) -> None:
     """Warn of uWSGI's options, once: where the first worker loads the app, or the process from which all are forked."""
     if uwsgi is not None and uwsgi.worker_id() <= 1:
-        for complaint in diagnose(uwsgi.opt, settings, engines):
+        for complaint in diagnose(uwsgi.opt, settings, engines, descriptor_limit()):
             logger.warning("uWSGI's options: %s", complaint)
 
 

@@ -64,6 +64,7 @@ class Server(Protocol):
         It may be blocking or not: use ``MSG_DONTWAIT``.
 
         :raises BadRequest: when the client has sent data that the duplicate would not give.
+        :raises OSError: when this process may open no more files.
         """
 
     def release(self) -> None:
@@ -91,6 +92,7 @@ class UwsgiServer:
     def open(self) -> RawSocket:
         """Duplicate ``uwsgi.connection_fd()``."""
         _null_device()
+        _silent_socket()
         sock = RawSocket(fileno=os.dup(self._fd))
         sock.settimeout(0)  # whatever socket.setdefaulttimeout() says
         if _has_data(sock) or self._has_read_data(sock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,29 @@ def test_each_thing_that_hurts_has_its_sentence(
     assert complaint in said
 
 
+@pytest.mark.parametrize(
+    ("options", "descriptors", "complaint"),
+    [
+        (
+            {**GEVENT, "gevent": b"1000"},
+            1024,
+            "enough for 464 WebSockets, and each worker has cores for 980: allow 2125",
+        ),
+        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker has cores for 36: allow 154"),
+        ({**GEVENT, "gevent": b"1000"}, 2125, None),
+        ({**THREADS, "threads": b"40"}, 154, None),
+        ({**THREADS, "threads": b"40"}, sys.maxsize, None),
+    ],
+)
+def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_their_sentence(
+    options: dict[str, Any], descriptors: int, complaint: str | None
+) -> None:
+    said = list(diagnose(options, Settings(), (), descriptors))
+    assert [complaint in each for each in said if complaint] == [True] * (complaint is not None)
+    assert complaint or said == []
+    assert list(diagnose(options, Settings(max_connections=10), (), descriptors)) == []
+
+
 def test_numbers_are_read_as_uwsgi_does() -> None:
     options = {**GEVENT, "gevent": b"100 greenlets", "http": b":80", "http-websockets": True, "http-timeout": b"20s"}
     (said,) = diagnose(options, Settings(), ())
@@ -151,6 +175,9 @@ def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
 
     ini.write_text("[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\n")
     assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} hurts.\n")
+    ini.write_text(f"{ini.read_text()}max-fd = 128\n")
+    status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
+    assert (status, "may open 128 files" in said) == (1, True)
     status, said = run(app_with(GeventWebSocket, WEBSOCKET_SHUTDOWN_TIMEOUT=100), "doctor", str(ini))
     assert status == 1
     assert "reload-mercy = 60 leaves handlers" in said
