@@ -179,6 +179,17 @@ def test_clients_that_keep_their_connections_lose_no_request(site: Site) -> None
     assert statuses == list(answers.values()) * 5
 
 
+@pytest.mark.parametrize("front", FRONTS)
+def test_clients_that_never_end_their_headers_take_no_core(front: str, sites: dict[tuple[str, str], Site]) -> None:
+    site = sites[front, "threads"]
+    cores = int(re.findall(r"(?m)^threads = (\d+)", (DEPLOY / "threads.ini").read_text())[0])
+    with ExitStack() as stack:
+        for _ in range(cores + 10):
+            sock = stack.enter_context(site.machine.open(is_secure=site.is_secure))
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: " + NAME.encode() + b"\r\nX: ")
+        assert site.machine.get("/", is_secure=site.is_secure).status == 200
+
+
 def test_a_plain_request_is_sent_to_the_https_router(sites: dict[tuple[str, str], Site]) -> None:
     response = sites["router-https", "gevent"].machine.get("/seen?a=b")
     assert (response.status, response.headers["Location"]) == (301, f"https://{NAME}/seen?a=b")
