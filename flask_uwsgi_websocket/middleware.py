@@ -35,6 +35,12 @@ ENVIRON_KEY = "flask_uwsgi_websocket.client"
 #: Where it leaves what ends with the request: its place among the connections, once it is counted.
 _STACK_KEY = "flask_uwsgi_websocket.stack"
 
+#: Of so many origins the log says that their pages were refused; more of them are an attack.
+ORIGINS_TOLD = 20
+
+#: Of longer ones it does not: no browser sends them. A host has at most 253 characters.
+_LONGEST_ORIGIN = 300
+
 #: The attribute of a view with the settings of its route.
 _SETTINGS_ATTRIBUTE = "websocket_settings"
 
@@ -140,7 +146,7 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
                 compression=settings.compression,
             )
         except Forbidden:
-            _tell_of_origin(app, state)
+            _tell_of_origin(app, state, request.environ["HTTP_ORIGIN"])
             raise
         with opening_files():
             server = find_server(request.environ)
@@ -200,15 +206,19 @@ def _route(app: Flask, options: Mapping[str, Any]) -> Route:
     return state_of(app).route(request.endpoint, request.blueprints, app.config, options)
 
 
-def _tell_of_origin(app: Flask, state: State) -> None:
-    """Say once that a page of another origin was refused, as a browser hides from whoever develops why it was."""
-    if not state.told_of_origin:
-        state.told_of_origin = True
-        app.logger.warning(
-            "A page of another origin may not open the WebSocket %r, and got 403. WEBSOCKET_ALLOWED_ORIGINS lists "
-            "those that may; behind a proxy, ProxyFix tells the app its own. This is not said again.",
-            str(request.url_rule),
-        )
+def _tell_of_origin(app: Flask, state: State, origin: str) -> None:
+    """Say once that pages of an origin are refused, as a browser hides from whoever develops why they were."""
+    if origin in state.told_of_origins or len(state.told_of_origins) >= ORIGINS_TOLD or len(origin) > _LONGEST_ORIGIN:
+        return
+    state.told_of_origins.add(origin)
+    app.logger.warning(
+        "The WebSocket %r answers a page of another origin with 403: page %r, app %r. If the page is yours, add "
+        "WEBSOCKET_ALLOWED_ORIGINS = [%r]; if it is the app's own, behind a proxy, ProxyFix tells the app its origin.",
+        str(request.url_rule),
+        origin,  # quoted: it is the peer's, and could forge a line
+        f"{request.scheme}://{request.host}"[:_LONGEST_ORIGIN],
+        origin,
+    )
 
 
 def tell_of_rejection(response: Response) -> Response:
