@@ -5,12 +5,14 @@ It is told when the app is loaded, and by ``flask websocket doctor``.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .limits import descriptors_for, most_by_cores, most_by_descriptors
-from .runner import CLOSE_HEADER, KEEPALIVE_OPTIONS
+from .runner import CLOSE_HEADER, GREENLET_TREE, KEEPALIVE_OPTIONS
 from .servers import number_option, option, option_values, uwsgi
 from .settings import Settings
 
@@ -109,6 +111,9 @@ def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
 
 def _diagnose_concurrency(options: Options) -> Iterator[str]:
     if "gevent" in options:
+        environ = {**os.environ, **dict(value.partition("=")[::2] for value in option_values(options, "env"))}
+        if sys.version_info >= (3, 15) and environ.get(GREENLET_TREE) != "0":
+            yield f"on Python 3.15 uWSGI with gevent crashes at its start: add env = {GREENLET_TREE}=0."
         if not options.keys() & {"gevent-early-monkey-patch", "gevent-monkey-patch"} and not _is_patched():
             yield (
                 "gevent-early-monkey-patch is missing: whatever waits in the standard library, such as a database, "

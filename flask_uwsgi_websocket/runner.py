@@ -7,6 +7,7 @@ import glob
 import importlib.util
 import inspect
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,9 +43,15 @@ CLOSE_HEADER = "Connection: close"
 #: uWSGI options with which it does not close them.
 KEEPALIVE_OPTIONS = frozenset({"http-keepalive", "http11-socket"})
 
+#: The variable that turns off what gevent notes of greenlets for its debugging. On Python 3.15 uWSGI crashes with it,
+#: at its start, whatever it is to serve.
+GREENLET_TREE = "GEVENT_TRACK_GREENLET_TREE"
+
 #: In the order in which uWSGI needs them.
 _PLUGIN_OPTIONS = ("plugin-dir", "plugins-dir", "plugin", "plugins", "need-plugin", "need-plugins")
 _MAIN_GUARDS = frozenset({"__name__ == '__main__'", "'__main__' == __name__"})
+#: What uWSGI replaces in the value of any option, and what would end its line in a file.
+_find_special = re.compile(r"[$%@]\(|[\r\n]").search
 _VIRTUALENV_OPTIONS = frozenset({"home", "pyhome", "venv", "virtualenv"})
 
 
@@ -126,7 +133,7 @@ def uwsgi_arguments(
         # Better to end with the traceback than to answer every request with 500.
         defaults["need-app"] = True
     if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
-        defaults["virtualenv"] = sys.prefix
+        defaults["virtualenv"] = check_literal(sys.prefix)
 
     arguments = {**defaults, **chosen}
     if not any(_is_on(chosen.get(name)) for name in KEEPALIVE_OPTIONS):
@@ -134,7 +141,22 @@ def uwsgi_arguments(
     # uWSGI knows the options of a plugin only after it has loaded it.
     plugins = {name: arguments.pop(name) for name in _PLUGIN_OPTIONS if name in arguments}
     # uWSGI puts each pythonpath before the last: the user's wins over the application's own directory.
-    return [binary, *_spell(plugins), *_spell(locate_app(app)), *_spell(arguments)]
+    location = {name: check_literal(value) for name, value in locate_app(app).items()}
+    return [binary, *_spell(plugins), *_spell(location), *_spell(arguments)]
+
+
+def check_literal(value: str) -> str:
+    """Return *value*, which is to be an option's as it is.
+
+    :raises RuntimeError: when uWSGI would take it for something else: ``$(``, ``%(`` and ``@(`` begin what it replaces
+        by variables of the environment, by options and by files, and nothing quotes them.
+    """
+    if match := _find_special(value):
+        raise RuntimeError(
+            f"uWSGI cannot be told {value!r} as it is: {match[0]!r} means something in its options. Choose other "
+            "names, or bind the application to a variable of a module."
+        )
+    return value
 
 
 def run_uwsgi(
@@ -193,8 +215,12 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
         click.echo(describe(arguments, read_arguments(arguments), app, debug))
     else:
         click.echo(f"Running: {shlex.join(arguments)}")
-    # Flask's own variable is for what a factory does before there is an extension.
-    environ = {**os.environ, "FLASK_DEBUG": "true", "FLASK_UWSGI_DEBUG": "true"} if debug else os.environ
+    environ = dict(os.environ)
+    if debug:
+        # Flask's own variable is for what a factory does before there is an extension.
+        environ.update(FLASK_DEBUG="true", FLASK_UWSGI_DEBUG="true")
+    if sys.version_info >= (3, 15) and "gevent" in read_arguments(arguments):
+        environ.setdefault(GREENLET_TREE, "0")
     os.execvpe(arguments[0], arguments, environ)
 
 

@@ -320,6 +320,21 @@ def test_the_environment_can_ask_for_debugging(
     assert uwsgi_run("threaded")[1] == DEBUGGING
 
 
+@pytest.mark.parametrize("version", [(3, 14), (3, 15)])
+def test_on_python_3_15_gevent_is_kept_from_crashing(
+    version: tuple[int, int], uwsgi_run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environs = []
+    execute = os.execvpe
+    monkeypatch.setattr(os, "execvpe", lambda *args: environs.append(args[2]) or execute(*args))
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.delenv("GEVENT_TRACK_GREENLET_TREE", raising=False)
+    for app in ("greenlets", "threaded"):
+        uwsgi_run(app)
+    trees = [environ.get("GEVENT_TRACK_GREENLET_TREE") for environ in environs]
+    assert trees == ["0" if version == (3, 15) else None, None]
+
+
 def test_two_modes_are_an_error() -> None:
     result = threaded.test_cli_runner().invoke(args=["uwsgi", "run", "--gevent", "9", "--threads", "2"])
     assert result.exit_code == 2
@@ -368,7 +383,7 @@ def test_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatc
     lines = config("ini").splitlines()
     assert {f"chdir = {forum}", "gevent = 1000", "socket = /run/forum/uwsgi.sock", f"module = {LOADER}"} <= {*lines}
     environment = [line for line in lines if line.startswith("env =")]
-    assert environment == [f"env = FLASK_APP={__name__}:greenlets", f"env = PYTHONPATH={forum}/src:/lib"]
+    assert environment[:2] == [f"env = FLASK_APP={__name__}:greenlets", f"env = PYTHONPATH={forum}/src:/lib"]
     assert "asyncio = 1000" in config("ini", "tasks")
     assert "threads = 100" in config("ini", "threaded")
     assert f"--ini {forum}/uwsgi.ini\n" in config("systemd")
@@ -382,6 +397,30 @@ def test_the_doctor_finds_nothing_in_what_is_printed(app: str, forum: Path) -> N
     info = ScriptInfo(f"{__name__}:{app}")
     result = info.load_app().test_cli_runner().invoke(args=["websocket", "doctor", "uwsgi.ini"], obj=info)
     assert (result.exit_code, result.output) == (0, "Nothing in uwsgi.ini hurts.\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"), [("PYTHONPATH", "a\nexec-asap = touch /x"), ("PYTHONPATH", "$(HOME)"), ("PYTHONPATH", "@(a)")]
+)
+def test_a_variable_that_uwsgi_would_take_for_something_else_is_refused(
+    variable: str, text: str, forum: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert "means something in its options" in config("ini")
+
+
+@pytest.mark.parametrize("name", ["example.org;", "a b", "a{", "[::1]", "a\nb"])
+def test_a_server_name_that_is_no_host_is_refused(name: str, forum: Path) -> None:
+    assert "which is no name of a host for nginx" in config("nginx", SERVER_NAME=name)
+
+
+@pytest.mark.parametrize("command", [["run"], ["config", "ini"]])
+@pytest.mark.parametrize("argument", ["$(HOME)", "%(socket)", "@(/etc/passwd)"])
+def test_an_app_whose_name_uwsgi_would_change_is_refused(argument: str, command: list[str], project: Path) -> None:
+    write(project, {"web.py": f"{FACTORY}"})
+    result = run(project, "-m", "flask", "--app", f"web:create_app('{argument}')", "uwsgi", *command)
+    assert result.returncode == 1
+    assert f"Error: uWSGI cannot be told \"FLASK_APP=web:create_app('{argument}')\" as it is" in result.stderr
 
 
 def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:

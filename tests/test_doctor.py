@@ -18,7 +18,8 @@ from flask_uwsgi_websocket.settings import Settings
 
 #: With these nothing hurts.
 HTTP = {"http-socket": b"127.0.0.1:5000", "add-header": b"Connection: close"}
-GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, **HTTP}
+TREE = {"env": [b"A=1", b"GEVENT_TRACK_GREENLET_TREE=0"]}
+GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, **HTTP, **TREE}
 THREADS = {"threads": b"16", "master": True, **HTTP}
 ASYNCIO = {"asyncio": b"100", "greenlet": True, "master": True, "socket": b"/run/app.sock"}
 
@@ -107,6 +108,26 @@ def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_t
     assert list(diagnose(options, Settings(max_connections=10), (), descriptors)) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "variable", "is_told"),
+    [
+        ({"env": []}, "", True),
+        ({"env": [b"A=1"]}, "1", True),
+        ({"env": []}, "0", False),
+        (TREE, "", False),
+    ],
+)
+def test_what_crashes_gevent_on_python_3_15_has_its_sentence(
+    options: dict[str, Any], variable: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEVENT_TRACK_GREENLET_TREE", variable)
+    said = "on Python 3.15 uWSGI with gevent crashes at its start: add env = GEVENT_TRACK_GREENLET_TREE=0."
+    for version, expected in ((3, 15), [said] * is_told), ((3, 14), []):
+        monkeypatch.setattr(sys, "version_info", version)
+        assert list(diagnose({**GEVENT, **options}, Settings(), ())) == expected
+    assert list(diagnose(THREADS, Settings(), ())) == []
+
+
 def test_numbers_are_read_as_uwsgi_does() -> None:
     options = {**GEVENT, "gevent": b"100 greenlets", "http": b":80", "http-websockets": True, "http-timeout": b"20s"}
     (said,) = diagnose(options, Settings(), ())
@@ -166,14 +187,17 @@ def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
     ini = tmp_path / "uwsgi.ini"
     ini.write_text(
         "[other]\nharakiri = 1\n[uwsgi]\n; a comment\nmaster = true\ngevent = 100\nharakiri = 30\nlazy = false\n"
+        "env = GEVENT_TRACK_GREENLET_TREE=0\n"
     )
     options = read_ini(ini)
-    assert options == {"master": [True], "gevent": ["100"], "harakiri": ["30"]}
+    assert options == {"master": [True], "gevent": ["100"], "harakiri": ["30"], "env": ["GEVENT_TRACK_GREENLET_TREE=0"]}
     status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
     assert status == 1
     assert [line[:12] for line in said.splitlines()] == ["- harakiri =", "- gevent-ear"]
 
-    ini.write_text("[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\n")
+    ini.write_text(
+        "[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\nenv = GEVENT_TRACK_GREENLET_TREE=0\n"
+    )
     assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} hurts.\n")
     ini.write_text(f"{ini.read_text()}max-fd = 128\n")
     status, said = run(app_with(GeventWebSocket), "doctor", str(ini))

@@ -489,6 +489,16 @@ def test_the_setting_says_who_may_connect(site: Site) -> None:
     assert site.refusal(origin="http://localhost").status == 403
 
 
+if "TRUSTED_HOSTS" in Flask.default_config:  # since Flask 3.1
+
+    def test_a_page_whose_name_leads_here_may_connect_unless_the_hosts_are_listed(site: Site) -> None:
+        rebound = {"host": "evil.example:5000", "origin": "http://evil.example:5000"}
+        handshake(site, **rebound)
+        site.app.config["TRUSTED_HOSTS"] = ["localhost", ".example.org"]
+        assert site.refusal(**rebound).status == 400
+        handshake(site, host="chat.example.org", origin="http://chat.example.org")
+
+
 def test_the_log_says_once_for_each_origin_that_its_pages_were_refused_and_what_to_add(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -303,6 +303,13 @@ def test_a_reload_comes_soon_after_a_change() -> None:
     assert "--worker-reload-mercy=9" in arguments({"worker_reload_mercy": 9}, reload=True)
 
 
+@pytest.mark.parametrize("app", ["web:create_app('$(HOME)')", "%(x):app", "web:@(x)", "web:app\n"])
+def test_a_name_that_uwsgi_would_change_is_refused(app: str) -> None:
+    with pytest.raises(RuntimeError, match=r"as it is: .* means something in its options"):
+        arguments({}, app=app)
+    assert "--env=A=$(HOME)" in arguments({"env": "A=$(HOME)"})  # what is for uWSGI itself
+
+
 def test_plugins_are_loaded_before_the_options_that_need_them() -> None:
     result = arguments({"plugins": "http,python3", "plugin_dir": "/plugins"})
     assert result[1:3] == ["--plugin-dir=/plugins", "--plugins=http,python3"]
