@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import glob
 import importlib.util
 import inspect
@@ -10,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +22,8 @@ import click
 from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .servers import uwsgi
 from .startup import describe
+from .state import state_of
+from .worker import BLOCK_VARIABLE
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -209,30 +213,59 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
     :param app: the application, if it is here already.
     :param debug: run the application in debug mode.
     :raises AsyncioNotAvailable: the asyncio engine is asked for, and this uWSGI has none.
+    :raises SystemExit: a port is in use.
     """
-    _check_engine(arguments)
-    if sys.stdout.isatty():
-        click.echo(describe(arguments, read_arguments(arguments), app, debug))
-    else:
-        click.echo(f"Running: {shlex.join(arguments)}")
+    options = read_arguments(arguments)
+    _check_engine(arguments[0], options)
+    _check_ports(options)
     environ = dict(os.environ)
+    if not sys.stdout.isatty():
+        click.echo(f"Running: {shlex.join(arguments)}")
+    elif app is not None and state_of(app).coroutines is not None:  # its worker will say so, when it is loaded
+        environ[BLOCK_VARIABLE] = describe(arguments, options, app, debug)
+    else:
+        click.echo(describe(arguments, options, app, debug))
     if debug:
         # Flask's own variable is for what a factory does before there is an extension.
         environ.update(FLASK_DEBUG="true", FLASK_UWSGI_DEBUG="true")
-    if sys.version_info >= (3, 15) and "gevent" in read_arguments(arguments):
+    if sys.version_info >= (3, 15) and "gevent" in options:
         environ.setdefault(GREENLET_TREE, "0")
     os.execvpe(arguments[0], arguments, environ)
 
 
-def _check_engine(arguments: list[str]) -> None:
+def _check_ports(options: Mapping[str, list[Any]]) -> None:
+    """Check that the ports to listen on are free: uWSGI itself would end in a line about ``bind()``.
+
+    :raises SystemExit: when one is not; with a sentence, as Flask's own server does.
+    """
+    for name in ("http", "http-socket", "https"):
+        for address in map(str, options.get(name, ()) if "reuse-port" not in options else ()):
+            host, _, port = address.partition(",")[0].rpartition(":")
+            if port.isdecimal() and _is_in_use(host.strip("[]"), int(port)):
+                raise SystemExit(
+                    f"Port {port} is in use by another program. Stop that one, or choose another port: port= of "
+                    "app.run(), --port of flask uwsgi run."
+                )
+
+
+def _is_in_use(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uWSGI does
+        try:
+            sock.bind((host, port))
+        except OSError as error:  # what else it is, uWSGI will say
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _check_engine(binary: str, options: Mapping[str, object]) -> None:
     """Check that uWSGI has an asyncio engine where one is needed: itself, it would say "unrecognized option"."""
-    options = read_arguments(arguments)
     if "asyncio" not in options or options.keys() & set(_PLUGIN_OPTIONS):  # a plugin may bring it
         return
-    known = subprocess.run([arguments[0], "--help"], capture_output=True, text=True, check=False).stdout.split()
+    known = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False).stdout.split()
     if not {"--asyncio", "--greenlet"} <= set(known):
         raise AsyncioNotAvailable(
-            f"{arguments[0]} was compiled without the plugins asyncio and greenlet, which the asyncio mode needs: "
+            f"{binary} was compiled without the plugins asyncio and greenlet, which the asyncio mode needs: "
             "docs/modes.md has the commands that compile it with them. To develop, 'flask run' will do."
         )
 

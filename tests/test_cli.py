@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import pty
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -22,7 +25,7 @@ from flask import Flask
 from flask.cli import NoAppException, ScriptInfo
 from projects import DEADLINE, change, environment, run, serving, write
 
-from flask_uwsgi_websocket import AsyncioWebSocket, GeventWebSocket, WebSocket, cli
+from flask_uwsgi_websocket import AsyncioWebSocket, GeventWebSocket, WebSocket, cli, runner
 from flask_uwsgi_websocket.cli import LOADER, uwsgi_cli
 from flask_uwsgi_websocket.runner import read_arguments
 from flask_uwsgi_websocket.startup import describe
@@ -126,7 +129,7 @@ def test_what_is_after_the_dashes_goes_to_uwsgi_and_wins(project: Path, port: in
         assert not options & {"http", "threads", "python-autoreload"}
         log = server.log.read_text()
     assert log.startswith("Running: ")
-    assert log.splitlines()[0].endswith(f" --processes=2 {' '.join(given)}")
+    assert log.splitlines()[0].endswith(f" --processes=2 '--add-header=Connection: close' {' '.join(given)}")
     assert "--gevent=" not in log.splitlines()[0]
     assert f"spawned uWSGI master process (pid: {server.process.pid})" in log
 
@@ -193,25 +196,45 @@ COMMANDS = {
 @pytest.mark.live
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_terminal_is_told_in_one_block_what_starts(command: str, project: Path, port: int) -> None:
-    write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
+    die = "app.add_url_rule('/die', 'die', lambda: os.kill(os.getpid(), 9))"
+    write(project, {"app.py": f"{SCRIPT}\n{die}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
     arguments = COMMANDS[command]
     with terminal(project, *arguments, *[str(port)] * (arguments[-1] == "--port"), PORT=port) as lines:
-        block = [next(lines) for _ in range(7)]
-        assert block[:6] == [
-            " * Serving 'app' in uWSGI",
-            f"   Address     http://localhost:{port}",
+        while (line := next(lines)) != " * Serving 'app' in uWSGI":
+            assert not line.startswith("   Command")
+        block = [next(lines) for _ in range(6)]
+        assert block[:4] == [
             "   Mode        gevent, 100 greenlets per worker",
             "   Workers     1",
             f"   WebSockets  ws://localhost:{port}/echo",
             "   Debug       off",
         ]
-        assert block[6].startswith(f"   Command     {Path(sys.executable).parent}/uwsgi ")
-        assert f"--http=localhost:{port}" in block[6]
+        assert block[4].startswith(f"   Command     {Path(sys.executable).parent}/uwsgi ")
+        assert f"--http=localhost:{port}" in block[4]
+        assert block[5] == f"   Address     http://localhost:{port}"
         while "spawned uWSGI http" not in next(lines):
             pass
+        with pytest.raises(http.client.HTTPException):  # a worker that starts again says nothing
+            urllib.request.urlopen(f"http://localhost:{port}/die", timeout=DEADLINE)
         with websockets.sync.client.connect(f"ws://localhost:{port}/echo") as client:
             client.send("hello")
             assert client.recv() == "hello"
+        while "GET /echo" not in (line := next(lines)):
+            assert "Serving" not in line
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_port_that_is_in_use_is_told_in_a_sentence(command: str, project: Path) -> None:
+    write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
+    arguments = COMMANDS[command]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run(project, *arguments, *[str(port)] * (arguments[-1] == "--port"), PORT=port)
+    said = (
+        f"Port {port} is in use by another program. Stop that one, or choose another port: port= of app.run(), --port"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"{said} of flask uwsgi run.\n")
 
 
 # The command line
@@ -252,6 +275,7 @@ def uwsgi_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str],
         }
 
     monkeypatch.setattr(os, "execvpe", execute)
+    monkeypatch.setattr(runner, "_is_in_use", lambda host, port: False)  # whatever runs on this machine
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # no virtual environment
     for name in DEBUGGING:
@@ -436,10 +460,11 @@ def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, mon
 
 def block(app: Flask | None, *arguments: str, debug: bool = False) -> list[str]:
     """Return the lines of the block, less those that are the same for all."""
-    first, *lines, last = describe(["uwsgi", *arguments], read_arguments(arguments), app, debug).splitlines()
+    first, *lines = describe(["uwsgi", *arguments], read_arguments(arguments), app, debug).splitlines()
     assert first.endswith(" in uWSGI")
-    assert last == f"   Command     {shlex.join(['uwsgi', *arguments])}"
-    return [line.strip() for line in lines]
+    lines.remove(f"   Command     {shlex.join(['uwsgi', *arguments])}")
+    assert lines[-1].startswith("   Address  ")
+    return [line.strip() for line in (lines[-1], *lines[:-1])]
 
 
 @pytest.mark.parametrize(
