@@ -72,8 +72,8 @@ def diagnose(
     if "master" not in options:
         yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
     yield from _diagnose_concurrency(options)
-    if descriptors is not None and settings.max_connections is None:
-        yield from _diagnose_descriptors(options, descriptors)
+    if descriptors is not None:
+        yield from _diagnose_descriptors(options, settings, descriptors)
 
 
 def _diagnose_http(options: Options) -> Iterator[str]:
@@ -127,14 +127,14 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
         yield "each worker has one core: one WebSocket takes it, and nothing else is served. Use threads or gevent."
 
 
-def _diagnose_descriptors(options: Options, descriptors: int) -> Iterator[str]:
+def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int) -> Iterator[str]:
     cores = _cores(options)
     queues = 0 if options.keys() & {"gevent", "asyncio"} else cores
-    room, wanted = most_by_descriptors(descriptors, queues), most_by_cores(cores)
+    room, wanted = most_by_descriptors(descriptors, queues), settings.max_connections or most_by_cores(cores)
     if room < wanted:
         yield (
-            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker has "
-            f"cores for {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
+            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker is to "
+            f"take {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
             "unit."
         )
 

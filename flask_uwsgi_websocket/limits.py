@@ -118,13 +118,14 @@ class Admissions:
         """Count a connection while the block runs.
 
         :param address: where it comes from, as far as the application knows; None if it does not.
-        :param most: the connections of the worker, or None for as many as leave the server something for HTTP.
+        :param most: the connections of the worker, or None for as many as leave the server something for HTTP. There
+            are never more than its descriptors are enough for.
         :param most_per_address: the connections of one address, or None for any number.
         :raises ServiceUnavailable: when the worker has no room for it (503).
         :raises TooManyRequests: when its address has too many already (429).
         """
         network = _network(address)
-        room = self._room() if most is None else most
+        room = self._room(most)
         with self._lock:
             if self._total >= room:
                 raise ServiceUnavailable(
@@ -147,12 +148,13 @@ class Admissions:
                 if not self._open[network]:
                     del self._open[network]
 
-    def _room(self) -> float:
+    def _room(self, most: int | None) -> float:
         """Return for how many connections this process has room: each takes a core of its server, and descriptors."""
         cores, descriptors = _cores(), descriptor_limit()
         by_cores = inf if cores is None else most_by_cores(cores)
+        wanted = by_cores if most is None else most
         by_descriptors = most_by_descriptors(descriptors, _queues())
-        if self._total >= by_descriptors < by_cores and not self._told_of_descriptors:
+        if self._total >= by_descriptors < wanted and not self._told_of_descriptors:
             self._told_of_descriptors = True
             logger.warning(
                 "WebSockets are refused with 503: this process may open %d files, which is enough for %d of them. "
@@ -160,7 +162,7 @@ class Admissions:
                 descriptors,
                 by_descriptors,
             )
-        return min(by_cores, by_descriptors)
+        return min(wanted, by_descriptors)
 
 
 @contextmanager

@@ -181,8 +181,7 @@ def admit(app: Flask, **extra: Any) -> None:
     :raises ServiceUnavailable: when the worker has no room for it (503).
     :raises TooManyRequests: when its address has too many already (429).
     """
-    rule = request.url_rule
-    if _STACK_KEY in request.environ and rule is not None and rule.websocket:
+    if _STACK_KEY in request.environ and (rule := request.url_rule) is not None and rule.websocket:
         options = getattr(app.view_functions.get(rule.endpoint), _SETTINGS_ATTRIBUTE, None)
         if options is not None:  # else the application has put another view around it, which calls it sooner or later
             _admit(_route(app, options).settings)

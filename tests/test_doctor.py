@@ -91,9 +91,9 @@ def test_each_thing_that_hurts_has_its_sentence(
         (
             {**GEVENT, "gevent": b"1000"},
             1024,
-            "enough for 464 WebSockets, and each worker has cores for 980: allow 2125",
+            "enough for 464 WebSockets, and each worker is to take 980: allow 2125",
         ),
-        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker has cores for 36: allow 154"),
+        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker is to take 36: allow 154"),
         ({**GEVENT, "gevent": b"1000"}, 2125, None),
         ({**THREADS, "threads": b"40"}, 154, None),
         ({**THREADS, "threads": b"40"}, sys.maxsize, None),
@@ -106,6 +106,8 @@ def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_t
     assert [complaint in each for each in said if complaint] == [True] * (complaint is not None)
     assert complaint or said == []
     assert list(diagnose(options, Settings(max_connections=10), (), descriptors)) == []
+    (said,) = diagnose(options, Settings(max_connections=1000), (), min(descriptors, 2000))
+    assert "each worker is to take 1000: allow" in said
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -220,6 +220,18 @@ def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_
 )
 def test_each_connection_takes_two_descriptors_and_some_are_for_other_files(limit: int, queues: int, most: int) -> None:
     assert most_by_descriptors(limit, queues) == most
+
+
+def test_no_setting_makes_more_room_than_there_are_descriptors_for() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    admissions = Admissions()
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+        for _ in range(most_by_descriptors(40, 0)):
+            stack.enter_context(admissions.admit(None, 100, None))
+        with pytest.raises(ServiceUnavailable):
+            stack.enter_context(admissions.admit(None, 100, None))
 
 
 @pytest.mark.parametrize("address", [None, ""])
