@@ -78,7 +78,9 @@ def diagnose(
 
 def _diagnose_http(options: Options) -> Iterator[str]:
     if "http11-socket" in options and options.keys() & {"gevent", "asyncio"}:
-        yield "http11-socket answers nothing in gevent and asyncio: use http-socket."
+        yield (
+            "http11-socket answers only the first request of each connection in gevent and asyncio: use http-socket."
+        )
     headers = [value.lower().replace(" ", "") for value in option_values(options, "add-header")]
     is_http = options.keys() & {"http", "https", "http-socket", "https-socket"}
     if is_http and "connection:close" not in headers and not options.keys() & KEEPALIVE_OPTIONS:
