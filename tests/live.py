@@ -158,7 +158,7 @@ class Server:
         return [
             str(UWSGI),
             *("--master", "--die-on-term") * master,
-            *("--need-app", "--enable-threads", "--sharedarea", "1"),
+            *("--need-app", "--enable-threads", "--sharedarea", "1", "--add-header", "Connection: close"),
             *("--virtualenv", sys.prefix) * (sys.prefix != sys.base_prefix),
             *(item for path in PATHS for item in ("--pythonpath", path)),
             *("--module", f"{module}:app"),
