@@ -81,14 +81,14 @@ def _diagnose_http(options: Options) -> Iterator[str]:
         yield (
             "http11-socket answers only the first request of each connection in gevent and asyncio: use http-socket."
         )
-    headers = [value.lower().replace(" ", "") for value in option_values(options, "add-header")]
+    headers = [value.lower().replace(" ", "") for value in map(str, option_values(options, "add-header"))]
     is_http = options.keys() & {"http", "https", "http-socket", "https-socket"}
     if is_http and "connection:close" not in headers and not options.keys() & KEEPALIVE_OPTIONS:
         yield (
             "uWSGI closes a connection after each response and does not tell, so that clients that keep their "
             f"connections lose requests: add add-header = {CLOSE_HEADER}."
         )
-    for address in option_values(options, "http-socket"):
+    for address in map(str, option_values(options, "http-socket")):
         if address.rpartition(":")[0] in {"", "0.0.0.0", "[::]"}:
             yield (
                 f"http-socket = {address} lets a client take as long as it likes for its headers, and each holds a "
@@ -113,7 +113,7 @@ def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
 
 def _diagnose_concurrency(options: Options) -> Iterator[str]:
     if "gevent" in options:
-        environ = {**os.environ, **dict(value.partition("=")[::2] for value in option_values(options, "env"))}
+        environ = {**os.environ, **dict(value.partition("=")[::2] for value in map(str, option_values(options, "env")))}
         if sys.version_info >= (3, 15) and environ.get(GREENLET_TREE) != "0":
             yield f"on Python 3.15 uWSGI with gevent crashes at its start: add env = {GREENLET_TREE}=0."
         if not options.keys() & {"gevent-early-monkey-patch", "gevent-monkey-patch"} and not _is_patched():
