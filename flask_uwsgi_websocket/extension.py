@@ -270,12 +270,12 @@ class WebSocket(Registrar):
         self.run(app, debug, host or "localhost", 5000 if port is None else port, **options)
 
     def _tell_of_no_app(self, app: Flask, **extra: Any) -> None:
-        """Say that routes are missing, when any app serves its first request: nobody can ask for them but by a 404."""
+        """Say that no app has these routes, when any app serves its first request: clients only get a 404."""
         request_started.disconnect(self._tell_of_no_app)
         app.logger.warning(
-            "The WebSocket routes %s are on no app: call init_app() of the %s that declares them.",
-            ", ".join(map(repr, self.view_functions)),
+            "A %s with the handlers %s has no app, so that their URLs are unknown: call its init_app().",
             type(self).__name__,
+            list(self.view_functions),
         )
 
     def _make_view(
