@@ -22,6 +22,8 @@ LOWEST    := 3.10
 .SECONDARY:
 
 run: .venv/ready
+	@[ -f examples/$(EXAMPLE)/app.py ] || { echo "There is no example $(EXAMPLE). These are here:" \
+	    $(patsubst examples/%/app.py,%,$(wildcard examples/*/app.py)); exit 1; }
 	.venv/bin/python examples/$(EXAMPLE)/app.py
 
 lint: .venv/ready

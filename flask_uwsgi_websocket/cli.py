@@ -22,6 +22,7 @@ from .deployment import FILES, configuration
 from .doctor import diagnose, read_ini
 from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .runner import (
+    check_literal,
     debug_requested,
     exec_uwsgi,
     find_uwsgi,
@@ -30,6 +31,7 @@ from .runner import (
     uwsgi_arguments,
     with_defaults,
 )
+from .servers import number_option
 from .state import state_of
 
 #: uWSGI's options that come with a mode.
@@ -79,9 +81,9 @@ def run(
     options: dict[str, Any] = dict.fromkeys(read_arguments(arguments), ())
     options.update(chosen, processes=processes)
     options.update((_COMPANIONS[mode], True) for mode in chosen if mode in _COMPANIONS)
-    app, environment = _locate(info)
-    options = {**with_defaults(options, state_of(current_app).run_options), "env": environment}
     try:
+        app, environment = _locate(info)
+        options = {**with_defaults(options, state_of(current_app).run_options), "env": environment}
         command = uwsgi_arguments(app, binary=find_uwsgi(), host=host, port=port, reload=reload, options=options)
         exec_uwsgi([*command, *arguments], _app(), debug)
     except (AsyncioNotAvailable, UwsgiNotFound, RuntimeError) as error:
@@ -93,11 +95,11 @@ def run(
 @pass_script_info
 def show_config(info: ScriptInfo, /, kind: str) -> None:
     """Print configuration that serves the app from this directory: nginx's, uWSGI's ini file, systemd's unit."""
-    app, environment = _locate(info)
-    if path := os.environ.get("PYTHONPATH"):
-        environment.append("PYTHONPATH=" + os.pathsep.join(map(os.path.abspath, path.split(os.pathsep))))
     mode = next((mode for mode in _COMPANIONS if mode in state_of(current_app).run_options), "threads")
     try:
+        app, environment = _locate(info)
+        if path := os.environ.get("PYTHONPATH"):
+            environment.append("PYTHONPATH=" + os.pathsep.join(map(os.path.abspath, path.split(os.pathsep))))
         options = [*(("env", variable) for variable in environment), *locate_app(app).items()]
         host = (current_app.config["SERVER_NAME"] or "").partition(":")[0]
         click.echo(configuration(kind, mode, options, Path.cwd(), host or None), nl=False)
@@ -114,7 +116,7 @@ def _locate(info: ScriptInfo) -> tuple[Flask | str, list[str]]:
     if info.create_app is not None:  # no variable names the app of a command that a project has made itself
         return _app(), []
     path = info.app_import_path
-    return LOADER, [f"FLASK_APP={path}"] if path else []
+    return LOADER, [check_literal(f"FLASK_APP={path}")] if path else []
 
 
 @contextmanager
@@ -164,7 +166,8 @@ def doctor(config: Path) -> None:
         options = read_ini(config)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    complaints = list(diagnose(options, state.settings(current_app.config), state.engines))
+    descriptors = number_option(options, "max-fd", 0) or None  # else it is the service's, and not this shell's
+    complaints = list(diagnose(options, state.settings(current_app.config), state.engines, descriptors))
     for complaint in complaints:
         click.echo(f"- {complaint}")
     if complaints:

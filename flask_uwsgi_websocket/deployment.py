@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
-from .runner import find_uwsgi
+from .runner import check_literal, find_uwsgi
 
 #: What there is configuration for, and the file with it. That of uWSGI depends on the mode.
 FILES = {"nginx": "nginx-uwsgi.conf", "ini": "{mode}.ini", "systemd": "chat.service"}
@@ -26,18 +26,22 @@ def configuration(kind: str, mode: str, options: Iterable[tuple[str, str]], dire
     :param directory: where the app is loaded, and where the files ``uwsgi.ini`` and ``tls.pem`` are.
     :param host: the host name of the site; an example unless given.
     :raises UwsgiNotFound: when there is no uWSGI.
-    :raises ValueError: when a path would have to be quoted, which is different in each kind of file.
+    :raises ValueError: when a path would have to be quoted, which is different in each kind of file, or the host is no
+        name of one.
+    :raises RuntimeError: when uWSGI would take the value of an option for something else.
     """
     name = re.sub("^[^a-z]+|[^a-z0-9_-]+", "", directory.name.lower()) or "app"
     binary = os.path.abspath(find_uwsgi())
     for path in (str(directory), sys.prefix, binary):
         if not re.fullmatch(r"[\w./@+-]+", path):
             raise ValueError(f"{path!r} has characters that mean something in configuration files: rename it")
+    if host is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", host):
+        raise ValueError(f"SERVER_NAME begins with {host!r}, which is no name of a host for nginx")
     values = {
         "/srv/chat/venv/bin/uwsgi": binary,
         "/srv/chat": str(directory),
         # uWSGI replaces what begins with a percent sign.
-        "module = app:app": "\n".join(f"{key} = {value.replace('%', '%%')}" for key, value in options),
+        "module = app:app": "\n".join(f"{key} = {check_literal(value).replace('%', '%%')}" for key, value in options),
         "virtualenv = /srv/chat/venv\n": f"virtualenv = {sys.prefix}\n" * (sys.prefix != sys.base_prefix),
         "chat.example.com": host or f"{name}.example.com",
         "chat": name,

@@ -5,11 +5,15 @@ It is told when the app is loaded, and by ``flask websocket doctor``.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .servers import number_option, option, uwsgi
+from .limits import descriptors_for, most_by_cores, most_by_descriptors
+from .runner import CLOSE_HEADER, GREENLET_TREE, KEEPALIVE_OPTIONS
+from .servers import number_option, option, option_values, uwsgi
 from .settings import Settings
 
 #: uWSGI's options by their names: a value, or all of them when an option was given several times; True for a flag.
@@ -19,23 +23,34 @@ Options = Mapping[str, Any]
 _HTTP_TIMEOUT = 60
 _MERCY = 60
 
+#: What to add where an engine is missing.
+_REMEDIES = {
+    "gevent": "gevent = 100 and gevent-early-monkey-patch = true",
+    "asyncio": "asyncio = 100",
+    "greenlet": "greenlet = true",
+}
 
-def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> Iterator[str]:
+
+def diagnose(
+    options: Options, settings: Settings, engines: Collection[str], descriptors: int | None = None
+) -> Iterator[str]:
     """Yield a sentence for everything that will hurt.
 
     :param options: those that uWSGI runs with, or will.
     :param settings: the app's.
     :param engines: the options that the extension is made for, such as ``gevent``.
+    :param descriptors: how many files each worker may open, if that is known.
     """
-    for engine in sorted(set(engines) - options.keys()):
-        if engine == "gevent":
-            yield "gevent is missing, which GeventWebSocket is made for: use WebSocket in threads."
-        else:
-            yield f"{engine} is missing: AsyncioWebSocket needs it."
+    if missing := set(engines) - options.keys():
+        remedy = " and ".join(_REMEDIES[engine] for engine in sorted(missing))
+        extension = "GeventWebSocket" if "gevent" in engines else "AsyncioWebSocket"
+        verb = "is" if len(missing) == 1 else "are"
+        yield f"{' and '.join(sorted(missing))} {verb} missing, which {extension} needs: add {remedy}."
     if "https-socket" in options:
         yield (
             "https-socket keeps TLS to itself, so that no WebSocket can be served: use https, or a proxy that ends TLS."
         )
+    yield from _diagnose_http(options)
     yield from _diagnose_router(options, settings)
     if "harakiri" in options:
         yield (
@@ -57,6 +72,28 @@ def diagnose(options: Options, settings: Settings, engines: Collection[str]) -> 
     if "master" not in options:
         yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
     yield from _diagnose_concurrency(options)
+    if descriptors is not None:
+        yield from _diagnose_descriptors(options, settings, descriptors)
+
+
+def _diagnose_http(options: Options) -> Iterator[str]:
+    if "http11-socket" in options and options.keys() & {"gevent", "asyncio"}:
+        yield (
+            "http11-socket answers only the first request of each connection in gevent and asyncio: use http-socket."
+        )
+    headers = [value.lower().replace(" ", "") for value in map(str, option_values(options, "add-header"))]
+    is_http = options.keys() & {"http", "https", "http-socket", "https-socket"}
+    if is_http and "connection:close" not in headers and not options.keys() & KEEPALIVE_OPTIONS:
+        yield (
+            "uWSGI closes a connection after each response and does not tell, so that clients that keep their "
+            f"connections lose requests: add add-header = {CLOSE_HEADER}."
+        )
+    for address in map(str, option_values(options, "http-socket")):
+        if address.rpartition(":")[0] in {"", "0.0.0.0", "[::]"}:
+            yield (
+                f"http-socket = {address} lets a client take as long as it likes for its headers, and each holds a "
+                "core: let it listen on 127.0.0.1, behind a front such as nginx, or where only the front gets."
+            )
 
 
 def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
@@ -76,6 +113,9 @@ def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
 
 def _diagnose_concurrency(options: Options) -> Iterator[str]:
     if "gevent" in options:
+        environ = {**os.environ, **dict(value.partition("=")[::2] for value in map(str, option_values(options, "env")))}
+        if sys.version_info >= (3, 15) and environ.get(GREENLET_TREE) != "0":
+            yield f"on Python 3.15 uWSGI with gevent crashes at its start: add env = {GREENLET_TREE}=0."
         if not options.keys() & {"gevent-early-monkey-patch", "gevent-monkey-patch"} and not _is_patched():
             yield (
                 "gevent-early-monkey-patch is missing: whatever waits in the standard library, such as a database, "
@@ -85,9 +125,24 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
         yield "async without gevent or asyncio: a WebSocket holds up all other requests of its worker. Use gevent."
     elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
         yield "enable-threads is missing: no thread looks after the connections, so there are no pings and deadlines."
-    cores = max(number_option(options, name, 1) for name in ("gevent", "asyncio", "async", "threads"))
-    if cores < 2:
+    if _cores(options) < 2:
         yield "each worker has one core: one WebSocket takes it, and nothing else is served. Use threads or gevent."
+
+
+def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int) -> Iterator[str]:
+    cores = _cores(options)
+    queues = 0 if options.keys() & {"gevent", "asyncio"} else cores
+    room, wanted = most_by_descriptors(descriptors, queues), settings.max_connections or most_by_cores(cores)
+    if room < wanted:
+        yield (
+            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker is to "
+            f"take {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
+            "unit."
+        )
+
+
+def _cores(options: Options) -> int:
+    return max(number_option(options, name, 1) for name in ("gevent", "asyncio", "async", "threads"))
 
 
 def _is_patched() -> bool:

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
-from flask import Blueprint, Flask, request
+from flask import Blueprint, Flask, current_app, request, request_started
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import WebsocketMismatch
 
 from .cli import uwsgi_cli, websocket_cli
@@ -20,11 +21,13 @@ from .doctor import diagnose
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
 from .handshake import UpgradeRequired
 from .lifecycle import Lifecycle
+from .limits import descriptor_limit
 from .middleware import (
     AsyncioWebSocketMiddleware,
     GeventWebSocketMiddleware,
     Views,
     WebSocketMiddleware,
+    admit,
     tell_of_rejection,
 )
 from .process import prepare_process
@@ -111,11 +114,13 @@ class WebSocket(Registrar):
             app.logger.warning("app.config[%r] is no setting: is it %s?", key, similar)
         for register in self._registrations:
             register(app)
+        request_started.disconnect(self._tell_of_no_app)
         state.initialise(self._coroutines, self._settings, self.run_options)
         _tell_what_hurts(state.engines, state.settings(app.config))
         app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
-        app.before_request(_refuse_plain_http)
+        request_started.connect(admit, app)
+        app.before_request(_explain_mismatch)
         app.after_request(tell_of_rejection)
         if debug_requested():
             from werkzeug.debug import DebuggedApplication
@@ -266,6 +271,15 @@ class WebSocket(Registrar):
         """Stand in for ``app.run()``, with its order of parameters."""
         self.run(app, debug, host or "localhost", 5000 if port is None else port, **options)
 
+    def _tell_of_no_app(self, app: Flask, **extra: Any) -> None:
+        """Say that no app has these routes, when any app serves its first request: clients only get a 404."""
+        request_started.disconnect(self._tell_of_no_app)
+        app.logger.warning(
+            "A %s with the handlers %s has no app, so that their URLs are unknown: call its init_app().",
+            type(self).__name__,
+            list(self.view_functions),
+        )
+
     def _make_view(
         self, endpoint: str, handler: Callable[..., Any], options: dict[str, Any]
     ) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -276,6 +290,8 @@ class WebSocket(Registrar):
         return view, options
 
     def _register(self, register: Callable[[Flask], None]) -> None:
+        if not self._apps and not self._registrations:
+            request_started.connect(self._tell_of_no_app)
         for app in list(self._apps):
             register(app)
         self._registrations.append(register)
@@ -337,7 +353,7 @@ class AsyncioWebSocket(WebSocket):
 def _tell_what_hurts(engines: Collection[str], settings: Settings) -> None:
     """Warn of uWSGI's options, once: where the first worker loads the app, or the process from which all are forked."""
     if uwsgi is not None and uwsgi.worker_id() <= 1:
-        for complaint in diagnose(uwsgi.opt, settings, engines):
+        for complaint in diagnose(uwsgi.opt, settings, engines, descriptor_limit()):
             logger.warning("uWSGI's options: %s", complaint)
 
 
@@ -386,11 +402,29 @@ class _WebSocketRules:
         self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
-def _refuse_plain_http() -> None:
-    """Refuse a plain HTTP request for a WebSocket's URL: Werkzeug only tells that the two do not match.
+def _explain_mismatch() -> None:
+    """Explain why the URL of a page opens no WebSocket, or that of a WebSocket no page: Werkzeug does not say which.
 
-    Raised before the request, rather than answered by an error handler, it gets to those of the application.
+    Raised before the request, rather than answered by an error handler, a 426 gets to those of the application.
     """
-    mismatch = isinstance(request.routing_exception, WebsocketMismatch)
-    if mismatch and "websocket" not in request.headers.get("Upgrade", "").lower():
-        raise UpgradeRequired
+    mismatch = request.routing_exception
+    if isinstance(mismatch, WebsocketMismatch):
+        if "websocket" not in request.headers.get("Upgrade", "").lower():
+            raise UpgradeRequired
+        _explain_page(mismatch)
+
+
+def _explain_page(mismatch: WebsocketMismatch) -> None:
+    """Say, once for each rule, that an upgrade request has met a page; in debug mode its answer says so, too."""
+    adapter = current_app.create_url_adapter(request)
+    try:
+        rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
+    except HTTPException:  # a page for another method, or elsewhere
+        return
+    state = state_of(current_app)
+    explanation = f"{rule} is a page: did you mean @websocket.route?"
+    if str(rule) not in state.told_of_pages:
+        state.told_of_pages.add(str(rule))
+        current_app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
+    if current_app.debug:
+        mismatch.description = explanation

@@ -42,12 +42,14 @@ class UpgradeRequired(HTTPException):
     code = 426
     description = "This URL speaks WebSocket, version 13, and nothing else."
 
-    def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
+    def get_headers(self, environ: WSGIEnvironment | None = None, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
         """Add what RFC 9110 and RFC 6455 ask of a 426."""
+        # Some clients read the first Connection only, and uWSGI adds its own as the last.
+        is_closed = environ is not None and "uwsgi.version" in environ
         return [
-            *super().get_headers(*args, **kwargs),
+            *super().get_headers(environ, *args, **kwargs),
             ("Upgrade", "websocket"),
-            ("Connection", "Upgrade"),
+            ("Connection", "Upgrade, close" if is_closed else "Upgrade"),
             ("Sec-WebSocket-Version", "13"),
         ]
 
@@ -169,8 +171,8 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *,
     except ValueError:
         pass
     raise Forbidden(
-        "Pages of this origin may not connect: WEBSOCKET_ALLOWED_ORIGINS lists those that may. "
-        "Behind a proxy, ProxyFix makes the application's own host known."
+        f"Pages of {origin!r} may not connect: WEBSOCKET_ALLOWED_ORIGINS lists those of another origin that may. "
+        "Behind a proxy, ProxyFix makes the application's own origin known."
     )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import re
+import resource
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from math import inf
+from time import monotonic
 
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
@@ -19,6 +25,13 @@ RETRY_AFTER = 10
 
 #: The default of a rate of frames, for each message: browsers and libraries send long ones in pieces of some KiB.
 FRAMES_PER_MESSAGE = 64
+
+#: Seconds between two lines of the log which say that this process may open no more files.
+SILENCE = 60.0
+
+#: Descriptors that are not for WebSockets: the server's own, and those of pages, files and databases. And one in
+#: sixteen of those that a process may open.
+RESERVED_DESCRIPTORS = 32
 
 #: A rate that is never reached, and finite: infinity times no time at all is not a number.
 _UNLIMITED = 1e300
@@ -98,10 +111,14 @@ class Meter:
         return tuple(map(min, credit, self._most))
 
 
+logger = logging.getLogger(__package__)
+
+
 class Admissions:
     """The connections of this worker, counted by their addresses, from any thread."""
 
     def __init__(self) -> None:
+        self._told_of_descriptors = False  # the worst of a race is a second line
         self._lock = allocate_lock()
         self._open: Counter[str | None] = Counter()
         self._total = 0  # of a worker with thousands of addresses, too dear to be summed up for each handshake
@@ -111,13 +128,14 @@ class Admissions:
         """Count a connection while the block runs.
 
         :param address: where it comes from, as far as the application knows; None if it does not.
-        :param most: the connections of the worker, or None for as many as leave the server something for HTTP.
+        :param most: the connections of the worker, or None for as many as leave the server something for HTTP. There
+            are never more than its descriptors are enough for.
         :param most_per_address: the connections of one address, or None for any number.
         :raises ServiceUnavailable: when the worker has no room for it (503).
         :raises TooManyRequests: when its address has too many already (429).
         """
         network = _network(address)
-        room = _most_connections() if most is None else most
+        room = self._room(most)
         with self._lock:
             if self._total >= room:
                 raise ServiceUnavailable(
@@ -140,13 +158,54 @@ class Admissions:
                 if not self._open[network]:
                     del self._open[network]
 
+    def _room(self, most: int | None) -> float:
+        """Return for how many connections this process has room: each takes a core of its server, and descriptors."""
+        cores, descriptors = _cores(), descriptor_limit()
+        by_cores = inf if cores is None else most_by_cores(cores)
+        wanted = by_cores if most is None else most
+        by_descriptors = most_by_descriptors(descriptors, _queues())
+        if self._total >= by_descriptors < wanted and not self._told_of_descriptors:
+            self._told_of_descriptors = True
+            logger.warning(
+                "WebSockets are refused with 503: this process may open %d files, which is enough for %d of them. "
+                "Raise the limit: ulimit -n, or LimitNOFILE in systemd's unit. This is not said again.",
+                descriptors,
+                by_descriptors,
+            )
+        return min(wanted, by_descriptors)
+
+
+@contextmanager
+def opening_files() -> Iterator[None]:
+    """Refuse a connection for which this process may open no more files, and say so from time to time.
+
+    :raises ServiceUnavailable: in place of the error.
+    """
+    global _told_at
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        if monotonic() - _told_at >= SILENCE:
+            _told_at = monotonic()  # the worst of a race is a second line
+            logger.error("WebSockets are refused with 503: this process may open no more files (%s)", error.strerror)
+        raise ServiceUnavailable("This server has too many open files.", retry_after=RETRY_AFTER) from None
+
+
+_told_at = -SILENCE
 
 #: Those of this worker.
 admissions = Admissions()
 
+#: What some proxies write into X-Forwarded-For: an address with the port of the client, ``1.2.3.4:5`` or ``[::1]:5``.
+_address_with_port = re.compile(r"\[([^\]]*)\](?::\d+)?|([\d.]+):\d+").fullmatch
+
 
 def _network(address: str | None) -> str | None:
     """Return what counts as one address: of IPv6, a /64, which one customer has to himself."""
+    if match := _address_with_port(address or ""):
+        address = match[1] or match[2]
     try:
         ip = ip_address(address or "")
     except ValueError:
@@ -156,12 +215,6 @@ def _network(address: str | None) -> str | None:
             return str(IPv6Address(int(ip) >> 64 << 64))
         ip = ip.ipv4_mapped
     return str(ip)
-
-
-def _most_connections() -> float:
-    """Return for how many connections this process has room: an open one occupies one of its server's cores."""
-    cores = _cores()
-    return inf if cores is None else max(1, cores - reserved_cores(cores))
 
 
 def _cores() -> int | None:
@@ -175,6 +228,37 @@ def _cores() -> int | None:
         return None
     cores = worker.cfg.threads if hasattr(worker, "tpool") else worker.cfg.worker_connections  # of gevent
     return cores
+
+
+def _queues() -> int:
+    """Return how many descriptors the cores of uWSGI take by themselves: each thread waits with one of its own."""
+    return uwsgi.cores if uwsgi is not None and uwsgi.loop not in {b"gevent", b"asyncio"} else 0
+
+
+def most_by_cores(cores: int) -> int:
+    """Return for how many connections a worker with so many cores has room: each occupies one."""
+    return max(1, cores - reserved_cores(cores))
+
+
+def most_by_descriptors(limit: int, queues: int) -> int:
+    """Return for how many connections a process has room that may open so many files.
+
+    Each takes two descriptors, the server's and its duplicate.
+
+    :param queues: how many descriptors the cores of uWSGI take by themselves.
+    """
+    return max(1, (limit - limit // 16 - RESERVED_DESCRIPTORS - queues) // 2)
+
+
+def descriptors_for(connections: int, queues: int) -> int:
+    """Return how many files a process has to be allowed to open for so many connections."""
+    return -(-(2 * connections + RESERVED_DESCRIPTORS + queues) * 16 // 15)
+
+
+def descriptor_limit() -> int:
+    """Return how many files this process may have open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def reserved_cores(cores: int) -> int:

@@ -8,6 +8,7 @@ handshake and runs the handler; what it returns at last is the 101 response, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, current_app, request
@@ -18,15 +19,27 @@ from .client import GeventWebSocketClient, WebSocketClient
 from .handshake import is_upgrade, negotiate_handshake
 from .keepalive import keepalive_of
 from .lifecycle import ENVIRON_KEY, forget_session
-from .limits import admissions
+from .limits import admissions, opening_files
 from .process import watch_process
 from .servers import find_server
 from .settings import NAMES, Settings
-from .state import State, state_of
+from .state import Route, State, state_of
 from .worker import handle_signals_in_gevent
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+#: Where the middleware leaves what ends with the request: its place among the connections, once it is counted.
+_STACK_KEY = "flask_uwsgi_websocket.stack"
+
+#: Of so many origins the log says that their pages were refused; more of them are an attack.
+ORIGINS_TOLD = 20
+
+#: Of longer ones it does not: no browser sends them. A host has at most 253 characters.
+_LONGEST_ORIGIN = 300
+
+#: The attribute of a view with the settings of its route.
+_SETTINGS_ATTRIBUTE = "websocket_settings"
 
 
 class WebSocketMiddleware:
@@ -51,6 +64,9 @@ class WebSocketMiddleware:
                 # router, which drops what the client of another one sends: for that one it stays an error.
                 environ["HTTP_UPGRADE"] = "websocket"
             environ[ENVIRON_KEY] = self.client(environ)
+            with ExitStack() as stack:
+                environ[_STACK_KEY] = stack
+                return self.wsgi_app(environ, start_response)
         return self.wsgi_app(environ, start_response)
 
 
@@ -114,9 +130,9 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
                 f"the WebSocket route {request.path} was reached past the middleware: leave the extension's middleware "
                 "in app.wsgi_app"
             )
-        assert request.endpoint is not None
-        route = state.route(request.endpoint, request.blueprints, app.config, options)
+        route = _route(app, options)
         settings = route.settings
+        _admit(settings)
         try:
             handshake = negotiate_handshake(
                 request.environ,
@@ -127,40 +143,78 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
                 compression=settings.compression,
             )
         except Forbidden:
-            _tell_of_origin(app, state)
+            _tell_of_origin(app, state, request.environ["HTTP_ORIGIN"])
             raise
-        with admissions.admit(request.remote_addr, settings.max_connections, settings.max_connections_per_ip):
+        with opening_files():
             server = find_server(request.environ)
             loop = client.make_loop()
             handle_signals_in_gevent()
             watch_process()
-            keepalive = keepalive_of(loop)
-            keepalive.add(client, loop)
-            try:
+        keepalive = keepalive_of(loop)
+        try:
+            with opening_files():
+                keepalive.add(client, loop)
                 client.attach(app, server, loop, route, handshake)
-                response = client.serve(handler, kwargs)
-            finally:
-                keepalive.remove(client)
+            response = client.serve(handler, kwargs)
+        finally:
+            keepalive.remove(client)
         if response is not None:
             return response
         forget_session(app)
         return app.response_class(status=101)
 
+    setattr(view, _SETTINGS_ATTRIBUTE, options)
     # Flask names the endpoint after the view, and debuggers show it.
     for name in ("__name__", "__doc__", "__module__"):
         setattr(view, name, getattr(handler, name, None) or getattr(view, name))  # a partial has no name
     return view
 
 
-def _tell_of_origin(app: Flask, state: State) -> None:
-    """Say once that a page of another origin was refused, as a browser hides from whoever develops why it was."""
-    if not state.told_of_origin:
-        state.told_of_origin = True
-        app.logger.warning(
-            "A page of another origin may not open the WebSocket %r, and got 403. WEBSOCKET_ALLOWED_ORIGINS lists "
-            "those that may; behind a proxy, ProxyFix tells the app its own. This is not said again.",
-            str(request.url_rule),
+def admit(app: Flask, **extra: Any) -> None:
+    """Count a request among the connections before anything of the application's sees it; for ``request_started``.
+
+    What runs before the handler, such as a ``before_request`` function that asks a database, occupies a core, too.
+
+    :raises ServiceUnavailable: when the worker has no room for it (503).
+    :raises TooManyRequests: when its address has too many already (429).
+    """
+    if _STACK_KEY in request.environ and (rule := request.url_rule) is not None and rule.websocket:
+        options = getattr(app.view_functions.get(rule.endpoint), _SETTINGS_ATTRIBUTE, None)
+        if options is not None:  # else the application has put another view around it, which calls it sooner or later
+            _admit(_route(app, options).settings)
+
+
+def _admit(settings: Settings) -> None:
+    """Count the request among the connections until it ends, unless it is already."""
+    stack: ExitStack | None = request.environ.pop(_STACK_KEY, None)
+    if stack is not None:
+        stack.enter_context(
+            admissions.admit(request.remote_addr, settings.max_connections, settings.max_connections_per_ip)
         )
+
+
+def _route(app: Flask, options: Mapping[str, Any]) -> Route:
+    """Return the route of the request.
+
+    :param options: its settings.
+    """
+    assert request.endpoint is not None
+    return state_of(app).route(request.endpoint, request.blueprints, app.config, options)
+
+
+def _tell_of_origin(app: Flask, state: State, origin: str) -> None:
+    """Say once that pages of an origin are refused, as a browser hides from whoever develops why they were."""
+    if origin in state.told_of_origins or len(state.told_of_origins) >= ORIGINS_TOLD or len(origin) > _LONGEST_ORIGIN:
+        return
+    state.told_of_origins.add(origin)
+    app.logger.warning(
+        "The WebSocket %r answers a page of another origin with 403: page %r, app %r. If the page is yours, add "
+        "WEBSOCKET_ALLOWED_ORIGINS = [%r]; if it is the app's own, behind a proxy, ProxyFix tells the app its origin.",
+        str(request.url_rule),
+        origin,  # quoted: it is the peer's, and could forge a line
+        f"{request.scheme}://{request.host}"[:_LONGEST_ORIGIN],
+        origin,
+    )
 
 
 def tell_of_rejection(response: Response) -> Response:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import errno
 import glob
 import importlib.util
 import inspect
 import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +22,8 @@ import click
 from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .servers import uwsgi
 from .startup import describe
+from .state import state_of
+from .worker import BLOCK_VARIABLE
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,9 +40,22 @@ LISTEN_OPTIONS = frozenset({"http", "httprouter", "https", "https2", "socket"}).
     for protocol in ("fastcgi", "http", "http11", "https", "puwsgi", "raw", "scgi", "ssl", "suwsgi", "uwsgi")
 )
 
+#: uWSGI closes a connection after each response, which clients of HTTP/1.1 have to be told: they would send their next
+#: request into it.
+CLOSE_HEADER = "Connection: close"
+
+#: uWSGI options with which it does not close them.
+KEEPALIVE_OPTIONS = frozenset({"http-keepalive", "http11-socket"})
+
+#: The variable that turns off what gevent notes of greenlets for its debugging. On Python 3.15 uWSGI crashes with it,
+#: at its start, whatever it is to serve.
+GREENLET_TREE = "GEVENT_TRACK_GREENLET_TREE"
+
 #: In the order in which uWSGI needs them.
 _PLUGIN_OPTIONS = ("plugin-dir", "plugins-dir", "plugin", "plugins", "need-plugin", "need-plugins")
 _MAIN_GUARDS = frozenset({"__name__ == '__main__'", "'__main__' == __name__"})
+#: What uWSGI replaces in the value of any option, and what would end its line in a file.
+_find_special = re.compile(r"[$%@]\(|[\r\n]").search
 _VIRTUALENV_OPTIONS = frozenset({"home", "pyhome", "venv", "virtualenv"})
 
 
@@ -119,13 +137,30 @@ def uwsgi_arguments(
         # Better to end with the traceback than to answer every request with 500.
         defaults["need-app"] = True
     if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
-        defaults["virtualenv"] = sys.prefix
+        defaults["virtualenv"] = check_literal(sys.prefix)
 
     arguments = {**defaults, **chosen}
+    if not any(_is_on(chosen.get(name)) for name in KEEPALIVE_OPTIONS):
+        arguments["add-header"] = [*_values(chosen.get("add-header")), CLOSE_HEADER]
     # uWSGI knows the options of a plugin only after it has loaded it.
     plugins = {name: arguments.pop(name) for name in _PLUGIN_OPTIONS if name in arguments}
     # uWSGI puts each pythonpath before the last: the user's wins over the application's own directory.
-    return [binary, *_spell(plugins), *_spell(locate_app(app)), *_spell(arguments)]
+    location = {name: check_literal(value) for name, value in locate_app(app).items()}
+    return [binary, *_spell(plugins), *_spell(location), *_spell(arguments)]
+
+
+def check_literal(value: str) -> str:
+    """Return *value*, which is to be an option's as it is.
+
+    :raises RuntimeError: when uWSGI would take it for something else: ``$(``, ``%(`` and ``@(`` begin what it replaces
+        by variables of the environment, by options and by files, and nothing quotes them.
+    """
+    if match := _find_special(value):
+        raise RuntimeError(
+            f"uWSGI cannot be told {value!r} as it is: {match[0]!r} means something in its options. Choose other "
+            "names, or bind the application to a variable of a module."
+        )
+    return value
 
 
 def run_uwsgi(
@@ -178,26 +213,59 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
     :param app: the application, if it is here already.
     :param debug: run the application in debug mode.
     :raises AsyncioNotAvailable: the asyncio engine is asked for, and this uWSGI has none.
+    :raises SystemExit: a port is in use.
     """
-    _check_engine(arguments)
-    if sys.stdout.isatty():
-        click.echo(describe(arguments, read_arguments(arguments), app, debug))
-    else:
+    options = read_arguments(arguments)
+    _check_engine(arguments[0], options)
+    _check_ports(options)
+    environ = dict(os.environ)
+    if not sys.stdout.isatty():
         click.echo(f"Running: {shlex.join(arguments)}")
-    # Flask's own variable is for what a factory does before there is an extension.
-    environ = {**os.environ, "FLASK_DEBUG": "true", "FLASK_UWSGI_DEBUG": "true"} if debug else os.environ
+    elif app is not None and state_of(app).coroutines is not None:  # its worker will say so, when it is loaded
+        environ[BLOCK_VARIABLE] = describe(arguments, options, app, debug)
+    else:
+        click.echo(describe(arguments, options, app, debug))
+    if debug:
+        # Flask's own variable is for what a factory does before there is an extension.
+        environ.update(FLASK_DEBUG="true", FLASK_UWSGI_DEBUG="true")
+    if sys.version_info >= (3, 15) and "gevent" in options:
+        environ.setdefault(GREENLET_TREE, "0")
     os.execvpe(arguments[0], arguments, environ)
 
 
-def _check_engine(arguments: list[str]) -> None:
+def _check_ports(options: Mapping[str, list[Any]]) -> None:
+    """Check that the ports to listen on are free: uWSGI itself would end in a line about ``bind()``.
+
+    :raises SystemExit: when one is not; with a sentence, as Flask's own server does.
+    """
+    for name in ("http", "http-socket", "https"):
+        for address in map(str, options.get(name, ()) if "reuse-port" not in options else ()):
+            host, _, port = address.partition(",")[0].rpartition(":")
+            if port.isdecimal() and _is_in_use(host.strip("[]"), int(port)):
+                raise SystemExit(
+                    f"Port {port} is in use by another program. Stop that one, or choose another port: port= of "
+                    "app.run(), --port of flask uwsgi run."
+                )
+
+
+def _is_in_use(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uWSGI does
+        try:
+            sock.bind((host, port))
+        except OSError as error:  # what else it is, uWSGI will say
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _check_engine(binary: str, options: Mapping[str, object]) -> None:
     """Check that uWSGI has an asyncio engine where one is needed: itself, it would say "unrecognized option"."""
-    options = read_arguments(arguments)
     if "asyncio" not in options or options.keys() & set(_PLUGIN_OPTIONS):  # a plugin may bring it
         return
-    known = subprocess.run([arguments[0], "--help"], capture_output=True, text=True, check=False).stdout.split()
+    known = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False).stdout.split()
     if not {"--asyncio", "--greenlet"} <= set(known):
         raise AsyncioNotAvailable(
-            f"{arguments[0]} was compiled without the plugins asyncio and greenlet, which the asyncio mode needs: "
+            f"{binary} was compiled without the plugins asyncio and greenlet, which the asyncio mode needs: "
             "docs/modes.md has the commands that compile it with them. To develop, 'flask run' will do."
         )
 
@@ -338,9 +406,13 @@ def _is_on(value: object) -> bool:
     return value is not None and value is not False
 
 
+def _values(value: object) -> list[object]:
+    """Return what an option puts on the command line, once for each time."""
+    return [item for item in (value if isinstance(value, list | tuple) else [value]) if _is_on(item)]
+
+
 def _spell(options: Mapping[str, object]) -> Iterator[str]:
     """Yield options as arguments, with ``=``: getopt takes an optional value in no other form."""
     for name, value in options.items():
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if _is_on(item):
-                yield f"--{name}" if item is True else f"--{name}={item}"
+        for item in _values(value):
+            yield f"--{name}" if item is True else f"--{name}={item}"

@@ -33,11 +33,17 @@ if not hasattr(uwsgi, "connection_fd"):
     uwsgi = None
 
 
+def option_values(options: Mapping[str, Any], name: str) -> list[Any]:
+    """Return all values of one of uWSGI's options, in their order."""
+    value = options.get(name, [])
+    return [
+        each.decode() if isinstance(each, bytes) else each for each in (value if isinstance(value, list) else [value])
+    ]
+
+
 def option(options: Mapping[str, Any], name: str) -> Any:
     """Return the value of one of uWSGI's options, the last one if it was given several times; None if it was not."""
-    value = options.get(name)
-    value = value[-1] if isinstance(value, list) else value
-    return value.decode() if isinstance(value, bytes) else value
+    return next(reversed(option_values(options, name)), None)
 
 
 def number_option(options: Mapping[str, Any], name: str, default: int) -> int:
@@ -58,6 +64,7 @@ class Server(Protocol):
         It may be blocking or not: use ``MSG_DONTWAIT``.
 
         :raises BadRequest: when the client has sent data that the duplicate would not give.
+        :raises OSError: when this process may open no more files.
         """
 
     def release(self) -> None:
@@ -85,6 +92,7 @@ class UwsgiServer:
     def open(self) -> RawSocket:
         """Duplicate ``uwsgi.connection_fd()``."""
         _null_device()
+        _silent_socket()
         sock = RawSocket(fileno=os.dup(self._fd))
         sock.settimeout(0)  # whatever socket.setdefaulttimeout() says
         if _has_data(sock) or self._has_read_data(sock):

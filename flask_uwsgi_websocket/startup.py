@@ -1,4 +1,4 @@
-"""What a terminal is told when uWSGI starts: where the application is, how it is served, its WebSocket routes."""
+"""What a terminal is told when uWSGI starts: how the application is served, its WebSocket routes, where it is."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def describe(arguments: Sequence[str], options: Mapping[str, Any], app: Flask | 
     address = find_address(options)
     lines = [f" * Serving {'the application' if app is None else repr(app.name)} in uWSGI"]
     for title, texts in {
-        "Address": _describe_address(address),
         "Mode": [_describe_mode(options)],
         "Workers": [str(_workers(options))],
         "WebSockets": _describe_routes(app, address),
         "Debug": [_describe_debug(options, debug)],
         "Command": [shlex.join(arguments)],
+        "Address": _describe_address(address),
     }.items():
         for text in texts:
             lines.append(f"   {title:<12}{text}")

@@ -30,6 +30,8 @@ from functools import cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
 
+import click
+
 from .keepalive import connections, refuse_connections
 from .loops import Loop, ThreadLoop, current_asyncio_loop, current_blocking_loop, run
 from .servers import number_option, uwsgi
@@ -37,6 +39,9 @@ from .shutdown import INTERVAL, Shutdown
 
 if TYPE_CHECKING:
     from types import FrameType
+
+#: The variable with what the terminal is to be told once the application is loaded: uWSGI's own lines come before.
+BLOCK_VARIABLE = "WEBSOCKET_START_BLOCK"
 
 #: Seconds between two looks whether uWSGI wants a worker to end that gets no signal.
 CHECK_INTERVAL = 1.0
@@ -58,6 +63,8 @@ def prepare_workers() -> None:
     """Prepare every worker, after its fork. Called when an app is initialised."""
     if uwsgi is None:
         return
+    global _block
+    _block = os.environ.pop(BLOCK_VARIABLE, _block)
     hook = getattr(uwsgi, "post_fork_hook", None)
     if getattr(hook, "func", None) is _after_fork:
         return
@@ -101,10 +108,21 @@ def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
         for hook in hooks:
             hook()
     finally:
+        if is_worker:
+            _show_block()
         if is_worker and uwsgi.loop == b"gevent":
             from gevent import spawn
 
             spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
+
+
+_block = ""  # what BLOCK_VARIABLE had
+
+
+def _show_block() -> None:
+    """Tell the terminal what has started, once: in the first worker, when it is that for the first time."""
+    if _block and uwsgi.worker_id() == 1 and uwsgi.workers()[0]["respawn_count"] == 0:
+        click.echo(_block)
 
 
 def _prepare_worker() -> None:

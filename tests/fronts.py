@@ -308,6 +308,11 @@ class Machine:
 
     # Clients
 
+    def open(self, *, is_secure: bool) -> socket.socket:
+        """Open a connection to the front."""
+        sock = socket.create_connection((self.host, 443 if is_secure else 80), DEADLINE)
+        return self._tls.wrap_socket(sock, server_hostname=NAME) if is_secure else sock
+
     def token(self) -> str:
         """Return what tells one connection from the others."""
         return next(self._tokens)
@@ -335,9 +340,7 @@ class Machine:
     def get(self, path: str, *, is_secure: bool = False, **headers: str) -> http.client.HTTPResponse:
         """Request a page through the front, and return the response, which has been read."""
         connection = http.client.HTTPConnection(NAME, timeout=DEADLINE)
-        connection.sock = socket.create_connection((self.host, 443 if is_secure else 80), DEADLINE)
-        if is_secure:
-            connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=NAME)
+        connection.sock = self.open(is_secure=is_secure)
         try:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()

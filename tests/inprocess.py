@@ -532,7 +532,7 @@ class Site:
         mode.start()
 
     def _on_log(self, record: logging.LogRecord) -> None:
-        deliberate = ("not patched", "A page of another origin")
+        deliberate = ("not patched", "a page of another origin", "did you mean @websocket.route")
         if not any(text in record.getMessage() for text in deliberate):
             self.log.append(record)
 

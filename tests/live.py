@@ -158,7 +158,7 @@ class Server:
         return [
             str(UWSGI),
             *("--master", "--die-on-term") * master,
-            *("--need-app", "--enable-threads", "--sharedarea", "1"),
+            *("--need-app", "--enable-threads", "--sharedarea", "1", "--add-header", "Connection: close"),
             *("--virtualenv", sys.prefix) * (sys.prefix != sys.base_prefix),
             *(item for path in PATHS for item in ("--pythonpath", path)),
             *("--module", f"{module}:app"),
@@ -491,6 +491,30 @@ class Network(NamedTuple):
     def link(self, state: str) -> None:
         """Plug its cable in ("up") or out ("down"): nobody is told, packets are just lost."""
         subprocess.run(self.command("ip", "link", "set", f"{self.name}c", state), check=True)
+
+
+def request_in_a_row(connect: Callable[[], socket.socket], *paths: str) -> list[int]:
+    """Request *paths* as a client does that keeps its connection as long as it may, and return the statuses.
+
+    It sends the next request at once, without a look whether the server has ended TCP.
+
+    :param connect: opens a connection.
+    :raises OSError: when a request is lost: a server has ended a connection that it has not said to end.
+    """
+
+    class Client(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = connect()
+
+    client = Client("localhost", timeout=DEADLINE)
+    statuses = []
+    for path in paths:
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+    client.close()
+    return statuses
 
 
 def token_of(client: Any) -> str:

@@ -156,6 +156,29 @@ def handler(rule, **options):
     return decorator
 
 
+# A request that comes when no more files can be opened
+
+
+@app.before_request
+def use_up_descriptors():
+    if request.path == "/starve":
+        g.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, g.limits[1]))
+
+
+@app.teardown_request
+def give_back_descriptors(error):
+    if "limits" in g:
+        resource.setrlimit(resource.RLIMIT_NOFILE, g.limits)
+
+
+@handler("/starve")
+async def starve(ws):
+    await ws.send("there is a descriptor yet")
+
+
 # Echoes, the way that applications write them
 
 

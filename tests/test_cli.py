@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import pty
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -22,7 +25,7 @@ from flask import Flask
 from flask.cli import NoAppException, ScriptInfo
 from projects import DEADLINE, change, environment, run, serving, write
 
-from flask_uwsgi_websocket import AsyncioWebSocket, GeventWebSocket, WebSocket, cli
+from flask_uwsgi_websocket import AsyncioWebSocket, GeventWebSocket, WebSocket, cli, runner
 from flask_uwsgi_websocket.cli import LOADER, uwsgi_cli
 from flask_uwsgi_websocket.runner import read_arguments
 from flask_uwsgi_websocket.startup import describe
@@ -126,7 +129,7 @@ def test_what_is_after_the_dashes_goes_to_uwsgi_and_wins(project: Path, port: in
         assert not options & {"http", "threads", "python-autoreload"}
         log = server.log.read_text()
     assert log.startswith("Running: ")
-    assert log.splitlines()[0].endswith(f" --processes=2 {' '.join(given)}")
+    assert log.splitlines()[0].endswith(f" --processes=2 '--add-header=Connection: close' {' '.join(given)}")
     assert "--gevent=" not in log.splitlines()[0]
     assert f"spawned uWSGI master process (pid: {server.process.pid})" in log
 
@@ -193,25 +196,45 @@ COMMANDS = {
 @pytest.mark.live
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_terminal_is_told_in_one_block_what_starts(command: str, project: Path, port: int) -> None:
-    write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
+    die = "app.add_url_rule('/die', 'die', lambda: os.kill(os.getpid(), 9))"
+    write(project, {"app.py": f"{SCRIPT}\n{die}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
     arguments = COMMANDS[command]
     with terminal(project, *arguments, *[str(port)] * (arguments[-1] == "--port"), PORT=port) as lines:
-        block = [next(lines) for _ in range(7)]
-        assert block[:6] == [
-            " * Serving 'app' in uWSGI",
-            f"   Address     http://localhost:{port}",
+        while (line := next(lines)) != " * Serving 'app' in uWSGI":
+            assert not line.startswith("   Command")
+        block = [next(lines) for _ in range(6)]
+        assert block[:4] == [
             "   Mode        gevent, 100 greenlets per worker",
             "   Workers     1",
             f"   WebSockets  ws://localhost:{port}/echo",
             "   Debug       off",
         ]
-        assert block[6].startswith(f"   Command     {Path(sys.executable).parent}/uwsgi ")
-        assert f"--http=localhost:{port}" in block[6]
+        assert block[4].startswith(f"   Command     {Path(sys.executable).parent}/uwsgi ")
+        assert f"--http=localhost:{port}" in block[4]
+        assert block[5] == f"   Address     http://localhost:{port}"
         while "spawned uWSGI http" not in next(lines):
             pass
+        with pytest.raises(http.client.HTTPException):  # a worker that starts again says nothing
+            urllib.request.urlopen(f"http://localhost:{port}/die", timeout=DEADLINE)
         with websockets.sync.client.connect(f"ws://localhost:{port}/echo") as client:
             client.send("hello")
             assert client.recv() == "hello"
+        while "GET /echo" not in (line := next(lines)):
+            assert "Serving" not in line
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_port_that_is_in_use_is_told_in_a_sentence(command: str, project: Path) -> None:
+    write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
+    arguments = COMMANDS[command]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run(project, *arguments, *[str(port)] * (arguments[-1] == "--port"), PORT=port)
+    said = (
+        f"Port {port} is in use by another program. Stop that one, or choose another port: port= of app.run(), --port"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"{said} of flask uwsgi run.\n")
 
 
 # The command line
@@ -222,7 +245,7 @@ GeventWebSocket(greenlets)
 AsyncioWebSocket(tasks)
 
 #: What is the same for all.
-USUAL = {"--master", "--enable-threads", "--die-on-term", "--http-websockets"}
+USUAL = {"--master", "--enable-threads", "--die-on-term", "--http-websockets", "--add-header=Connection: close"}
 
 
 class Executed(BaseException):
@@ -252,6 +275,7 @@ def uwsgi_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str],
         }
 
     monkeypatch.setattr(os, "execvpe", execute)
+    monkeypatch.setattr(runner, "_is_in_use", lambda host, port: False)  # whatever runs on this machine
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # no virtual environment
     for name in DEBUGGING:
@@ -320,6 +344,21 @@ def test_the_environment_can_ask_for_debugging(
     assert uwsgi_run("threaded")[1] == DEBUGGING
 
 
+@pytest.mark.parametrize("version", [(3, 14), (3, 15)])
+def test_on_python_3_15_gevent_is_kept_from_crashing(
+    version: tuple[int, int], uwsgi_run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environs = []
+    execute = os.execvpe
+    monkeypatch.setattr(os, "execvpe", lambda *args: environs.append(args[2]) or execute(*args))
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.delenv("GEVENT_TRACK_GREENLET_TREE", raising=False)
+    for app in ("greenlets", "threaded"):
+        uwsgi_run(app)
+    trees = [environ.get("GEVENT_TRACK_GREENLET_TREE") for environ in environs]
+    assert trees == ["0" if version == (3, 15) else None, None]
+
+
 def test_two_modes_are_an_error() -> None:
     result = threaded.test_cli_runner().invoke(args=["uwsgi", "run", "--gevent", "9", "--threads", "2"])
     assert result.exit_code == 2
@@ -368,7 +407,7 @@ def test_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatc
     lines = config("ini").splitlines()
     assert {f"chdir = {forum}", "gevent = 1000", "socket = /run/forum/uwsgi.sock", f"module = {LOADER}"} <= {*lines}
     environment = [line for line in lines if line.startswith("env =")]
-    assert environment == [f"env = FLASK_APP={__name__}:greenlets", f"env = PYTHONPATH={forum}/src:/lib"]
+    assert environment[:2] == [f"env = FLASK_APP={__name__}:greenlets", f"env = PYTHONPATH={forum}/src:/lib"]
     assert "asyncio = 1000" in config("ini", "tasks")
     assert "threads = 100" in config("ini", "threaded")
     assert f"--ini {forum}/uwsgi.ini\n" in config("systemd")
@@ -384,6 +423,30 @@ def test_the_doctor_finds_nothing_in_what_is_printed(app: str, forum: Path) -> N
     assert (result.exit_code, result.output) == (0, "Nothing in uwsgi.ini hurts.\n")
 
 
+@pytest.mark.parametrize(
+    ("variable", "text"), [("PYTHONPATH", "a\nexec-asap = touch /x"), ("PYTHONPATH", "$(HOME)"), ("PYTHONPATH", "@(a)")]
+)
+def test_a_variable_that_uwsgi_would_take_for_something_else_is_refused(
+    variable: str, text: str, forum: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert "means something in its options" in config("ini")
+
+
+@pytest.mark.parametrize("name", ["example.org;", "a b", "a{", "[::1]", "a\nb"])
+def test_a_server_name_that_is_no_host_is_refused(name: str, forum: Path) -> None:
+    assert "which is no name of a host for nginx" in config("nginx", SERVER_NAME=name)
+
+
+@pytest.mark.parametrize("command", [["run"], ["config", "ini"]])
+@pytest.mark.parametrize("argument", ["$(HOME)", "%(socket)", "@(/etc/passwd)"])
+def test_an_app_whose_name_uwsgi_would_change_is_refused(argument: str, command: list[str], project: Path) -> None:
+    write(project, {"web.py": f"{FACTORY}"})
+    result = run(project, "-m", "flask", "--app", f"web:create_app('{argument}')", "uwsgi", *command)
+    assert result.returncode == 1
+    assert f"Error: uWSGI cannot be told \"FLASK_APP=web:create_app('{argument}')\" as it is" in result.stderr
+
+
 def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (forum / "a b").mkdir()
     monkeypatch.chdir(forum / "a b")
@@ -397,10 +460,11 @@ def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, mon
 
 def block(app: Flask | None, *arguments: str, debug: bool = False) -> list[str]:
     """Return the lines of the block, less those that are the same for all."""
-    first, *lines, last = describe(["uwsgi", *arguments], read_arguments(arguments), app, debug).splitlines()
+    first, *lines = describe(["uwsgi", *arguments], read_arguments(arguments), app, debug).splitlines()
     assert first.endswith(" in uWSGI")
-    assert last == f"   Command     {shlex.join(['uwsgi', *arguments])}"
-    return [line.strip() for line in lines]
+    lines.remove(f"   Command     {shlex.join(['uwsgi', *arguments])}")
+    assert lines[-1].startswith("   Address  ")
+    return [line.strip() for line in (lines[-1], *lines[:-1])]
 
 
 @pytest.mark.parametrize(

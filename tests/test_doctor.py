@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from flask_uwsgi_websocket.doctor import diagnose, read_ini
 from flask_uwsgi_websocket.settings import Settings
 
 #: With these nothing hurts.
-GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, "http-socket": b":5000"}
-THREADS = {"threads": b"16", "master": True, "http-socket": b":5000"}
+HTTP = {"http-socket": b"127.0.0.1:5000", "add-header": b"Connection: close"}
+TREE = {"env": [b"A=1", b"GEVENT_TRACK_GREENLET_TREE=0"]}
+GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, **HTTP, **TREE}
+THREADS = {"threads": b"16", "master": True, **HTTP}
 ASYNCIO = {"asyncio": b"100", "greenlet": True, "master": True, "socket": b"/run/app.sock"}
 
 
@@ -27,7 +30,15 @@ RELOADING = {**GEVENT, "python-autoreload": b"1", "worker-reload-mercy": b"3"}
 
 @pytest.mark.parametrize(
     ("options", "engines"),
-    [(GEVENT, {"gevent"}), (GEVENT, ()), (THREADS, ()), (ASYNCIO, {"asyncio", "greenlet"}), (RELOADING, ())],
+    [
+        (GEVENT, {"gevent"}),
+        (GEVENT, ()),
+        (THREADS, ()),
+        (ASYNCIO, {"asyncio", "greenlet"}),
+        (RELOADING, ()),
+        ({**THREADS, "http": b":80", "http-websockets": True, "http-keepalive": True, "add-header": []}, ()),
+        ({**THREADS, "http11-socket": b":80", "add-header": [b"X: 1", b"connection:Close"]}, ()),
+    ],
 )
 def test_good_options_are_passed_over(options: dict[str, Any], engines: set[str]) -> None:
     assert list(diagnose(options, Settings(), engines)) == []
@@ -43,6 +54,12 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         ({**GEVENT, "harakiri": b"30"}, {}, "harakiri = 30 kills a worker"),
         ({**GEVENT, "max-requests": [b"10", b"1000"]}, {}, "max-requests = 1000 ends a worker and closes all"),
         ({**GEVENT, "https-socket": b":443,a,b"}, {}, "https-socket keeps TLS to itself"),
+        ({**GEVENT, "http-socket": [b"127.0.0.1:80", b":8000"]}, {}, "http-socket = :8000 lets a client take as long"),
+        ({**GEVENT, "http-socket": b"0.0.0.0:80"}, {}, "http-socket = 0.0.0.0:80 lets a client take as long"),
+        ({**GEVENT, "http11-socket": b":80"}, {}, "http11-socket answers only the first request of each"),
+        ({**ASYNCIO, "http11-socket": b":80"}, {}, "http11-socket answers only the first request of each"),
+        ({**GEVENT, "add-header": b"X: Connection: close"}, {}, "requests: add add-header = Connection: close."),
+        ({**THREADS, "http": b":80", "http-websockets": True, "add-header": []}, {}, "requests: add add-header ="),
         ({**GEVENT, "http": b":80"}, {}, "http-websockets is missing"),
         ({**GEVENT, "https": b":443,a,b"}, {}, "http-websockets is missing"),
         (
@@ -68,6 +85,51 @@ def test_each_thing_that_hurts_has_its_sentence(
     assert complaint in said
 
 
+@pytest.mark.parametrize(
+    ("options", "descriptors", "complaint"),
+    [
+        (
+            {**GEVENT, "gevent": b"1000"},
+            1024,
+            "enough for 464 WebSockets, and each worker is to take 980: allow 2125",
+        ),
+        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker is to take 36: allow 154"),
+        ({**GEVENT, "gevent": b"1000"}, 2125, None),
+        ({**THREADS, "threads": b"40"}, 154, None),
+        ({**THREADS, "threads": b"40"}, sys.maxsize, None),
+    ],
+)
+def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_their_sentence(
+    options: dict[str, Any], descriptors: int, complaint: str | None
+) -> None:
+    said = list(diagnose(options, Settings(), (), descriptors))
+    assert [complaint in each for each in said if complaint] == [True] * (complaint is not None)
+    assert complaint or said == []
+    assert list(diagnose(options, Settings(max_connections=10), (), descriptors)) == []
+    (said,) = diagnose(options, Settings(max_connections=1000), (), min(descriptors, 2000))
+    assert "each worker is to take 1000: allow" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "is_told"),
+    [
+        ({"env": []}, "", True),
+        ({"env": [b"A=1"]}, "1", True),
+        ({"env": []}, "0", False),
+        (TREE, "", False),
+    ],
+)
+def test_what_crashes_gevent_on_python_3_15_has_its_sentence(
+    options: dict[str, Any], variable: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEVENT_TRACK_GREENLET_TREE", variable)
+    said = "on Python 3.15 uWSGI with gevent crashes at its start: add env = GEVENT_TRACK_GREENLET_TREE=0."
+    for version, expected in ((3, 15), [said] * is_told), ((3, 14), []):
+        monkeypatch.setattr(sys, "version_info", version)
+        assert list(diagnose({**GEVENT, **options}, Settings(), ())) == expected
+    assert list(diagnose(THREADS, Settings(), ())) == []
+
+
 def test_numbers_are_read_as_uwsgi_does() -> None:
     options = {**GEVENT, "gevent": b"100 greenlets", "http": b":80", "http-websockets": True, "http-timeout": b"20s"}
     (said,) = diagnose(options, Settings(), ())
@@ -80,9 +142,18 @@ def test_numbers_are_read_as_uwsgi_does() -> None:
         (
             THREADS,
             {"gevent"},
-            "gevent is missing, which GeventWebSocket is made for: use WebSocket in threads.",
+            "gevent is missing, which GeventWebSocket needs: add gevent = 100 and gevent-early-monkey-patch = true.",
         ),
-        (without(ASYNCIO, "greenlet"), {"asyncio", "greenlet"}, "greenlet is missing: AsyncioWebSocket needs it."),
+        (
+            without(ASYNCIO, "greenlet"),
+            {"asyncio", "greenlet"},
+            "greenlet is missing, which AsyncioWebSocket needs: add greenlet = true.",
+        ),
+        (
+            THREADS,
+            {"asyncio", "greenlet"},
+            "asyncio and greenlet are missing, which AsyncioWebSocket needs: add asyncio = 100 and greenlet = true.",
+        ),
     ],
 )
 def test_a_mode_that_does_not_fit_the_extension_has_its_sentence(
@@ -118,15 +189,21 @@ def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
     ini = tmp_path / "uwsgi.ini"
     ini.write_text(
         "[other]\nharakiri = 1\n[uwsgi]\n; a comment\nmaster = true\ngevent = 100\nharakiri = 30\nlazy = false\n"
+        "env = GEVENT_TRACK_GREENLET_TREE=0\n"
     )
     options = read_ini(ini)
-    assert options == {"master": [True], "gevent": ["100"], "harakiri": ["30"]}
+    assert options == {"master": [True], "gevent": ["100"], "harakiri": ["30"], "env": ["GEVENT_TRACK_GREENLET_TREE=0"]}
     status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
     assert status == 1
     assert [line[:12] for line in said.splitlines()] == ["- harakiri =", "- gevent-ear"]
 
-    ini.write_text("[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\n")
+    ini.write_text(
+        "[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\nenv = GEVENT_TRACK_GREENLET_TREE=0\n"
+    )
     assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} hurts.\n")
+    ini.write_text(f"{ini.read_text()}max-fd = 128\n")
+    status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
+    assert (status, "may open 128 files" in said) == (1, True)
     status, said = run(app_with(GeventWebSocket, WEBSOCKET_SHUTDOWN_TIMEOUT=100), "doctor", str(ini))
     assert status == 1
     assert "reload-mercy = 60 leaves handlers" in said

@@ -175,6 +175,22 @@ def test_a_subclass_may_bring_its_own_client(blocking: Site) -> None:
 # Routes
 
 
+def test_routes_that_no_app_was_given_are_told_at_the_first_request_of_any_app(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Flask(__name__)
+    given, forgotten = WebSocket(), WebSocket()
+    for websocket in (given, forgotten):
+        websocket.add_url_rule("/echo", "echo", lambda ws: None)
+    given.init_app(app)
+    for _ in range(2):
+        assert app.test_client().get("/forgotten").status_code == 404
+    (record,) = caplog.records
+    said = "A WebSocket with the handlers ['echo'] has no app, so that their URLs are unknown: call its init_app()."
+    assert record.getMessage() == said
+    forgotten.init_app(Flask(__name__))
+
+
 def test_a_rule_needs_its_handler() -> None:
     with pytest.raises(TypeError, match="a WebSocket rule needs its handler"):
         WebSocket().add_url_rule("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ from wire import CLOSE, KEY, PING, PONG, TEXT, close_body, frame
 
 from flask_uwsgi_websocket import Compression, WebSocket
 from flask_uwsgi_websocket.handshake import accept_key, check_origin, parse_extensions, parse_origin
+from flask_uwsgi_websocket.middleware import ORIGINS_TOLD
 
 
 @pytest.fixture
@@ -149,6 +151,22 @@ def test_426_says_what_would_be_right(site: Site, request_: dict[str, Any]) -> N
 def test_a_plain_request_for_a_page_is_answered(site: Site) -> None:
     response = site.refusal("/page", upgrade=None, connection=None)
     assert (response.status, response.body) == (200, b"a page")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_upgrade_to_a_page_is_explained_by_the_log_once_and_in_debug_mode_by_its_body(
+    site: Site, debug: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.app.debug = debug
+    site.app.add_url_rule("/post/<name>", "post", lambda name: name, methods=["POST"])
+    for _ in range(2):
+        response = site.refusal("/page")
+        assert response.status == 400
+        assert ("/page is a page: did you mean @websocket.route?" in response.body.decode()) == debug
+    assert site.refusal("/post/x").status in {400, 405}
+    (record,) = caplog.records
+    said = "An upgrade request for a WebSocket got 400: /page is a page: did you mean @websocket.route?"
+    assert (record.levelname, record.getMessage()) == ("WARNING", said)
 
 
 def test_an_upgrade_to_an_unknown_url_is_the_applications_404(site: Site) -> None:
@@ -471,15 +489,42 @@ def test_the_setting_says_who_may_connect(site: Site) -> None:
     assert site.refusal(origin="http://localhost").status == 403
 
 
-def test_that_a_page_of_another_origin_was_refused_is_said_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(2):
-        assert site.refusal("/?token=x", origin="http://elsewhere.example").status == 403
+if "TRUSTED_HOSTS" in Flask.default_config:  # since Flask 3.1
+
+    def test_a_page_whose_name_leads_here_may_connect_unless_the_hosts_are_listed(site: Site) -> None:
+        rebound = {"host": "evil.example:5000", "origin": "http://evil.example:5000"}
+        handshake(site, **rebound)
+        site.app.config["TRUSTED_HOSTS"] = ["localhost", ".example.org"]
+        assert site.refusal(**rebound).status == 400
+        handshake(site, host="chat.example.org", origin="http://chat.example.org")
+
+
+def test_the_log_says_once_for_each_origin_that_its_pages_were_refused_and_what_to_add(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    for origin in ["http://localhost:3000", "http://localhost:3001", "http://localhost:3000"]:
+        response = site.refusal("/?token=x", origin=origin, host="localhost:5000")
+        assert response.status == 403
+        assert f"Pages of {origin!r} may not connect" in html.unescape(response.body.decode())
     handshake(site, origin="http://localhost")
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.getMessage().startswith(
-        "A page of another origin may not open the WebSocket '/', and got 403. WEBSOCKET_ALLOWED_ORIGINS lists those"
+    first, second = caplog.records
+    assert first.levelname == "WARNING"
+    assert first.getMessage().startswith(
+        "The WebSocket '/' answers a page of another origin with 403: page 'http://localhost:3000', app "
+        "'http://localhost:5000'. If the page is yours, add WEBSOCKET_ALLOWED_ORIGINS = ['http://localhost:3000'];"
     )
+    assert "'http://localhost:3001'" in second.getMessage()
+
+
+def test_a_client_that_makes_up_origins_fills_no_log_and_forges_no_line(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert site.refusal(origin="http://" + "x" * 3000).status == 403
+    assert site.refusal(origin="forged\x85line").status == 403
+    for port in range(2 * ORIGINS_TOLD):
+        assert site.refusal(origin=f"http://localhost:{port + 1}").status == 403
+    assert len(caplog.records) == ORIGINS_TOLD
+    assert "page 'forged\\x85line', app" in caplog.records[0].getMessage()
 
 
 # Servers

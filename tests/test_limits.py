@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
+from flask import Flask
 from inprocess import DEADLINE, Site
 from websockets.exceptions import ConnectionClosed
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, TEXT, close_body, frame
 
-from flask_uwsgi_websocket import RateLimit
-from flask_uwsgi_websocket.limits import Admissions, Meter, reserved_cores
+from flask_uwsgi_websocket import RateLimit, WebSocket, limits
+from flask_uwsgi_websocket.limits import Admissions, Meter, admissions, most_by_descriptors, reserved_cores
 from flask_uwsgi_websocket.settings import Settings
 
 # Connections
@@ -102,6 +105,12 @@ def test_a_route_may_be_limited_further(site: Site) -> None:
         ("192.0.2.1", "::ffff:192.0.2.1", True),
         ("2001:db8::1", "2001:db8::ffff:2", True),
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("192.0.2.1:5678", "192.0.2.1:5679", True),
+        ("192.0.2.1:5678", "192.0.2.1", True),
+        ("192.0.2.1:5678", "192.0.2.2:5678", False),
+        ("[2001:db8::1]:5678", "2001:db8::2", True),
+        ("[2001:db8::1]", "[2001:db8:0:1::1]:1", False),
+        ("[::ffff:192.0.2.1]:1", "192.0.2.1:2", True),
         ("unknown", "unknown", True),
     ],
 )
@@ -114,6 +123,115 @@ def test_an_address_of_ipv6_is_a_network_of_64_bits(one: str, other: str, are_on
         else:
             with admissions.admit(other, None, 1):
                 pass
+
+
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+@pytest.mark.parametrize(("limit", "refused"), [("MAX_CONNECTIONS", 503), ("MAX_CONNECTIONS_PER_IP", 429)])
+@pytest.mark.parametrize("end", ["answer", "raise", "raise in teardown"])
+def test_a_request_is_counted_from_its_beginning_to_its_end_however_it_ends(limit: str, refused: int, end: str) -> None:
+    app = Flask(__name__)
+    app.config[f"WEBSOCKET_{limit}"] = 1
+    statuses = []
+
+    def request_upgrade() -> int:
+        with suppress(RuntimeError):
+            return app.test_client().get("/", headers=UPGRADE).status_code
+        return 500
+
+    @app.before_request
+    def look_up() -> Any:
+        if len(statuses) % 2 == 0:
+            statuses.append(request_upgrade())
+        if end == "raise":
+            raise RuntimeError
+        return "no", 403
+
+    @app.teardown_request
+    def tear_down(error: BaseException | None) -> None:
+        if end == "raise in teardown":
+            raise RuntimeError
+
+    WebSocket(app).add_url_rule("/", "handler", lambda ws: None)
+    for _ in range(2):
+        statuses.append(request_upgrade())
+    ended = 403 if end == "answer" else 500
+    if end == "raise in teardown":
+        refused = 500  # all that a client sees, but look_up() was not called
+    assert statuses == [refused, ended] * 2
+
+
+def test_pages_and_upgrades_of_pages_are_not_counted() -> None:
+    app = Flask(__name__)
+    app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
+    WebSocket(app).add_url_rule("/", "handler", lambda ws: None)
+    app.add_url_rule("/outer", "outer", lambda: str(app.test_client().get("/", headers=UPGRADE).status_code))
+    assert app.test_client().get("/outer").text == "500"  # not 503: the test client has no socket for the handler
+
+
+def test_a_view_that_is_put_around_that_of_a_route_is_limited_as_the_route_is() -> None:
+    app = Flask(__name__)
+    WebSocket(app).add_url_rule("/", "handler", lambda ws: None, max_connections=1)
+    view = app.view_functions["handler"]
+
+    def around(**values: Any) -> Any:
+        with admissions.admit(None, None, None):
+            return view(**values)
+
+    app.view_functions["handler"] = around
+    assert app.test_client().get("/", headers=UPGRADE).status_code == 503
+
+
+def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_the_log_has_one_line(
+    blocking: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_told_at", -limits.SILENCE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hold(blocking, max_connections=10)
+    is_starving = False
+
+    @blocking.app.before_request
+    def use_up() -> None:
+        if is_starving:
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+
+    @blocking.app.teardown_request
+    def give_back(error: BaseException | None) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    blocking.upgrade()  # what the first connection needs is there from now on
+    is_starving = True
+    for _ in range(3):
+        assert refusal(blocking) == (503, "10")
+    said = blocking.logged().getMessage()
+    assert said == "WebSockets are refused with 503: this process may open no more files (Too many open files)"
+
+
+@pytest.mark.parametrize(
+    ("limit", "queues", "most"), [(64, 0, 14), (64, 12, 8), (64, 100, 1), (1024, 0, 464), (8192, 0, 3824)]
+)
+def test_each_connection_takes_two_descriptors_and_some_are_for_other_files(limit: int, queues: int, most: int) -> None:
+    assert most_by_descriptors(limit, queues) == most
+
+
+def test_no_setting_makes_more_room_than_there_are_descriptors_for() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    admissions = Admissions()
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+        for _ in range(most_by_descriptors(40, 0)):
+            stack.enter_context(admissions.admit(None, 100, None))
+        with pytest.raises(ServiceUnavailable):
+            stack.enter_context(admissions.admit(None, 100, None))
 
 
 @pytest.mark.parametrize("address", [None, ""])

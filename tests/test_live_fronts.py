@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fronts import ALL, DEPLOY, FRONTS, MODES, NAME, Client, Machine, make_certificate, missing_tools, running
-from live import DEADLINE, TESTS, serving, wait_until
+from live import DEADLINE, TESTS, request_in_a_row, serving, wait_until
 from live import MODES as SERVER_MODES
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -171,6 +171,23 @@ def test_a_handshake_may_have_large_cookies(site: Site) -> None:
     with site.connect("/echo", additional_headers={"Cookie": "session=" + "x" * 4096}) as client:
         client.send("hello")
         assert client.receive() == "hello"
+
+
+def test_clients_that_keep_their_connections_lose_no_request(site: Site) -> None:
+    answers = {"/": 200, "/nowhere": 404, "/echo": 426}
+    statuses = request_in_a_row(lambda: site.machine.open(is_secure=site.is_secure), *list(answers) * 5)
+    assert statuses == list(answers.values()) * 5
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_clients_that_never_end_their_headers_take_no_core(front: str, sites: dict[tuple[str, str], Site]) -> None:
+    site = sites[front, "threads"]
+    cores = int(re.findall(r"(?m)^threads = (\d+)", (DEPLOY / "threads.ini").read_text())[0])
+    with ExitStack() as stack:
+        for _ in range(cores + 10):
+            sock = stack.enter_context(site.machine.open(is_secure=site.is_secure))
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: " + NAME.encode() + b"\r\nX: ")
+        assert site.machine.get("/", is_secure=site.is_secure).status == 200
 
 
 def test_a_plain_request_is_sent_to_the_https_router(sites: dict[tuple[str, str], Site]) -> None:

@@ -68,6 +68,25 @@ def test_clients_that_leave_before_their_handshake_make_room_for_others(
         check_room(server, most)
 
 
+#: The cores in each mode, and how many connections 64 descriptors are enough for: threads have one of their own each.
+FEW = {"threads": (["--threads", "12"], 8), "gevent": (["--gevent", "40"], 14), "asyncio": (["--asyncio", "40"], 14)}
+
+
+@pytest.mark.parametrize(("mode", "options", "most"), [(mode, *FEW[mode]) for mode in FEW])
+def test_a_worker_with_few_descriptors_takes_fewer_connections_and_says_so_once(
+    tmp_path: Path, mode: str, options: Sequence[str], most: int
+) -> None:
+    with serving(tmp_path, MODES[mode], "http-socket", options=[*options, "--max-fd", "64"]) as server:
+        check_room(server, most)
+        assert max(server.open_files().values()) < 64
+        for _ in range(2):
+            response = server.handshake("/starve")
+            assert (response.status, response.headers["Retry-After"]) == (503, "10")
+        log = server.log
+        assert log.count("this process may open 64 files, which is enough for") == 2  # the doctor has said so, too
+        assert log.count("this process may open no more files") == 1
+
+
 def test_descriptors_beyond_1024_are_served(tmp_path: Path) -> None:
     count = 700  # a connection takes two
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

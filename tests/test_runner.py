@@ -236,7 +236,25 @@ def test_the_arguments_serve_http_with_websockets_under_a_master() -> None:
         "--http=localhost:5000",
         "--http-websockets",
         "--need-app",
+        "--add-header=Connection: close",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "headers"),
+    [
+        ({"add_header": "X: 1"}, ["X: 1", "Connection: close"]),
+        ({"add_header": ["X: 1", "Y: 2"]}, ["X: 1", "Y: 2", "Connection: close"]),
+        ({"add_header": None, "http_keepalive": False}, ["Connection: close"]),
+        ({"http_keepalive": 30}, []),
+        ({"http11_socket": ":80", "add_header": "X: 1"}, ["X: 1"]),
+    ],
+)
+def test_clients_are_told_that_uwsgi_closes_connections_unless_it_keeps_them(
+    options: Mapping[str, object], headers: list[str]
+) -> None:
+    added = [argument for argument in arguments(options) if argument.startswith("--add-header")]
+    assert added == [f"--add-header={header}" for header in headers]
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
@@ -283,6 +301,13 @@ def test_a_reload_comes_soon_after_a_change() -> None:
     assert "--python-autoreload=1" in result
     assert "--worker-reload-mercy=3" in result
     assert "--worker-reload-mercy=9" in arguments({"worker_reload_mercy": 9}, reload=True)
+
+
+@pytest.mark.parametrize("app", ["web:create_app('$(HOME)')", "%(x):app", "web:@(x)", "web:app\n"])
+def test_a_name_that_uwsgi_would_change_is_refused(app: str) -> None:
+    with pytest.raises(RuntimeError, match=r"as it is: .* means something in its options"):
+        arguments({}, app=app)
+    assert "--env=A=$(HOME)" in arguments({"env": "A=$(HOME)"})  # what is for uWSGI itself
 
 
 def test_plugins_are_loaded_before_the_options_that_need_them() -> None:
