@@ -20,6 +20,7 @@ from werkzeug.routing import Map
 
 from .deployment import FILES, configuration
 from .doctor import diagnose, read_ini
+from .engine import FALLBACK
 from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .runner import (
     debug_requested,
@@ -164,6 +165,8 @@ def doctor(config: Path) -> None:
         options = read_ini(config)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    if FALLBACK:
+        click.echo(f"The engine is {FALLBACK}.")
     complaints = list(diagnose(options, state.settings(current_app.config), state.engines))
     for complaint in complaints:
         click.echo(f"- {complaint}")

@@ -70,6 +70,15 @@ def find_uwsgi(uwsgi_binary: str | None = None) -> str:
     return found
 
 
+def _is_script(binary: str) -> bool:
+    """Return whether a uWSGI binary is a Python script, as that of pyuwsgi is."""
+    try:
+        with open(binary, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
+
+
 def debug_requested() -> bool:
     """Return whether ``FLASK_UWSGI_DEBUG`` asks for debugging: it is set, and not ``0``, ``false`` or ``no``."""
     return os.environ.get("FLASK_UWSGI_DEBUG", "").lower() not in {"", "0", "false", "no"}
@@ -118,6 +127,9 @@ def uwsgi_arguments(
     else:
         # Better to end with the traceback than to answer every request with 500.
         defaults["need-app"] = True
+    if _is_script(binary):
+        # To reload, uWSGI runs the interpreter that the system says it is: without pyuwsgi, as it has no environment.
+        defaults["binary-path"] = sys.executable
     if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
         defaults["virtualenv"] = sys.prefix
 
