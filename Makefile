@@ -105,12 +105,12 @@ LAST     := $(lastword $(HERE))
 BORROWED := $(if $(filter-out $(HERE),$(NEWEST)),$(shell .ci/testing --check && echo $(NEWEST)))
 MISSING  := $(filter-out $(HERE) $(BORROWED),$(SUPPORTED))
 LIVE     := $(sort $(firstword $(HERE)) $(if $(BORROWED),,$(LAST)))
-PURE     := $(firstword $(filter-out $(DEFAULT),$(HERE)))
 
 # Not on 3.11, where a traced process may hang: a thread with greenlets ends, greenlet's callback for that runs traced
 # code, another thread ends meanwhile, and the interpreter tries for ever to run that callback, too, in the midst of the
 # first.
 COVERED  := $(firstword $(filter 3.12 3.13,$(HERE)))
+PURE     := $(firstword $(filter-out $(DEFAULT) $(COVERED),$(firstword $(HERE)) $(LAST)))
 
 ifneq (,$(MISSING))
 $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test it),\
