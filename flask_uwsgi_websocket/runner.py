@@ -70,11 +70,11 @@ def find_uwsgi(uwsgi_binary: str | None = None) -> str:
     return found
 
 
-def _is_script(binary: str) -> bool:
-    """Return whether a uWSGI binary is a Python script, as that of pyuwsgi is."""
+def _is_pyuwsgi(binary: str) -> bool:
+    """Return whether a uWSGI binary is the script of pyuwsgi, which is uWSGI as a Python extension."""
     try:
         with open(binary, "rb") as file:
-            return file.read(2) == b"#!"
+            return b"from pyuwsgi import" in file.read(8192)
     except OSError:
         return False
 
@@ -127,8 +127,8 @@ def uwsgi_arguments(
     else:
         # Better to end with the traceback than to answer every request with 500.
         defaults["need-app"] = True
-    if _is_script(binary):
-        # To reload, uWSGI runs the interpreter that the system says it is: without pyuwsgi, as it has no environment.
+    if _is_pyuwsgi(binary):
+        # To reload, uWSGI would run the Python behind the virtual environment, which has no pyuwsgi.
         defaults["binary-path"] = sys.executable
     if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
         defaults["virtualenv"] = sys.prefix
