@@ -11,7 +11,7 @@
 #
 # The virtual environments are made on demand: .venv of $(PYTHON) for all ordinary work, .venvs/3.N of the other
 # interpreters, .venvs/lowest with the lowest supported versions. Each has its own uWSGI, compiled with the loop
-# engines gevent, asyncio and greenlet.
+# engines gevent, asyncio and greenlet. .venvs/testing-3.N is Debian testing: see .ci/testing.
 
 PYTHON    ?= python3
 EXAMPLE   ?= blueprints
