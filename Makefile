@@ -1,9 +1,9 @@
 # make run    serve an example at http://localhost:5000 (make run EXAMPLE=...: another directory of examples/)
-# make test   lint, then the tests on every supported CPython that this machine has
+# make test   lint, then the tests on every supported CPython that this machine has; what they need is installed
 # make lint   ruff and mypy
 # make docs   build the documentation into build/docs, where any warning is an error
 # make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
-# make wheel  build a wheel of this package, with its compiled extension, for this machine's Linux
+# make wheel  build what goes to PyPI into dist: the source, and a wheel with its extension for this machine's Linux
 # make soak   every fault at once for half an hour: is the server unharmed and flat? (make soak SOAK="--mode threads")
 # make fuzz   fuzz the engine, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
 # make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -11,15 +11,16 @@
 #
 # The virtual environments are made on demand: .venv of $(PYTHON) for all ordinary work, .venvs/3.N of the other
 # interpreters, .venvs/lowest with the lowest supported versions. Each has its own uWSGI, compiled with the loop
-# engines gevent, asyncio and greenlet.
+# engines gevent, asyncio and greenlet. .venvs/testing-3.N is Debian testing: see .ci/testing.
 
 PYTHON    ?= python3
 EXAMPLE   ?= blueprints
-SUPPORTED := 3.10 3.11 3.12 3.13
+SUPPORTED := 3.10 3.11 3.12 3.13 3.14
 LOWEST    := 3.10
 
-.PHONY: run test tests lint docs bench soak fuzz wheel sanitize clean toolchain test-default
+.PHONY: run test tests lint docs bench soak fuzz wheel sanitize clean toolchain examples
 .SECONDARY:
+.SECONDEXPANSION:
 
 run: .venv/ready
 	@[ -f examples/$(EXAMPLE)/app.py ] || { echo "There is no example $(EXAMPLE). These are here:" \
@@ -48,10 +49,11 @@ fuzz: .venv/atheris
 	@.venv/bin/pip install -qq atheris
 	@touch $@
 
-# Afresh, as setuptools would also pack what an earlier build has left; and not without the extension.
+# The wheel is built from what the source has, and not without the extension.
 wheel: .venv/ready
-	@rm -rf build/lib* build/bdist* dist/*.whl
-	.venv/bin/pip wheel -q --no-deps --wheel-dir dist .
+	@rm -rf dist
+	.venv/bin/python -m build >build/wheel.log || { cat build/wheel.log; exit 1; }
+	.venv/bin/twine check --strict dist/*
 	@.venv/bin/python -m zipfile -l dist/*.whl | grep "_speedups.*\.so"
 
 # Python's own allocator would hide from AddressSanitizer where an object ends, and Python leaks at exit by design.
@@ -72,8 +74,8 @@ clean:
 
 
 # Tests: what needs no server on every interpreter, on one of them with its coverage; what is live on the oldest and the
-# newest that are here. One of these two runs everything on the pure-Python engine; the examples and the pages, with
-# their browser, the commands, and the servers in front of uWSGI and in its place run on the newest alone.
+# newest. One of these runs everything on the pure-Python engine; the examples and the pages, with their browser, the
+# commands, and the servers in front of uWSGI and in its place run on the newest alone.
 
 # Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
 HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
@@ -83,22 +85,34 @@ COVERED_LIVE = tests/test_live_shutdown.py tests/test_live_stats.py
 
 # Live tests wait most of their time: three parts of them run beside each other.
 SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
-LIVE_ONCE = $(patsubst %,tests/test_%.py,cli docs examples example_blueprints live_fronts live_servers)
+LIVE_ONCE = $(patsubst %,tests/test_%.py,cli docs examples example_blueprints live_fronts live_servers package)
+
+NEWEST := $(lastword $(SUPPORTED))
+
+# Tests wait more than they compute, so there are some parts at a time.
+test:
+	@.ci/install $(PYTHON) $(NEWEST)
+	@rm -rf build/tests && mkdir -p build/tests && touch build/tests/start
+	@echo "Testing takes about a quarter of an hour: each part prints a line when it is done"
+	@$(MAKE) --no-print-directory --jobs=5 --output-sync=line tests
+	@.ci/sum
 
 find-python = $(shell .ci/find-python $(1))
 
-ifneq (,$(filter test tests,$(MAKECMDGOALS)))
-DEFAULT := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-OTHERS  := $(foreach v,$(filter-out $(DEFAULT),$(SUPPORTED)),$(if $(call find-python,$v),$v))
-MISSING := $(filter-out $(DEFAULT) $(OTHERS),$(SUPPORTED))
-PRESENT := $(sort $(DEFAULT) $(OTHERS))
-ENDS    := $(firstword $(PRESENT)) $(lastword $(PRESENT))
-NEWEST  := $(lastword $(PRESENT))
-PURE    := $(firstword $(filter-out $(DEFAULT),$(ENDS)))
+ifneq (,$(filter tests,$(MAKECMDGOALS)))
+DEFAULT  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+HERE     := $(sort $(DEFAULT) $(foreach v,$(SUPPORTED),$(if $(call find-python,$v),$v)))
+LAST     := $(lastword $(HERE))
+# The newest is in Debian testing, if it is not here.
+BORROWED := $(if $(filter-out $(HERE),$(NEWEST)),$(shell .ci/testing --check && echo $(NEWEST)))
+MISSING  := $(filter-out $(HERE) $(BORROWED),$(SUPPORTED))
+LIVE     := $(sort $(firstword $(HERE)) $(if $(BORROWED),,$(LAST)))
 
-# On 3.11 a traced process may hang: a thread with greenlets ends, greenlet's callback for that runs traced code, another
-# thread ends meanwhile, and the interpreter tries for ever to run that callback, too, in the midst of the first.
-COVERED := $(firstword $(filter 3.12 3.13,$(PRESENT)) $(DEFAULT))
+# Not on 3.11, where a traced process may hang: a thread with greenlets ends, greenlet's callback for that runs traced
+# code, another thread ends meanwhile, and the interpreter tries for ever to run that callback, too, in the midst of the
+# first.
+COVERED  := $(firstword $(filter 3.12 3.13,$(HERE)))
+PURE     := $(firstword $(filter-out $(DEFAULT) $(COVERED),$(firstword $(HERE)) $(LAST)))
 
 ifneq (,$(MISSING))
 $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test it),\
@@ -106,58 +120,54 @@ $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test i
 endif
 endif
 
-LOWEST_IF_PRESENT := $(if $(filter $(LOWEST),$(PRESENT)),lowest)
-NAMES := default $(OTHERS) $(LOWEST_IF_PRESENT)
-
-# Tests wait more than they compute, so there are some at a time.
-test: lint
-	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target tests
+LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
 
 # What takes longest comes first.
-LIVE  := $(filter-out $(DEFAULT),$(ENDS))
-TESTS := $(NAMES:%=test-%)
-LONGEST := $(if $(filter $(DEFAULT),$(COVERED)),test-default,test-$(COVERED))
-tests: $(LONGEST) $(LIVE:%=live-others-%) $(patsubst %,live-once-%,$(filter $(NEWEST),$(LIVE))) \
-    $(LIVE:%=live-some-%) $(filter-out $(LONGEST),$(TESTS)) docs
+tests: lint $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LIVE:%=live-others-%) $(LAST:%=live-once-%) \
+    $(LIVE:%=live-some-%) $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
+    $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) examples docs
 
-test-default: .venv/ready
-	$(call test-in-process,.venv,$(DEFAULT))
-	.venv/bin/python -m pytest -q $(HEAVY)
-	cd examples/blueprints && ../../.venv/bin/python -m pytest -q
-	$(if $(filter $(DEFAULT),$(ENDS)),.venv/bin/python -m pytest -q -m live)
+# Those of an interpreter, in its virtual environment.
+venv   = $(if $(filter $(DEFAULT),$1),.venv,.venvs/$1)
+pytest = .ci/part $@ $(call venv,$*)/bin/python -m pytest -q --maxfail=20
 
-# $(call test-in-process,VENV,VERSION)
-test-in-process = $(if $(filter $(COVERED),$2),$(call test-covered,$1/bin),$1/bin/python -m pytest $(IN_PROCESS))
-IN_PROCESS = -q -m "not live" $(HEAVY:%=--ignore=%)
+test-%: $$(call venv,%)/ready
+	@$(if $(filter $*,$(COVERED)),$(test-covered),$(pytest) $(IN_PROCESS))
 
-define test-covered
-$1/coverage erase
-$1/coverage run -m pytest $(IN_PROCESS)
-FLASK_UWSGI_WEBSOCKET_PURE=1 $1/coverage run -m pytest -q tests/test_client.py -k threads
-$1/coverage run -m pytest -q -m live $(COVERED_LIVE)
-$1/coverage combine --quiet
-$1/coverage report
-endef
+IN_PROCESS = -m "not live" $(HEAVY:%=--ignore=%)
+
+test-covered = set -e; coverage=$(call venv,$*)/bin/coverage; $$coverage erase; \
+    .ci/part $@ $$coverage run -m pytest -q $(IN_PROCESS); \
+    .ci/part $@ env FLASK_UWSGI_WEBSOCKET_PURE=1 $$coverage run -m pytest -q tests/test_client.py -k threads; \
+    .ci/part $@ $$coverage run -m pytest -q -m live $(COVERED_LIVE); \
+    $$coverage combine --quiet; \
+    .ci/part $@ $$coverage report
+
+heavy-%: $$(call venv,%)/ready
+	@$(pytest) $(HEAVY)
+
+live-some-%: $$(call venv,%)/ready
+	@$(pytest) -m live $(SOME_LIVE)
+
+live-others-%: $$(call venv,%)/ready
+	@$(pytest) -m live $(SOME_LIVE:%=--ignore=%) $(LIVE_ONCE:%=--ignore=%)
+
+live-once-%: $$(call venv,%)/ready
+	@$(pytest) -m live $(LIVE_ONCE)
+
+examples: .venv/ready
+	@cd $@/blueprints && ../../.ci/part $@ ../../.venv/bin/python -m pytest -q
+
+# In Debian testing these are the same goals, with no default beside them.
+borrowed-%:
+	@.ci/testing $* $(MAKE) --no-print-directory PYTHON=python$* test-$* heavy-$* live-some-$* live-others-$*
 
 # They share one interpreter's extension, which must not change under the tests.
-ifneq (,$(LOWEST_IF_PRESENT))
-test-$(LOWEST) test-lowest: .venvs/$(LOWEST)/ready .venvs/lowest/ready
+ifneq (,$(LOWEST_IF_HERE))
+test-$(LOWEST) test-lowest: $$(call venv,$(LOWEST))/ready .venvs/lowest/ready
 endif
 
 test-$(PURE) live-some-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
-
-test-%: .venvs/%/ready
-	$(call test-in-process,.venvs/$*,$*)
-	$(if $(filter $*,$(NEWEST)),.venvs/$*/bin/python -m pytest -q $(HEAVY))
-
-live-some-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE)
-
-live-others-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q -m live $(SOME_LIVE:%=--ignore=%) $(LIVE_ONCE:%=--ignore=%)
-
-live-once-%: .venvs/%/ready
-	.venvs/$*/bin/python -m pytest -q -m live $(LIVE_ONCE)
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
@@ -193,13 +203,6 @@ live-once-%: .venvs/%/ready
 	@$(@D)/bin/pip install -qq --upgrade --no-deps --target $(@D)/legacy Flask-uWSGI-WebSocket==0.6.1
 	@touch $@
 
-# venv, Python.h and a C compiler for the default interpreter.
-has-toolchain = $(PYTHON) -c 'import ensurepip, os, sys, sysconfig; \
-    sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null && command -v gcc >/dev/null
-
 toolchain:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed.")'
-	@$(has-toolchain) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q \
-	    && apt-get install -qy --no-install-recommends python3-venv python3-dev gcc libc6-dev; } || true
-	@$(has-toolchain) || { echo "Please install Python's venv module, its header files and a C compiler (Debian:" \
-	    "python3-venv python3-dev gcc)."; exit 1; }
+	@.ci/install $(PYTHON)

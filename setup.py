@@ -1,8 +1,19 @@
+import re
+from pathlib import Path
+
 from setuptools import Extension, setup
 
-# All metadata is in setup.cfg. Where the extension cannot be built, the pure-Python engine serves.
+FILES = "https://github.com/zeekay/flask-uwsgi-websocket"
+
+# PyPI shows the README, and has none of the files that it links to.
+readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+readme = re.sub(r"(!\[[^]]*\])\((?!https?:)", rf"\1({FILES}/raw/HEAD/", readme)
+readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)
+
+# All other metadata is in setup.cfg. Where the extension cannot be built, the pure-Python engine serves.
 setup(
+    long_description=readme,
     ext_modules=[
         Extension("flask_uwsgi_websocket._speedups", ["flask_uwsgi_websocket/_speedups.pyx"], optional=True),
-    ]
+    ],
 )

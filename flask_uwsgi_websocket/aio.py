@@ -53,9 +53,7 @@ def _parent() -> greenlet | None:
     try:
         from greenlet import getcurrent
     except ImportError:
-        raise AsyncioNotAvailable(
-            "AsyncioWebSocket needs greenlet: pip install Flask-uWSGI-WebSocket[asyncio]"
-        ) from None
+        raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install greenlet") from None
     return getcurrent().parent
 
 

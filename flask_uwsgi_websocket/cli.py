@@ -20,6 +20,7 @@ from werkzeug.routing import Map
 
 from .deployment import FILES, configuration
 from .doctor import diagnose, read_ini
+from .engine import FALLBACK
 from .exceptions import AsyncioNotAvailable, UwsgiNotFound
 from .runner import (
     check_literal,
@@ -166,6 +167,8 @@ def doctor(config: Path) -> None:
         options = read_ini(config)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    if FALLBACK:
+        click.echo(f"The engine is {FALLBACK}.")
     descriptors = number_option(options, "max-fd", 0) or None  # else it is the service's, and not this shell's
     complaints = list(diagnose(options, state.settings(current_app.config), state.engines, descriptors))
     for complaint in complaints:

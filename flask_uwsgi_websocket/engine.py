@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 
+_pure_is_asked_for = os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") == "1"
 try:
-    if os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") == "1":
+    if _pure_is_asked_for:
         raise ImportError("the pure-Python engine is asked for")
     from ._speedups import Channel, apply_mask, frame, take_messages
 except ImportError:
     from .channel import Channel
     from .frames import apply_mask, frame, take_messages
 
-__all__ = ["COMPILED", "Channel", "apply_mask", "frame", "take_messages"]
+__all__ = ["COMPILED", "FALLBACK", "Channel", "apply_mask", "frame", "take_messages"]
 
 #: Whether the compiled engine serves.
 COMPILED = frame.__module__.endswith("._speedups")
+
+#: Why the pure-Python engine serves although nobody has asked for it, and what to do; empty where it does not.
+FALLBACK = (
+    ""
+    if COMPILED or _pure_is_asked_for
+    else "pure Python, as there was no C compiler: install gcc and Python's header files, then this package again"
+)

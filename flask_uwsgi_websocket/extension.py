@@ -308,7 +308,7 @@ class GeventWebSocket(WebSocket):
 
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
         if find_spec("gevent") is None:
-            raise GeventNotInstalled("GeventWebSocket needs gevent: pip install Flask-uWSGI-WebSocket[gevent]")
+            raise GeventNotInstalled("GeventWebSocket needs gevent: pip install gevent")
         super().__init__(app, timeout, **settings)
 
 
@@ -327,7 +327,7 @@ class AsyncioWebSocket(WebSocket):
 
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
         if find_spec("greenlet") is None:
-            raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install Flask-uWSGI-WebSocket[asyncio]")
+            raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install greenlet")
         super().__init__(app, timeout, **settings)
 
     if TYPE_CHECKING:  # the same, for the other kind of handlers

@@ -7,7 +7,6 @@ they are there. Only what is common is done here: whatever is rare or wrong is l
 from __future__ import annotations
 
 import struct
-import sys
 from typing import Any
 
 # The opcodes of messages, and the bits around them.
@@ -20,10 +19,10 @@ def apply_mask(data: bytes | bytearray | memoryview, mask: bytes) -> bytes:
     if len(mask) != 4:
         raise ValueError("a mask has four bytes")
     size = len(data)
-    # Two big integers and one XOR: the fastest that Python has without an extension.
-    key = (mask * (size // 4 + 1))[:size]
-    byteorder = sys.byteorder
-    return (int.from_bytes(data, byteorder) ^ int.from_bytes(key, byteorder)).to_bytes(size, byteorder)
+    # Two big integers and one XOR: the fastest that Python has without an extension. A one above all bits keeps the
+    # result big: CPython 3.14 and newer keeps the memory of an integer that has become small for the next small one.
+    key = (mask * (size // 4 + 1))[:size] + b"\1"
+    return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size + 1, "little")[:size]
 
 
 def take_messages(data: bytes, position: int, masked: bool, max_size: int, most: int, messages: list[Any]) -> int:

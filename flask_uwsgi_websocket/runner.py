@@ -88,6 +88,15 @@ def find_uwsgi(uwsgi_binary: str | None = None) -> str:
     return found
 
 
+def _is_pyuwsgi(binary: str) -> bool:
+    """Return whether a uWSGI binary is the script of pyuwsgi, which is uWSGI as a Python extension."""
+    try:
+        with open(binary, "rb") as file:
+            return b"from pyuwsgi import" in file.read(8192)
+    except OSError:
+        return False
+
+
 def debug_requested() -> bool:
     """Return whether ``FLASK_UWSGI_DEBUG`` asks for debugging: it is set, and not ``0``, ``false`` or ``no``."""
     return os.environ.get("FLASK_UWSGI_DEBUG", "").lower() not in {"", "0", "false", "no"}
@@ -136,6 +145,9 @@ def uwsgi_arguments(
     else:
         # Better to end with the traceback than to answer every request with 500.
         defaults["need-app"] = True
+    if _is_pyuwsgi(binary):
+        # To reload, uWSGI would run the Python behind the virtual environment, which has no pyuwsgi.
+        defaults["binary-path"] = sys.executable
     if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
         defaults["virtualenv"] = check_literal(sys.prefix)
 

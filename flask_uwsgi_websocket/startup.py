@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .engine import FALLBACK
 from .servers import number_option, option
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def describe(arguments: Sequence[str], options: Mapping[str, Any], app: Flask | 
     for title, texts in {
         "Mode": [_describe_mode(options)],
         "Workers": [str(_workers(options))],
+        "Engine": [FALLBACK] if FALLBACK else [],
         "WebSockets": _describe_routes(app, address),
         "Debug": [_describe_debug(options, debug)],
         "Command": [shlex.join(arguments)],

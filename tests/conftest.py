@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return
     monkeypatch.setattr(keepalive, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
     background_asyncio_loop()  # stays to the end
+    resource_tracker.ensure_running()  # and so does this process, which Werkzeug's debugger may start
     threads = set(threading.enumerate())
     descriptors = _descriptors()
     yield

@@ -83,7 +83,8 @@ class Server(NamedTuple):
                 with urllib.request.urlopen(self.url, timeout=DEADLINE) as response:
                     return str(response.read().decode())
             except urllib.error.HTTPError as error:
-                return f"{error.code}"
+                with error:
+                    return f"{error.code}"
             except OSError:
                 assert self.process.poll() is None, self.log.read_text()
                 assert time.monotonic() < deadline, self.log.read_text()

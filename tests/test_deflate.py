@@ -499,8 +499,8 @@ def test_a_connection_with_context_takeover_costs_what_its_configuration_says() 
         both, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert compressor - before < 40 * 1024
-    assert both - compressor < 40 * 1024
+    assert compressor - before < 44 * 1024  # a little more or less with each zlib
+    assert both - compressor < 44 * 1024
 
 
 # Window sizes.

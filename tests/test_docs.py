@@ -13,6 +13,7 @@ import http.client
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,8 @@ BLOCKS = {str(path.relative_to(ROOT)): blocks_of(path) for path in PAGES}
 #: How the blocks begin that are not run as the others are; and what is done instead, or why nothing is.
 NOT_RUN = {
     "README.md: make run": "test_make_has_the_goals_of_the_readme",
+    "docs/installation.md: apt-get": "the tests run where these are installed",
+    "docs/installation.md: pip install": "test_package.py installs without a compiler",
     "docs/cli.md: cd /srv/chat": "test_the_configuration_that_is_printed_is_as_shown",
     "docs/cli.md:  * Serving": "test_cli.py reads this from a terminal",
     "docs/cli.md: ; /srv/chat/uwsgi.ini": "test_the_configuration_that_is_printed_is_as_shown",
@@ -98,8 +101,17 @@ NOT_RUN = {
     "docs/observability.md: stats": "test_the_metrics_are_those_of_all_counters",
 }
 
-#: Commands that are not run, as the environment of the tests is active already.
-ENVIRONMENT = {"python3 -m venv .venv", ". .venv/bin/activate"}
+#: Commands that are not run, as the environment of the tests is active already, and is of a checkout.
+ENVIRONMENT = {
+    "python3 -m venv .venv",
+    ". .venv/bin/activate",
+    "git clone https://github.com/zeekay/flask-uwsgi-websocket",
+}
+
+#: What the pages install as long as 0.7.0 is not on PyPI: installation.md says so. The release makes it
+#: "Flask-uWSGI-WebSocket" here, and everywhere else with
+#: sed -i 's|\.\./flask-uwsgi-websocket|Flask-uWSGI-WebSocket|' README.md docs/*.md
+PACKAGE = "../flask-uwsgi-websocket"
 
 #: How commands begin that start a server.
 SERVERS = r"python (app|serve)\.py|flask .*\brun\b|flask run|gunicorn |uwsgi "
@@ -162,6 +174,8 @@ harakiri = 30
 @pytest.fixture
 def network() -> Iterator[None]:
     """Give the test, and what it starts, a network where nobody else has the port 5000."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip (Debian: apt-get install iproute2)")
     libc, clone_newnet = ctypes.CDLL(None), 0x40000000
     with open("/proc/thread-self/ns/net") as before:
         if libc.unshare(clone_newnet):
@@ -226,6 +240,7 @@ class Reader:
                     self.server_uses.pop(0)(port)
             return
         commands = "\n".join(line for line in commands.splitlines() if line not in ENVIRONMENT)
+        commands = commands.replace(PACKAGE, "Flask-uWSGI-WebSocket")  # which is installed, so that pip does nothing
         command = ["sh", "-ec", f'{commands}\npwd >"$WHERE"']
         result = subprocess.run(command, cwd=self._directory, env=self._environ(), capture_output=True, text=True)
         self._output = result.stdout
@@ -548,6 +563,15 @@ def test_make_has_the_goals_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for goal in re.findall("^make ([a-z]+)", block_not_run("README.md: make run"), re.MULTILINE):
         assert re.search(f"^{goal}:", makefile, re.MULTILINE)
+
+
+def test_every_page_installs_the_same_package() -> None:
+    blocks = [block for blocks in BLOCKS.values() for block in blocks if block.language == "sh"]
+    commands = [line for block in blocks for line in block.text.splitlines() if "pip install" in line]
+    installed = {
+        word for command in commands for word in re.findall(r"\S*flask-uwsgi-websocket", command, re.IGNORECASE)
+    }
+    assert {word.strip('"') for word in installed} == {PACKAGE}
 
 
 def test_uwsgi_is_compiled_as_by_the_makefile() -> None:

@@ -158,8 +158,8 @@ with app.test_client().websocket("/") as ws:
 @pytest.mark.parametrize(
     ("name", "error", "remedy"),
     [
-        ("GeventWebSocket", "GeventNotInstalled", "pip install Flask-uWSGI-WebSocket[gevent]"),
-        ("AsyncioWebSocket", "AsyncioNotAvailable", "pip install Flask-uWSGI-WebSocket[asyncio]"),
+        ("GeventWebSocket", "GeventNotInstalled", "pip install gevent"),
+        ("AsyncioWebSocket", "AsyncioNotAvailable", "pip install greenlet"),
     ],
 )
 def test_a_mode_whose_library_is_missing_says_what_to_install(bare: Path, name: str, error: str, remedy: str) -> None:

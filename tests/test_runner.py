@@ -175,6 +175,14 @@ def test_a_binary_can_be_named_by_its_command(tmp_path: Path, monkeypatch: pytes
     assert runner.find_uwsgi("uwsgi-core") == command
 
 
+@pytest.mark.parametrize(("line", "is_told"), [("from pyuwsgi import run", True), ("exec /opt/uwsgi/uwsgi", False)])
+def test_pyuwsgi_is_told_which_python_reloads_it(tmp_path: Path, line: str, is_told: bool) -> None:
+    path = tmp_path / "uwsgi"
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    arguments = runner.uwsgi_arguments("no_such_module:app", binary=str(path))
+    assert (f"--binary-path={sys.executable}" in arguments) is is_told
+
+
 def test_a_missing_uwsgi_is_an_error_that_names_cause_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

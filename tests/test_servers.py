@@ -116,6 +116,6 @@ def test_a_server_that_is_not_known_is_told_which_are() -> None:
         client.close()
         thread.join()
     (sentence,) = told
-    assert "(WSGIServer/" in sentence
+    assert "(WSGIServer" in sentence
     for known in ("uWSGI", "flask run", "gunicorn", "gevent's WSGIServer"):
         assert known in sentence

@@ -114,6 +114,22 @@ def test_the_compiled_engine_masks_nothing_but_contiguous_bytes(data: Any) -> No
         _speedups.apply_mask(data, KEY)
 
 
+@both_engines
+def test_no_memory_is_kept_of_bytes_that_are_a_small_number(engine: Any) -> None:
+    size = 2**16
+    masked = [engine.apply_mask(bytes([number]).ljust(size, b"\0"), KEY) for number in range(256)]
+    engine.apply_mask(masked[0], KEY)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        sizes = [len(engine.apply_mask(data, KEY)) for data in masked]  # integers, too
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sizes == [size] * len(masked)
+    assert after - before < size
+
+
 # Building frames.
 
 
