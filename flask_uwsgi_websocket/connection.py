@@ -32,6 +32,7 @@ from .loops import Loop
 from .protocol import Ping, Pong, Protocol, payload_of
 from .servers import Server
 from .settings import Settings
+from .stats import Counts
 
 if TYPE_CHECKING:
     from _socket import socket as RawSocket
@@ -169,6 +170,10 @@ class Connection(Channel):
         """The reason that came with :attr:`close_code`."""
         closed = self._protocol.closed
         return None if closed is None else closed.reason
+
+    def counts(self) -> Counts:
+        """Return how many messages and bytes have come and gone so far."""
+        return Counts(self._received, self._sent, self._bytes_received, self._bytes_sent)
 
     # The start
 
