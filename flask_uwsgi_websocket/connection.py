@@ -189,8 +189,8 @@ class Connection(Channel):
             # Many connections may start at the same moment, after a reload: they are spread over time.
             if self._settings.ping_interval is not None:
                 self._next_ping = now + self._settings.ping_interval * uniform(0.5, 1)
-            if self._settings.max_age is not None:
-                self._expires_at = now + self._settings.max_age * uniform(0.9, 1)
+            if self._settings.max_lifetime is not None:
+                self._expires_at = now + self._settings.max_lifetime * uniform(0.9, 1)
             self._due = self._next_due(now)
             self._accepted = self._is_answered = True
             self._plain_input = self._is_plain and self._meter is None
@@ -692,7 +692,7 @@ class Connection(Channel):
         elif self._is_silent(now):
             self._abort(f"no answer to a ping for {settings.ping_timeout} s")
         elif now >= self._expires_at:
-            self._begin_close(1012, "the connection has reached its greatest age", "timeout")
+            self._begin_close(1012, "the connection has lasted long enough: connect again", "timeout")
         elif self._is_idle(now):
             self._begin_close(1001, f"no message for {settings.idle_timeout} s", "timeout")
         elif now >= self._next_ping:

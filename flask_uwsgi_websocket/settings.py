@@ -37,7 +37,7 @@ class Settings:
     :param max_queue: how many messages may wait for the handler before the socket is not read any more.
     :param idle_timeout: how long no message may come or go before the connection is closed with 1001. Pings do not
         count. None turns that off.
-    :param max_age: how long a connection may last before it is closed with 1012, so that the client connects again and
+    :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again and
         its login is checked again. It may be up to a tenth less: not all come back at once. None turns that off.
     :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
@@ -66,7 +66,7 @@ class Settings:
     min_read_rate: float = 1024
     max_queue: int = 1024
     idle_timeout: float | None = None
-    max_age: float | None = None
+    max_lifetime: float | None = None
     compression: bool | Compression = False
     subprotocols: Sequence[str] = ()
     text_as_bytes: bool = False
@@ -83,7 +83,7 @@ class Settings:
             check_positive(name, getattr(self, name))
         for name in ("close_timeout", "send_timeout", "shutdown_timeout", "min_read_rate"):
             check_positive(name, getattr(self, name))
-        for name in ("ping_interval", "ping_timeout", "handshake_timeout", "idle_timeout", "max_age"):
+        for name in ("ping_interval", "ping_timeout", "handshake_timeout", "idle_timeout", "max_lifetime"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         for name in ("max_connections", "max_connections_per_ip"):

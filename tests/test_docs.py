@@ -664,8 +664,9 @@ def test_the_configuration_has_every_setting_with_its_type_and_default() -> None
         r"^### `(WEBSOCKET_\w+)`\n\nKeyword `(\w+)`, type `(.+)`, default `(.+)`(.*)\.\n\n\w", page, re.MULTILINE
     )
     assert len(entries) == page.count("### `WEBSOCKET_")
-    documented = {name: (key, type_, eval(default)) for key, name, type_, default, _ in entries}
+    documented = {name: (key, type_.replace('"', "'"), eval(default)) for key, name, type_, default, _ in entries}
     assert documented == {field.name: (KEYS[field.name], field.type, field.default) for field in fields(Settings)}
     for _, name, _, _, unit in entries:
-        is_time = name.endswith(("_timeout", "_interval"))
-        assert unit == " seconds" * is_time + " bytes" * name.endswith(("_size", "_buffer"))
+        is_time = name.endswith(("_timeout", "_interval", "_lifetime"))
+        is_size = name.endswith(("_size", "_buffer"))
+        assert unit == " seconds" * is_time + " bytes" * is_size + " bytes per second" * name.endswith("_rate")

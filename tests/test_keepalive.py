@@ -148,8 +148,8 @@ def test_pongs_are_no_messages(site: Site, clock: Clock) -> None:
         assert client.protocol.close_rcvd.code == 1001
 
 
-def test_a_connection_of_the_greatest_age_is_closed_so_that_its_client_comes_back(site: Site, clock: Clock) -> None:
-    site.app.config.update(WEBSOCKET_MAX_AGE=1000, WEBSOCKET_PING_INTERVAL=None)
+def test_a_connection_of_the_greatest_lifetime_is_closed_so_that_its_client_comes_back(site: Site, clock: Clock) -> None:
+    site.app.config.update(WEBSOCKET_MAX_LIFETIME=1000, WEBSOCKET_PING_INTERVAL=None)
 
     @site.route()
     async def handler(ws: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_connection_of_the_greatest_age_is_closed_so_that_its_client_comes_bac
     client.frame(TEXT, b"still here")
     assert client.read_frame() == (TEXT, b"still here")
     clock.put_forward(110)
-    assert client.read_frame() == (CLOSE, close_body(1012, b"the connection has reached its greatest age"))
+    assert client.read_frame() == (CLOSE, close_body(1012, b"the connection has lasted long enough: connect again"))
     client.frame(CLOSE, close_body(1012))
     assert site.noted() == 1012
 
