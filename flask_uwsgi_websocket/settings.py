@@ -37,8 +37,8 @@ class Settings:
     :param max_queue: how many messages may wait for the handler before the socket is not read any more.
     :param idle_timeout: how long no message may come or go before the connection is closed with 1001. Pings do not
         count. None turns that off.
-    :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again and
-        its login is checked again. It may be up to a tenth less: not all come back at once. None turns that off.
+    :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again
+        and its login is checked again. It may be up to a tenth less: not all come back at once. None turns that off.
     :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
     :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.

@@ -148,7 +148,7 @@ def test_pongs_are_no_messages(site: Site, clock: Clock) -> None:
         assert client.protocol.close_rcvd.code == 1001
 
 
-def test_a_connection_of_the_greatest_lifetime_is_closed_so_that_its_client_comes_back(site: Site, clock: Clock) -> None:
+def test_a_connection_that_has_lasted_long_enough_is_closed(site: Site, clock: Clock) -> None:
     site.app.config.update(WEBSOCKET_MAX_LIFETIME=1000, WEBSOCKET_PING_INTERVAL=None)
 
     @site.route()
