@@ -11,6 +11,7 @@
 Scripts of their own:
 
 - ``profile.py``: the system calls of a server for each message, and where its time goes.
+- ``latency.py``: two sends in a row, and an echo beside thousands of idle connections.
 - ``fairness.py``: how long a polite client waits beside others that flood its worker.
 - ``idle.py``: idle connections behind uWSGI's router, for longer than its time limit.
 - ``mixed.py``: ten minutes of mixed polite load: nothing lost, memory flat.

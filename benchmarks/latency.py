@@ -14,12 +14,13 @@ import asyncio
 import multiprocessing
 import socket
 import time
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from statistics import median, quantiles
 
 from .idle import Client
 from .measures import raise_file_limit
-from .servers import SERVERS, Running, Server, _uwsgi, running
+from .servers import SERVERS, Running, Server, running
 
 #: A masked text frame of 64 bytes, and the answer to it.
 FRAME = b"\x81\xc0\0\0\0\0" + bytes(64)
@@ -102,6 +103,17 @@ def measure_beside(server: Running, connections: int) -> tuple[list[float], floa
     return times, hold_up, share
 
 
+def server_of(mode: str) -> Server:
+    """Return this package's server of ``make bench`` in a mode, with the handlers that are measured here."""
+    (server,) = (server for server in SERVERS if server.name == f"this package, {mode}")
+
+    def command(port: int, connections: int) -> list[str]:
+        arguments = server.command(port, connections)
+        return ["latency_app:app" if argument == "package_app:app" else argument for argument in arguments]
+
+    return replace(server, command=command)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.partition("\n")[0])
     parser.add_argument("--mode", nargs="+", default=["gevent", "asyncio", "threads"], help="the modes to measure")
@@ -109,11 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     raise_file_limit()
     for mode in options.mode:
-        (model,) = (server for server in SERVERS if server.name == f"this package, {mode}")
-        arguments = {"gevent": ("--gevent", "{}", "--gevent-early-monkey-patch"), "threads": ("--threads", "{}")}
-        command = _uwsgi("latency_app:app", *arguments.get(mode, ("--asyncio", "{}", "--greenlet")))
-        server = Server(mode, command, model.packages, model.environ)
-        with running(server, options.connections) as process:
+        with running(server_of(mode), options.connections) as process:
             pairs = measure_pairs(process, 100)
             beside, hold_up, share = measure_beside(process, options.connections)
         longest = ", ".join(f"{1e3 * each:.1f}" for each in sorted(beside)[-5:])
