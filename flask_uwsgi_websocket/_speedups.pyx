@@ -351,7 +351,6 @@ cdef class Channel:
                 self._heard = True
                 self._bytes_received += got
                 self._drained = got < self._read_size
-                self._run += <int> (got // 1024)
                 messages = []
                 position = parse(
                     shared_buffer, 0, got, True, self._max_message_size, PY_SSIZE_T_MAX, messages
@@ -364,9 +363,10 @@ cdef class Channel:
                 self._process(rest)
             if not self._inbox:
                 return None
-        self._run += 1
+        message = self._inbox.popleft()
+        self._run += 1 + <int> (len(message) // 1024)
         self._received += 1
-        return self._inbox.popleft()
+        return message
 
     def _put(self, message, binary=None):
         if binary is None and (self._plain_output or self._is_corked):

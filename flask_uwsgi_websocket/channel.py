@@ -65,7 +65,7 @@ class Channel:
     _has_rest: bool
     #: Something was read since the last look.
     _heard: bool
-    #: The work without a wait: messages, other frames, KiB that were read or inflated.
+    #: The work without a wait: messages, frames, KiB of long messages, KiB that were inflated.
     _run: int
     #: All messages that were received and sent.
     _received: int

@@ -213,7 +213,7 @@ class Connection(Channel):
         message = self._next()
         if message is None:
             return None if self._ended() else WAIT
-        self._run += 1
+        self._run += 1 + len(message) // 1024
         self._received += 1
         return message
 
@@ -305,7 +305,7 @@ class Connection(Channel):
         replies = False
         events = protocol.receive_some(data, RUN_LENGTH)
         self._has_rest = protocol.has_input
-        self._run = min(self._run + len(data) // 1024 + protocol.work, RUN_LENGTH)
+        self._run = min(self._run + protocol.work, RUN_LENGTH)
         for event in events:
             if isinstance(event, str):
                 self._inbox.append(event.encode() if as_bytes else event)
