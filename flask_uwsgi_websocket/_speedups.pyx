@@ -364,7 +364,7 @@ cdef class Channel:
             if not self._inbox:
                 return None
         message = self._inbox.popleft()
-        self._run += 1 + <int> (len(message) // 1024)
+        self._run += 1 + <int> (len(message) // 512)
         self._received += 1
         return message
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
 
-#: After so many messages without having to wait, whoever receives or sends lets the other connections run. Other frames
-#: count as messages do, and so does each KiB of a message that is long or inflates to much.
-RUN_LENGTH = 32
+#: After so many messages without having to wait, whoever receives or sends lets the other connections run. What does
+#: not take the compiled path counts twice: messages, other frames, each KiB that is inflated. So does each KiB received.
+RUN_LENGTH = 64
 
 #: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
 CORK_SIZE = 16384
@@ -65,7 +65,7 @@ class Channel:
     _has_rest: bool
     #: Something was read since the last look.
     _heard: bool
-    #: The work without a wait: messages, frames, KiB of long messages, KiB that were inflated.
+    #: The work without a wait, as RUN_LENGTH counts it.
     _run: int
     #: All messages that were received and sent.
     _received: int
