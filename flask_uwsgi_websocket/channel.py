@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
 
-#: After so many messages without having to wait, whoever receives or sends lets the other connections run. What does
-#: not take the compiled path counts twice: messages, other frames, each KiB that is inflated. So does each KiB received.
+#: After so many messages without having to wait, whoever receives or sends lets the other connections run. What is
+#: slower counts twice: messages past the compiled path, other frames, each KiB that is received or inflated.
 RUN_LENGTH = 64
 
 #: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
