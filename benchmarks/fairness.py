@@ -5,8 +5,9 @@
 
 For each kind of flood, 20 connections write as fast as the server lets them, from a process of their own, and read
 whatever comes back. One more connection has a message of 64 bytes echoed again and again, a few milliseconds apart.
-Printed are the median, the 99th percentile and the maximum of its waits, in milliseconds, and what the flood got
-through.
+Printed are the median, the 99th percentile and the maximum of its waits, in milliseconds; the median of the CPU time
+that the server used meanwhile, which is the same where nothing else runs, and on a busy machine what is to be compared;
+and what the flood got through.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from .servers import HANDSHAKE, SERVERS, Running, running
 
@@ -125,14 +127,21 @@ def flood(port: int, kind: str, connections: int, control: Connection) -> None:
                 del positions[sock]
 
 
-def waits(port: int, seconds: float) -> list[float]:
-    """Return how long a polite client waits for each of its echoes, in milliseconds."""
-    sock = connect(port, compressed=False)
+def cpu_ms(target: Running) -> float:
+    """Return the CPU time of the server so far, up to the last time that the kernel looked."""
+    tasks = [path for pid in target.pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(path.read_text().split()[0]) for path in tasks) / 1e6
+
+
+def waits(target: Running, seconds: float) -> list[tuple[float, float]]:
+    """Return how long a polite client waits for each of its echoes, and the CPU time of that, in milliseconds."""
+    sock = connect(target.port, compressed=False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     message = frame(FIN | TEXT, b"x" * 64)
     found = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        cpu = cpu_ms(target)
         began = time.monotonic()
         sock.sendall(message)
         missing = 66
@@ -141,7 +150,8 @@ def waits(port: int, seconds: float) -> list[float]:
             if not echo:
                 raise SystemExit("the polite client was closed")
             missing -= len(echo)
-        found.append(1000 * (time.monotonic() - began))
+        waited = 1000 * (time.monotonic() - began)
+        found.append((waited, cpu_ms(target) - cpu))
         time.sleep(random.uniform(0, PAUSE))
     sock.close()
     return found
@@ -155,16 +165,17 @@ def measure(target: Running, kind: str, connections: int, seconds: float) -> str
     try:
         ours.recv()
         time.sleep(0.5)  # until all are at it
-        found = sorted(waits(target.port, seconds))
+        found = waits(target, seconds)
         ours.send("stop")
         written, left = ours.recv()
     finally:
         process.kill()
         process.join()
-    p99 = found[min(len(found) - 1, len(found) * 99 // 100)]
+    waited = sorted(wait for wait, _ in found)
+    p99 = waited[min(len(found) - 1, len(found) * 99 // 100)]
     return (
-        f"{kind:20} {statistics.median(found):8.2f} {p99:8.2f} {found[-1]:8.2f} {len(found):6} "
-        f"{written / 2**20 / seconds:8.1f} {left:5}"
+        f"{kind:20} {statistics.median(waited):8.2f} {p99:8.2f} {waited[-1]:8.2f} "
+        f"{statistics.median(cpu for _, cpu in found):8.2f} {len(found):6} {written / 2**20 / seconds:8.1f} {left:5}"
     )
 
 
@@ -180,7 +191,7 @@ def main() -> None:
     if options.pure:
         server = replace(server, environ={**server.environ, "FLASK_UWSGI_WEBSOCKET_PURE": "1"})
     print(f"{server.name}{', pure Python' if options.pure else ''}, beside {options.connections} that flood:")
-    print(f"{'':20} {'median':>8} {'p99':>8} {'most':>8} {'echoes':>6} {'MiB/s':>8} {'left':>5}")
+    print(f"{'':20} {'median':>8} {'p99':>8} {'most':>8} {'CPU':>8} {'echoes':>6} {'MiB/s':>8} {'left':>5}")
     for kind in options.kinds:
         with running(server, options.connections + 1) as target:
             print(measure(target, kind, options.connections, options.seconds), flush=True)

@@ -389,7 +389,6 @@ cdef class Channel:
                 self._heard = True
                 self._bytes_received += got
                 self._drained = got < self._read_size
-                self._run += <int> (got // 1024)
                 messages = []
                 position = parse(
                     shared_buffer, 0, got, True, self._max_message_size, PY_SSIZE_T_MAX, messages
@@ -403,9 +402,10 @@ cdef class Channel:
                 self._process(rest)
             if not self._inbox:
                 return None
-        self._run += 1
+        message = self.pop()
+        self._run += 1 + <int> (len(message) // 512)
         self._received += 1
-        return self.pop()
+        return message
 
     def _put(self, message, binary=None):
         if binary is None and (self._plain_output or self._is_corked):

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
 
-#: After so many messages without having to wait, whoever receives or sends lets the other connections run. Other frames
-#: count as messages do, and so does each KiB of a message that is long or inflates to much.
-RUN_LENGTH = 32
+#: After so many messages without having to wait, whoever receives or sends lets the other connections run. What is
+#: slower counts twice: messages past the compiled path, other frames, each KiB that is received or inflated.
+RUN_LENGTH = 64
 
 #: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
 CORK_SIZE = 16384
@@ -100,7 +100,7 @@ class Channel:
     _has_rest: bool
     #: Something was read since the last look.
     _heard: bool
-    #: The work without a wait: messages, other frames, KiB that were read or inflated.
+    #: The work without a wait, as RUN_LENGTH counts it.
     _run: int
     #: All messages that were received and sent.
     _received: int

@@ -256,7 +256,7 @@ class Connection(Channel):
         message = self._next()
         if message is None:
             return None if self._ended() else WAIT
-        self._run += 1
+        self._run += 2 + len(message) // 512
         self._received += 1
         return message
 
@@ -308,7 +308,7 @@ class Connection(Channel):
         return ConnectionClosed(*self._protocol.closed, connection=self)
 
     def _pump(self, *, ahead: bool = False) -> bool:
-        """Act on some of what has arrived, for about as long as on RUN_LENGTH messages; return False when nothing had.
+        """Act on some of what has arrived, for no longer than a run may be; return False when nothing had.
 
         What was read is parsed before more is read.
 
@@ -351,9 +351,9 @@ class Connection(Channel):
         protocol = self._protocol
         as_bytes = self._settings.text_as_bytes
         replies = False
-        events = protocol.receive_some(data, RUN_LENGTH)
+        events = protocol.receive_some(data, RUN_LENGTH // 2)
         self._has_rest = protocol.has_input
-        self._run = min(self._run + len(data) // 1024 + protocol.work, RUN_LENGTH)
+        self._run = min(self._run + 2 * protocol.work, RUN_LENGTH)
         for event in events:
             if isinstance(event, str):
                 self._store(event.encode() if as_bytes else event)
@@ -521,7 +521,7 @@ class Connection(Channel):
                 self._write(make_frame(payload))
                 if not self._lost:
                     self._sent += 1
-                    self._run += 1
+                    self._run += 2
                     return True
         raise self._closed_error()
 
