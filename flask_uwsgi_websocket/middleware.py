@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import Forbidden
+from werkzeug.wsgi import ClosingIterator
 
 from .aio import AsyncioWebSocketClient
 from .client import GeventWebSocketClient, WebSocketClient
@@ -64,9 +65,13 @@ class WebSocketMiddleware:
                 # router, which drops what the client of another one sends: for that one it stays an error.
                 environ["HTTP_UPGRADE"] = "websocket"
             environ[ENVIRON_KEY] = self.client(environ)
-            with ExitStack() as stack:
-                environ[_STACK_KEY] = stack
-                return self.wsgi_app(environ, start_response)
+            stack = environ[_STACK_KEY] = ExitStack()
+            try:
+                response = self.wsgi_app(environ, start_response)
+            except BaseException:
+                stack.close()
+                raise
+            return ClosingIterator(response, stack.close)  # the app may run only when the response is iterated
         return self.wsgi_app(environ, start_response)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from inprocess import DEADLINE, Site
+from inprocess import DEADLINE, Site, serving, wait_until
 from websockets.exceptions import ConnectionClosed
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, TEXT, close_body, frame
@@ -468,3 +468,16 @@ def test_a_rate_is_a_number_above_0(name: str, value: Any) -> None:
 def test_a_rate_limit_is_one_or_none() -> None:
     with pytest.raises(TypeError, match="rate_limit is a RateLimit or None, not 10"):
         Settings(rate_limit=10)  # type: ignore[arg-type]
+
+
+def test_connections_are_counted_where_the_app_runs_only_when_its_response_is_iterated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_UWSGI_DEBUG", "1")  # as below Werkzeug's debugger
+    for site in serving("threads", max_connections=1):
+        hold(site)
+        for _ in range(2):
+            with site.connect() as client:
+                assert client.recv(DEADLINE) == "hello"
+                assert refusal(site) == (503, "10")
+            wait_until(lambda: not admissions._total, "it is still counted")
