@@ -71,7 +71,10 @@ class WebSocketMiddleware:
             except BaseException:
                 stack.close()
                 raise
-            return ClosingIterator(response, stack.close)  # the app may run only when the response is iterated
+            if _STACK_KEY in environ:  # the app may run only when the response is iterated, as below a debugger
+                return ClosingIterator(response, stack.close)
+            stack.close()
+            return response
         return self.wsgi_app(environ, start_response)
 
 
