@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -195,37 +194,6 @@ def test_nobody_waits_for_the_socket_while_something_is_left_of_what_was_read(
     assert connection._take() is WAIT
     assert not connection._is_on_a_run()
     connection._detach()
-
-
-def test_a_thread_that_receives_and_one_that_sends_do_not_keep_each_other_from_the_rest_of_a_flood(
-    blocking: Site,
-) -> None:
-    @blocking.websocket.route("/")
-    def handler(ws: Any) -> None:
-        is_done = threading.Event()
-
-        def send() -> None:
-            while not is_done.is_set():
-                ws.send("x")
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        for _ in range(50):
-            ws.receive()
-        is_done.set()
-        sender.join(DEADLINE)
-
-    client = blocking.upgrade()
-
-    def read() -> None:
-        while client.read_frame() not in {None, (CLOSE, close_body(1000))}:
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    client.send(flood_of_all(*[b"m"] * 50))
-    reader.join(DEADLINE)
-    assert not reader.is_alive()
 
 
 def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
