@@ -245,6 +245,16 @@ class Server:
         """Return the process ids of the workers that are there now."""
         return {pid for pid in self.workers if Path(f"/proc/{pid}").exists()}
 
+    def wait_until_idle(self) -> None:
+        """Wait until no thread of any worker runs or waits for the interpreter's lock.
+
+        One that is about to get that lock may look asleep for a moment, so it has to stay so.
+        """
+        times = 0
+        while times < 5:
+            times = times + 1 if all(map(_is_asleep, self.running_workers())) else 0
+            time.sleep(0.01)
+
     def journal(self) -> list[dict[str, Any]]:
         """Return what the workers have noted."""
         with self._reading, self._journal.open("rb") as journal:
@@ -538,6 +548,16 @@ def coverage_config() -> str:
     coverage = sys.modules.get("coverage")
     current = coverage and coverage.Coverage.current()
     return str(current.config.config_file) if current else ""
+
+
+def _is_asleep(pid: int) -> bool:
+    """Tell whether all threads of a process sleep, its main thread last."""
+    tasks = sorted(map(int, os.listdir(f"/proc/{pid}/task")), reverse=True)
+    try:
+        stats = [Path(f"/proc/{pid}/task/{task}/stat").read_text() for task in tasks]
+    except FileNotFoundError:  # a thread has just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 @contextmanager
