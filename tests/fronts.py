@@ -32,6 +32,7 @@ import websockets.asyncio.client
 from live import DEADLINE, TESTS, wait_until
 
 import flask_uwsgi_websocket
+from flask_uwsgi_websocket import find_uwsgi
 
 T = TypeVar("T")
 
@@ -362,7 +363,11 @@ class Machine:
 def missing_tools() -> list[str]:
     """Return what these tests need and this system does not have."""
     tools = ["nginx", "haproxy", "ip", "unshare", "nsenter", "setpriv", "openssl", "systemd-analyze"]
-    return [tool for tool in tools if shutil.which(tool) is None]
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    options = subprocess.run([find_uwsgi(), "--help"], capture_output=True, text=True, check=True).stdout
+    if " --https " not in options:
+        missing.append("TLS in uWSGI (libssl-dev, when it is compiled)")
+    return missing
 
 
 def make_certificate(directory: Path) -> Path:
