@@ -431,12 +431,12 @@ def test_a_variable_that_uwsgi_would_take_for_something_else_is_refused(
     variable: str, text: str, forum: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, text)
-    assert "means something in its options" in config("ini")
+    assert "has a meaning in its options" in config("ini")
 
 
 @pytest.mark.parametrize("name", ["example.org;", "a b", "a{", "[::1]", "a\nb"])
 def test_a_server_name_that_is_no_host_is_refused(name: str, forum: Path) -> None:
-    assert "which is no name of a host for nginx" in config("nginx", SERVER_NAME=name)
+    assert "which is no host name that nginx takes" in config("nginx", SERVER_NAME=name)
 
 
 @pytest.mark.parametrize("command", [["run"], ["config", "ini"]])
@@ -445,7 +445,7 @@ def test_an_app_whose_name_uwsgi_would_change_is_refused(argument: str, command:
     write(project, {"web.py": f"{FACTORY}"})
     result = run(project, "-m", "flask", "--app", f"web:create_app('{argument}')", "uwsgi", *command)
     assert result.returncode == 1
-    assert f"Error: uWSGI cannot be told \"FLASK_APP=web:create_app('{argument}')\" as it is" in result.stderr
+    assert f"Error: uWSGI would not take \"FLASK_APP=web:create_app('{argument}')\" literally" in result.stderr
 
 
 def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
