@@ -260,7 +260,7 @@ cdef class Lock:
 
 
 cdef inline Py_ssize_t memory_of(message):
-    """Return about what ``sys.getsizeof()`` does, for a str or bytes."""
+    """Return about the bytes of ``sys.getsizeof()``, for a str or bytes."""
     if isinstance(message, str):
         return 64 + PyUnicode_GET_LENGTH(message) * PyUnicode_KIND(message)
     return 64 + PyBytes_GET_SIZE(message)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
 READ_SIZE = 65536
 
-#: After so many messages without having to wait, whoever receives or sends lets the other connections run. What is
-#: slower counts twice: messages past the compiled path, other frames, each KiB that is received or inflated.
+#: Messages after which a caller that did not have to wait lets the other connections run. What is slower counts as two:
+#: a message off the compiled path, any other frame, each KiB that is received or inflated.
 RUN_LENGTH = 64
 
 #: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
@@ -54,7 +54,7 @@ REENTERED = (
 
 
 class Lock:
-    """A lock of the interpreter for sections that never wait; its own thread is refused instead of waiting for ever.
+    """A lock for sections that never wait. A thread that holds it already gets an error, as it would wait for ever.
 
     A garbage collection may run a ``__del__()`` in the midst of a section, and that may call the connection.
     """
@@ -88,19 +88,19 @@ class Channel:
     _max_message_size: int
     #: Messages that nobody has received yet.
     _inbox: deque[str | bytes]
-    # What all messages take that were put there, counted with the read lock, and that were taken from there, counted by
-    # the one in receive(): in bytes of memory.
+    # The bytes of memory of all messages that were put into the inbox, counted with the read lock, and of those taken
+    # out, counted by the caller in receive().
     _bytes_stored: int
     _bytes_taken: int
     #: What the socket has not taken, or what is held back to go out together.
     _outbox: bytearray
     #: The last read took all there was, and nobody has waited since.
     _drained: bool
-    #: Of what was read, something is not parsed yet, so that nobody may wait for more. With the read lock.
+    #: Some of what was read is not parsed yet, so that nobody may wait for more. With the read lock.
     _has_rest: bool
     #: Something was read since the last look.
     _heard: bool
-    #: The work without a wait, as RUN_LENGTH counts it.
+    #: The work since the last wait, as RUN_LENGTH counts it.
     _run: int
     #: All messages that were received and sent.
     _received: int
@@ -173,13 +173,13 @@ class Channel:
         self._inbox.append(message)
 
     def _pop(self) -> str | bytes:
-        """Return the message that has been kept for the longest time. Called by the one in receive()."""
+        """Return the oldest message that waits. Called by the caller in receive()."""
         message = self._inbox.popleft()
         self._bytes_taken += sys.getsizeof(message)
         return message
 
     def _give_back(self, message: str | bytes) -> None:
-        """Take back a message that was not delivered: it is the next one again. Called by the one in receive()."""
+        """Put back a message that was not delivered, as the next one. Called by the caller in receive()."""
         self._bytes_taken -= sys.getsizeof(message)
         self._inbox.appendleft(message)
         self._received -= 1

@@ -69,7 +69,7 @@ def run(
     """Replace this process by uWSGI, serving the app.
 
     The mode is that of the app's extension, unless there is an option for another. What comes after -- goes to uWSGI as
-    it is, and wins: flask uwsgi run -- --http-socket :8000
+    it is, and wins: flask uwsgi run -- --http-socket 127.0.0.1:8000
     """
     if len(chosen := {mode: cores for mode, cores in modes.items() if cores is not None}) > 1:
         raise click.UsageError(f"A worker has one mode: choose one of {', '.join(f'--{mode}' for mode in chosen)}.")

@@ -133,8 +133,8 @@ class WebSocketClient(Lifecycle):
     def close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
         """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
 
-        Harmless when it is closed already. A handshake that was not sent yet is sent first; unless its own handler
-        calls this, without the session's cookie.
+        Harmless when it is closed already. A handshake that was not sent yet is sent first, and with the session's
+        cookie only if the connection's own handler calls this.
 
         :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
         :param reason: at most 123 bytes of UTF-8.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
 
-#: Why a connection ends of which a write has failed.
+#: The reason with which a connection ends after a failed write.
 LOST = "the connection was lost"
 
 #: ``READ_SIZE`` where a few bytes may come to much.
@@ -78,7 +78,7 @@ class Connection(Channel):
     _refused = True
     _refusal = "the handshake was refused"
     _handshake_error: BaseException | None = None
-    # The client has left or has its answer, so that the server's own must be kept from it.
+    # The client has left or has got its answer: the server must not send another one.
     _is_answered = False
 
     def __init__(self, environ: WSGIEnvironment) -> None:
@@ -123,18 +123,17 @@ class Connection(Channel):
         _send_at_once(self._sock)
         self._waiting = 0
         self._abandoned = None
-        # What tick() watches, on the monotonic clock. From _due on there is something to do; it changes with the write
-        # lock.
+        # What tick() watches, on the monotonic clock. Nothing is due before _due, which changes with the write lock.
         self._due = inf
         self._next_ping = inf
         self._silent_since: float | None = None  # a ping was sent, and nothing has been heard
         self._expires_at = inf
         self._close_deadline: float | None = None
-        # When the output last went on, and since when its rate is measured, from which count of bytes.
+        # When the peer last took output; since when its rate is measured, and from which count of bytes.
         self._stuck_since = 0.0
         self._slow_since = 0.0
         self._slow_from = 0
-        # When messages were last seen to go on, and how many had come and gone by then.
+        # When a new message was last noticed, and how many had been received and sent by then.
         self._idle_since = 0.0
         self._idle_count = 0
 
@@ -186,7 +185,7 @@ class Connection(Channel):
             if self._refused:
                 raise self._refused_error()
             self._started_at = self._idle_since = now = time.monotonic()
-            # Many connections may start at the same moment, after a reload: they are spread over time.
+            # Many connections may start at the same moment, as after a reload: spread what is due over time.
             if self._settings.ping_interval is not None:
                 self._next_ping = now + self._settings.ping_interval * uniform(0.5, 1)
             if self._settings.max_lifetime is not None:
@@ -204,9 +203,9 @@ class Connection(Channel):
             return self._refused
 
     def _refuse_unasked(self, reason: str, error: BaseException, answer: bytes = b"") -> bool:
-        """End TCP in place of a handshake that was not sent; False when it has been sent or refused already.
+        """End TCP in place of a handshake that was not sent. Return False if it was sent or refused already.
 
-        :param error: what is raised in place of the handler's answer.
+        :param error: the exception that takes the place of the handler's answer.
         :param answer: the HTTP response for the client.
         """
         with self._write_lock:
@@ -214,7 +213,7 @@ class Connection(Channel):
                 return False
             self._refusal, self._handshake_error = reason, error
             self._refused = self._is_answered = True
-            with suppress(OSError):  # also a socket that is full: its client has not read what came before
+            with suppress(OSError):  # also a full socket, whose client has not read what came before
                 self._sock.send(answer, _SEND_FLAGS)
                 self._sock.shutdown(socket.SHUT_RDWR)
             return True
@@ -308,7 +307,7 @@ class Connection(Channel):
         return ConnectionClosed(*self._protocol.closed, connection=self)
 
     def _pump(self, *, ahead: bool = False) -> bool:
-        """Act on some of what has arrived, for no longer than a run may be; return False when nothing had.
+        """Act on some of what has arrived, for at most the length of a run. Return False if nothing has.
 
         What was read is parsed before more is read.
 
@@ -670,7 +669,7 @@ class Connection(Channel):
                 self._read_ahead()
             if not self._has_room():
                 if self._lost:
-                    self._abort(LOST)  # what the peer has left behind does not fit any more
+                    self._abort(LOST)  # the rest of what the peer has sent does not fit
                     return
                 if self._meter is not None:
                     with self._read_lock:
@@ -702,7 +701,7 @@ class Connection(Channel):
                     self._send_ping(now)
 
     def _next_due(self, now: float) -> float:
-        """Return when there is something to do, if nothing happens meanwhile."""
+        """Return the time at which something is due, if nothing happens before."""
         if self._close_deadline is not None:
             return self._close_deadline if now < self._close_deadline else inf
         due = min(self._next_ping, self._expires_at)
@@ -721,7 +720,7 @@ class Connection(Channel):
 
     def _find_slow(self, now: float) -> str | None:
         """Return why the peer reads too slowly, or None when it does not."""
-        self._flush()  # the system tells that there is room only when there is much
+        self._flush()  # the system reports room only when there is much of it
         settings = self._settings
         if not self._outbox:
             return None
@@ -754,7 +753,7 @@ class Connection(Channel):
         return timeout is not None and now - self._idle_since >= timeout
 
     def _has_left(self) -> bool:
-        """Tell whether the client has ended its half, in which nothing is to be read yet."""
+        """Return whether the client has closed its side, and has sent nothing before."""
         with self._read_lock:
             sock = self._sock
             try:

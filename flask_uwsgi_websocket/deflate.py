@@ -154,13 +154,13 @@ class Deflate:
             self._window_bits = parameters.server_max_window_bits or 15
         self._compressor: _Compress | None = None
         self._decompressor: _Decompress | None = None
-        self._input = b""  # what decompress() was given and has left
+        self._input = b""  # input that decompress() has not used yet
         #: Whether :meth:`decompress` has not finished what it was given.
         self.has_more = False
 
     @property
     def recipe(self) -> tuple[int, ...] | None:
-        """What a compressed message depends on besides its payload; None when also on the messages before it."""
+        """What a compressed message depends on besides its payload. None if it depends on earlier messages, too."""
         if self._keep_compressor:
             return None
         return self._window_bits, self._config.level, self._config.memory_level
@@ -182,7 +182,7 @@ class Deflate:
         the same *final*.
 
         :param limit: the most bytes that the rest of the message may inflate to.
-        :param most: the most bytes to return now, above 0. Not more are ever made.
+        :param most: the most bytes to return now, above 0. No more are inflated.
         :param final: whether the message ends with this part.
         :raises MessageTooBig: when it inflates to more than the limit.
         :raises zlib.error: when it is not deflate data.

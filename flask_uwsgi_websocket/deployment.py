@@ -26,8 +26,8 @@ def configuration(kind: str, mode: str, options: Iterable[tuple[str, str]], dire
     :param directory: where the app is loaded, and where the files ``uwsgi.ini`` and ``tls.pem`` are.
     :param host: the host name of the site; an example unless given.
     :raises UwsgiNotFound: when there is no uWSGI.
-    :raises ValueError: when a path would have to be quoted, which is different in each kind of file, or the host is no
-        name of one.
+    :raises ValueError: when a path would have to be quoted, which is different in each kind of file, or the host has
+        characters that a host's name cannot have.
     :raises RuntimeError: when uWSGI would take the value of an option for something else.
     """
     name = re.sub("^[^a-z]+|[^a-z0-9_-]+", "", directory.name.lower()) or "app"
@@ -36,7 +36,7 @@ def configuration(kind: str, mode: str, options: Iterable[tuple[str, str]], dire
         if not re.fullmatch(r"[\w./@+-]+", path):
             raise ValueError(f"{path!r} has characters that mean something in configuration files: rename it")
     if host is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", host):
-        raise ValueError(f"SERVER_NAME begins with {host!r}, which is no name of a host for nginx")
+        raise ValueError(f"SERVER_NAME begins with {host!r}, which is no host name that nginx takes")
     values = {
         "/srv/chat/venv/bin/uwsgi": binary,
         "/srv/chat": str(directory),

@@ -85,14 +85,14 @@ def _diagnose_http(options: Options) -> Iterator[str]:
     is_http = options.keys() & {"http", "https", "http-socket", "https-socket"}
     if is_http and "connection:close" not in headers and not options.keys() & KEEPALIVE_OPTIONS:
         yield (
-            "uWSGI closes a connection after each response and does not tell, so that clients that keep their "
-            f"connections lose requests: add add-header = {CLOSE_HEADER}."
+            "uWSGI closes a connection after each response without saying so, and clients that keep their connections "
+            f"lose requests: add add-header = {CLOSE_HEADER}."
         )
     for address in map(str, option_values(options, "http-socket")):
         if address.rpartition(":")[0] in {"", "0.0.0.0", "[::]"}:
             yield (
-                f"http-socket = {address} lets a client take as long as it likes for its headers, and each holds a "
-                "core: let it listen on 127.0.0.1, behind a front such as nginx, or where only the front gets."
+                f"http-socket = {address} lets any client occupy a core for hours by sending its headers slowly: "
+                "listen on 127.0.0.1 behind a front such as nginx, or on an address that only the front can reach."
             )
 
 
@@ -135,7 +135,7 @@ def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int
     room, wanted = most_by_descriptors(descriptors, queues), settings.max_connections or most_by_cores(cores)
     if room < wanted:
         yield (
-            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker is to "
+            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker should "
             f"take {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
             "unit."
         )

@@ -18,7 +18,7 @@ __all__ = ["COMPILED", "FALLBACK", "Channel", "apply_mask", "frame", "take_messa
 #: Whether the compiled engine serves.
 COMPILED = frame.__module__.endswith("._speedups")
 
-#: Why the pure-Python engine serves although nobody has asked for it, and what to do; empty where it does not.
+#: Why the pure-Python engine serves although it was not asked for, and the remedy. Empty otherwise.
 FALLBACK = (
     ""
     if COMPILED or _pure_is_asked_for

@@ -47,12 +47,12 @@ class WebSocketError(Exception):
 class ConnectionClosed(WebSocketError):
     """The connection has ended, so there is nothing more to receive and nobody to send to.
 
-    A handler need not catch that of its own connection, which ends it quietly. That of another connection, to which
-    it has sent, is an error of the handler when it is not caught.
+    A handler need not catch the exception of its own connection, which ends it quietly. The exception of another
+    connection, to which it has sent, is an error of the handler if it is not caught.
 
     :param code: close code (RFC 6455 section 7.4); 1006 when the peer vanished without a Close frame.
     :param reason: the text that came with it, or what happened.
-    :param connection: the client that it is about; None where there is none, as in the test client.
+    :param connection: the connection that has ended; None in the test client.
     """
 
     def __init__(self, code: int = 1006, reason: str = "", *, connection: Connection | None = None) -> None:

@@ -189,8 +189,8 @@ class WebSocket(Registrar):
     def broadcast(self, message: str | ReadableBuffer, connections: Iterable[C]) -> list[C]:
         """Send a message to many connections, encoded once, without waiting for any of them.
 
-        It is also compressed once, for all that agreed on compression without context takeover
-        (``Compression(context_takeover=False)``); others compress it each by itself.
+        It is also compressed once for all connections that compress without context takeover
+        (``Compression(context_takeover=False)``). Each other one compresses it by itself.
 
         Those that have closed are left out. A handshake that was not sent yet is sent first, after the hooks of that
         connection. It is no coroutine in the asyncio mode either.
@@ -272,10 +272,10 @@ class WebSocket(Registrar):
         self.run(app, debug, host or "localhost", 5000 if port is None else port, **options)
 
     def _tell_of_no_app(self, app: Flask, **extra: Any) -> None:
-        """Say that no app has these routes, when any app serves its first request: clients only get a 404."""
+        """Log, at the first request of any app, that no app has these routes: clients only get a 404."""
         request_started.disconnect(self._tell_of_no_app)
         app.logger.warning(
-            "A %s with the handlers %s has no app, so that their URLs are unknown: call its init_app().",
+            "A %s with the handlers %s has no app, so their URLs are unknown: call its init_app().",
             type(self).__name__,
             list(self.view_functions),
         )
@@ -415,7 +415,7 @@ def _explain_mismatch() -> None:
 
 
 def _explain_page(mismatch: WebsocketMismatch) -> None:
-    """Say, once for each rule, that an upgrade request has met a page; in debug mode its answer says so, too."""
+    """Log, once for each rule, that the URL of an upgrade request is a page's. In debug mode, say so in the answer."""
     adapter = current_app.create_url_adapter(request)
     try:
         rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)

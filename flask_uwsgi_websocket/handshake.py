@@ -171,8 +171,8 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *,
     except ValueError:
         pass
     raise Forbidden(
-        f"Pages of {origin!r} may not connect: WEBSOCKET_ALLOWED_ORIGINS lists those of another origin that may. "
-        "Behind a proxy, ProxyFix makes the application's own origin known."
+        f"Pages of {origin!r} may not connect to {host!r}: WEBSOCKET_ALLOWED_ORIGINS lists the other origins that may. "
+        "Behind a proxy, ProxyFix tells the application its own origin."
     )
 
 

@@ -2,7 +2,7 @@
 
 There is one per worker and loop, started with the first connection and gone after the last one: a thread, a
 greenlet, or a timer of the event loop. Once a second it gives every connection its :meth:`~Connection.tick`, and
-uWSGI the counters. It works for a few milliseconds at a time, so that thousands of
+uWSGI the counters. It works for a millisecond at a time, so that thousands of
 connections do not hold up the others.
 """
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 #: Seconds between two rounds: deadlines are kept to within this.
 INTERVAL = 1.0
 
-#: Seconds for which it works at a time, and for which it then lets others run.
+#: Seconds for which the housekeeper works at a time, and for which it then lets others run.
 SLICE = 0.001
 PAUSE = 0.001
 
-#: Slices of a round in which it reads for busy handlers.
+#: Slices of a round in which the housekeeper reads for busy handlers.
 READ_AHEAD = 50
 
 logger = logging.getLogger(__package__)
@@ -44,7 +44,7 @@ class Keepalive:
         self._lock = allocate_lock()  # held around what follows, from any thread
         self._connections: set[Lifecycle] = set()
         self._running = False
-        # The round that goes on: connections that have not had their turn, and slices so far. Its own alone.
+        # The current round: connections that have not had their turn, and slices so far. Only the housekeeper's.
         self._rest: list[Lifecycle] = []
         self._slices = 0
 
@@ -87,7 +87,7 @@ class Keepalive:
             if not self._rest:
                 publish_all()
                 return None
-            # Many peers may flood: whoever comes too late to be read for in this round has its turn in another.
+            # Many peers may flood: a connection that is too late to be read in this round is early in another.
             turn = randrange(len(self._rest))
             self._rest = self._rest[turn:] + self._rest[:turn]
             self._slices = 0

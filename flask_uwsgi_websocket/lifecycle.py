@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
 
-#: Seconds after which it is worth a word that a handler waits for the peer of another connection.
+#: Seconds after which the log reports that a handler waits for the peer of another connection.
 LONG_WAIT = 1.0
 
 #: Where the middleware leaves the client for the view.
@@ -93,7 +93,7 @@ class Lifecycle(Connection):
 
     def attach(self, app: Flask, server: Server, loop: Loop, route: Route, handshake: Handshake) -> None:
         """Get ready for :meth:`_serve`: take the request's socket, and note the contexts that are current."""
-        _forget_mere_refresh(app)  # also here, as a session that is kept on the server may change meanwhile
+        _forget_mere_refresh(app)  # now, too: a session that is kept on the server may change meanwhile
         deflate = None
         if handshake.deflate is not None:
             config = route.settings.compression
@@ -137,7 +137,7 @@ class Lifecycle(Connection):
         await self._tell_each(deque((*listeners, *receivers)), signal, **kwargs)
 
     async def _tell_each(self, untold: deque[Function], signal: NamedSignal, **kwargs: Any) -> None:
-        """Call functions, and take out of *untold* those that were called: an interruption leaves the others."""
+        """Call the functions in *untold*, and take each out of it: an interruption leaves the others."""
         while untold:
             receiver = untold.popleft()
             try:
@@ -235,7 +235,7 @@ class Lifecycle(Connection):
         return response.headers
 
     def tick(self, *, read_ahead: bool = True) -> None:
-        """Do what is due, without waiting. Before the handshake: look whether the client still waits for it."""
+        """Do what is due, without waiting. Before the handshake, check whether the client still waits for it."""
         if self._accepted:
             super().tick(read_ahead=read_ahead)
         elif self._waits_since is not None and not self._refused:
@@ -244,7 +244,7 @@ class Lifecycle(Connection):
     def _watch_handshake(self, age: float) -> None:
         """Refuse the handshake when its client has left, or has waited too long for it.
 
-        The handler goes on, as nothing can end what it waits for; and what it occupies in its server stays counted.
+        The handler goes on, as nothing can end what it waits for, and stays counted as a connection.
         """
         timeout = self._settings.handshake_timeout
         if self._has_left():
@@ -262,7 +262,7 @@ class Lifecycle(Connection):
             if self._refuse_unasked(f"the handshake was not sent within {timeout:g} s", error, _UNAVAILABLE):
                 logger.warning(
                     "WebSocket %s: the handler of %s has not sent the handshake within %g s, and the client got 503. "
-                    'A handler that waits for something else at first calls ws.accept() before, or has accept="early". '
+                    'A handler that waits for another event calls ws.accept() first, or its route has accept="early". '
                     "The limit is WEBSOCKET_HANDSHAKE_TIMEOUT.",
                     self.id,
                     self._rule,
@@ -291,10 +291,9 @@ class Lifecycle(Connection):
 
     @contextmanager
     def _delivery(self, message: str | bytes) -> Iterator[Coroutine[Any, Any, None]]:
-        """Yield what tells of a message that is about to be delivered.
+        """Yield the coroutine that tells listeners and receivers of a message that is about to be delivered.
 
-        If the caller is cancelled meanwhile, the message is delivered by the next call, and whoever has heard it does
-        not hear it again.
+        If the caller is cancelled meanwhile, the next call delivers the message, and no listener hears it twice.
         """
         if self._untold is not None and self._untold[0] is message:
             untold = self._untold[1]
@@ -371,14 +370,14 @@ class Lifecycle(Connection):
                 self._tell_of_wait(waited)
 
     def _tell_of_wait(self, seconds: float) -> None:
-        """Say once that the handler of another connection has waited for this one's peer."""
+        """Log, once, that the handler of another connection has waited for this connection's peer."""
         sender = _current_client()
         state = state_of(self._app)
         if sender not in {None, self} and not state.told_of_wait:
             state.told_of_wait = True
             self._app.logger.warning(
                 "%r has waited %.1f s to send to %r, whose client does not read. To send to others, use broadcast(), "
-                "which waits for nobody, send(timeout=), or a queue that each handler sends from by itself. This is "
+                "which waits for nobody, send(timeout=), or a queue from which each handler sends by itself. This is "
                 "not said again.",
                 sender,
                 seconds,
@@ -428,8 +427,8 @@ class Lifecycle(Connection):
     async def _close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
         """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
 
-        Harmless when it is closed already. A handshake that was not sent yet is sent first; unless its own handler
-        calls this, without the session's cookie.
+        Harmless when it is closed already. A handshake that was not sent yet is sent first, and with the session's
+        cookie only if the connection's own handler calls this.
 
         :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
         :param reason: at most 123 bytes of UTF-8.
@@ -439,7 +438,7 @@ class Lifecycle(Connection):
         check_close(code, reason)
         if not self._refused:
             if not self._accepted:
-                # Whoever ends it from outside may just have ended its session, too: a logout, for one.
+                # A caller from outside, such as a logout, may just have ended the session, too.
                 await self._ensure_accepted(saves_session=_current_client() is self)
             self._begin_close(code, reason)
             if wait:
@@ -498,7 +497,7 @@ class Lifecycle(Connection):
                     self._app.logger.exception("the teardown_websocket hook %r failed", hook)
 
     def is_end(self, error: BaseException | None) -> bool:
-        """Tell whether *error* is the end of this connection. That of another one is an error of the handler."""
+        """Return whether *error* is the end of this connection. The end of another one is an error of the handler."""
         return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
 
     async def _call_before_hooks(self) -> Any:
@@ -642,7 +641,7 @@ def _save_session(app: Flask, response: Response) -> None:
 
 
 def _forget_mere_refresh(app: Flask) -> None:
-    """Take the session for unchanged if it is what the request's cookie leads to.
+    """Mark the session as unchanged if it equals the one that the request's cookie leads to.
 
     ``session.permanent = True`` in a ``before_request`` function marks it as modified in each request.
     """

@@ -23,14 +23,14 @@ from .servers import gunicorn_worker, uwsgi
 #: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
 RETRY_AFTER = 10
 
-#: The default of a rate of frames, for each message: browsers and libraries send long ones in pieces of some KiB.
+#: The default of ``frames``, for each of ``messages``: browsers and libraries send long ones in pieces of some KiB.
 FRAMES_PER_MESSAGE = 64
 
-#: Seconds between two lines of the log which say that this process may open no more files.
+#: Seconds between two log lines which say that this process may open no more files.
 SILENCE = 60.0
 
-#: Descriptors that are not for WebSockets: the server's own, and those of pages, files and databases. And one in
-#: sixteen of those that a process may open.
+#: Descriptors that are kept for the server, pages, files and databases. Besides, one in sixteen of those that a process
+#: may open is kept.
 RESERVED_DESCRIPTORS = 32
 
 #: A rate that is never reached, and finite: infinity times no time at all is not a number.
@@ -54,10 +54,9 @@ class RateLimit:
     handler is slow is not held against the client.
 
     :param messages: messages, Pings and Pongs per second on average, or None.
-    :param bytes: bytes per second on average, or None. Those of a compressed message are counted as it inflates.
+    :param bytes: bytes per second on average, or None. A compressed message is counted as it inflates.
     :param burst: for how many seconds' worth the client may make up, in seconds.
-    :param frames: frames of any kind per second on average, and so also the fragments of messages; None for 64 times
-        *messages*.
+    :param frames: frames of any kind per second on average, fragments among them; None for 64 times *messages*.
     :raises ValueError: when one of them is no number above 0.
     """
 
@@ -128,8 +127,8 @@ class Admissions:
         """Count a connection while the block runs.
 
         :param address: where it comes from, as far as the application knows; None if it does not.
-        :param most: the connections of the worker, or None for as many as leave the server something for HTTP. There
-            are never more than its descriptors are enough for.
+        :param most: the most connections of the worker; None for as many as leave the server something for HTTP. Its
+            descriptors are a limit in any case.
         :param most_per_address: the connections of one address, or None for any number.
         :raises ServiceUnavailable: when the worker has no room for it (503).
         :raises TooManyRequests: when its address has too many already (429).
@@ -177,7 +176,7 @@ class Admissions:
 
 @contextmanager
 def opening_files() -> Iterator[None]:
-    """Refuse a connection for which this process may open no more files, and say so from time to time.
+    """Refuse a connection if this process may open no more files, and log that from time to time.
 
     :raises ServiceUnavailable: in place of the error.
     """

@@ -30,7 +30,7 @@ logger = logging.getLogger(__package__)
 #: The most milliseconds that poll(2) takes: 24 days.
 _LONGEST_POLL = 2**31 - 1
 
-#: Run now and then; returns the seconds until it is to be run again, or None when it is not.
+#: A function to run now and then. It returns the seconds until its next run, or None for no more.
 Tick = Callable[[], "float | None"]
 
 
@@ -60,7 +60,7 @@ class Loop(Protocol):
         """Drop the callback for *fd*. It is not closed while somebody waits for it."""
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        """Call *tick* in *interval* seconds, and then as often as it says."""
+        """Call *tick* in *interval* seconds, and again whenever it says."""
 
 
 class BlockingLoop(Loop, Protocol):

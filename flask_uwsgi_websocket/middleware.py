@@ -30,13 +30,13 @@ from .worker import handle_signals_in_gevent
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: Where the middleware leaves what ends with the request: its place among the connections, once it is counted.
+#: Where the middleware leaves the stack that ends with the request: it holds the request's place among the connections.
 _STACK_KEY = "flask_uwsgi_websocket.stack"
 
-#: Of so many origins the log says that their pages were refused; more of them are an attack.
+#: The log names so many refused origins. More of them are an attack.
 ORIGINS_TOLD = 20
 
-#: Of longer ones it does not: no browser sends them. A host has at most 253 characters.
+#: The log names no longer ones, which no browser sends. A host has at most 253 characters.
 _LONGEST_ORIGIN = 300
 
 #: The attribute of a view with the settings of its route.
@@ -188,7 +188,7 @@ def admit(app: Flask, **extra: Any) -> None:
     """
     if _STACK_KEY in request.environ and (rule := request.url_rule) is not None and rule.websocket:
         options = getattr(app.view_functions.get(rule.endpoint), _SETTINGS_ATTRIBUTE, None)
-        if options is not None:  # else the application has put another view around it, which calls it sooner or later
+        if options is not None:  # else the application has wrapped the view, which counts the request when it is called
             _admit(_route(app, options).settings)
 
 
@@ -211,7 +211,7 @@ def _route(app: Flask, options: Mapping[str, Any]) -> Route:
 
 
 def _tell_of_origin(app: Flask, state: State, origin: str) -> None:
-    """Say once that pages of an origin are refused, as a browser hides from whoever develops why they were."""
+    """Log once that pages of an origin are refused: a browser does not show a developer why."""
     if origin in state.told_of_origins or len(state.told_of_origins) >= ORIGINS_TOLD or len(origin) > _LONGEST_ORIGIN:
         return
     state.told_of_origins.add(origin)

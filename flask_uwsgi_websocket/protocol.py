@@ -144,15 +144,15 @@ class Protocol:
         self.input_ended = False
         #: Whether :meth:`receive_some` has left something that can be parsed without more data.
         self.has_input = False
-        # Of the last call of receive_some(): its work, the frames in it, and by how many bytes compressed payloads have
-        # grown, which is below 0 when they have shrunk.
+        # Of the last call of receive_some(): its work, the frames in it, and the bytes that inflation has added, which
+        # are fewer than 0 if payloads have shrunk.
         self.work = 0
         self.frames = 0
         self.gained = 0
-        self._left = 0  # of the work that this call may do
-        self._inflating_work = 0  # what of it is no frame
+        self._left = 0  # the work that this call may still do
+        self._inflating_work = 0  # the part of the work that is not frames
         self._pongs: list[bytes] = []
-        # Input that is not parsed yet: what receive_some() has left, or at most 139 bytes that are not yet a whole
+        # Input that is not parsed yet: the rest of receive_some(), or at most 139 bytes that are not yet a whole
         # header or control frame.
         self._buffer = b""
         # The data frame whose payload is arriving.
@@ -182,7 +182,7 @@ class Protocol:
         return self.receive_some(data, sys.maxsize // 1024)
 
     def receive_some(self, data: bytes, most: int) -> list[Event]:
-        """Take bytes from the peer and return what some of them complete, so that the caller is soon back.
+        """Take bytes from the peer and parse some of them, so that the caller is soon back. Return what they complete.
 
         While :attr:`has_input` is set afterwards, call it again, without data, for more.
 
@@ -233,7 +233,7 @@ class Protocol:
         self.has_input = False
         while self._left > 0:
             if self._in_frame:
-                if self._is_inflating:  # what was taken of the payload, before more is taken
+                if self._is_inflating:  # inflate what was taken before, then take more
                     self._receive_payload(b"", messages)
                     continue
                 chunk = data[position : position + self._remaining]
@@ -311,7 +311,7 @@ class Protocol:
             self._decoder = _utf8_decoder() if opcode == TEXT else None
         self._fragments += 1
         if self._fragments > self._max_fragments:
-            raise _Failure(POLICY_VIOLATION, f"a message may have {self._max_fragments} fragments")
+            raise _Failure(POLICY_VIOLATION, f"a message may have at most {self._max_fragments} fragments")
         if not self._compressed and length > self._max_message_size - len(self._message):
             raise _Failure(*self._too_big())
         self._in_frame = True
@@ -423,7 +423,7 @@ class Protocol:
         return self._data_frame(BINARY, message)
 
     def shared_frame(self, message: SharedMessage) -> bytes | None:
-        """Return the frame of a message for many peers, for :meth:`send_frame`; None when it has to be sent alone."""
+        """Return the frame of a message for many peers, for :meth:`send_frame`; None if this peer needs its own."""
         return message.frame_for(self._deflate)
 
     def send_frame(self, whole: bytes) -> bytes:
@@ -495,7 +495,7 @@ def payload_of(message: str | ReadableBuffer) -> str | bytes:
 
 
 class SharedMessage:
-    """A message that a server sends to many connections: frames that are alike are made once.
+    """A message that a server sends to many connections: equal frames are made once.
 
     :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
     """
@@ -508,7 +508,7 @@ class SharedMessage:
         self._compressed: dict[tuple[int, ...], bytes] = {}
 
     def frame_for(self, deflate: Deflate | None) -> bytes | None:
-        """Return the frame for a connection; None when it must be made there, from what its compressor remembers."""
+        """Return the frame for a connection; None if its compressor must make it, as it keeps its context."""
         if deflate is None or len(self._payload) < deflate.threshold:
             return self._plain
         recipe = deflate.recipe

@@ -40,21 +40,21 @@ LISTEN_OPTIONS = frozenset({"http", "httprouter", "https", "https2", "socket"}).
     for protocol in ("fastcgi", "http", "http11", "https", "puwsgi", "raw", "scgi", "ssl", "suwsgi", "uwsgi")
 )
 
-#: uWSGI closes a connection after each response, which clients of HTTP/1.1 have to be told: they would send their next
-#: request into it.
+#: uWSGI closes a connection after each response. Without this header, clients of HTTP/1.1 would send their next request
+#: to the closed connection.
 CLOSE_HEADER = "Connection: close"
 
-#: uWSGI options with which it does not close them.
+#: The options with which uWSGI does not close connections.
 KEEPALIVE_OPTIONS = frozenset({"http-keepalive", "http11-socket"})
 
-#: The variable that turns off what gevent notes of greenlets for its debugging. On Python 3.15 uWSGI crashes with it,
-#: at its start, whatever it is to serve.
+#: The variable that turns off gevent's notes of greenlets, which are for debugging. With them, uWSGI on Python 3.15
+#: crashes at its start, whatever app it serves.
 GREENLET_TREE = "GEVENT_TRACK_GREENLET_TREE"
 
 #: In the order in which uWSGI needs them.
 _PLUGIN_OPTIONS = ("plugin-dir", "plugins-dir", "plugin", "plugins", "need-plugin", "need-plugins")
 _MAIN_GUARDS = frozenset({"__name__ == '__main__'", "'__main__' == __name__"})
-#: What uWSGI replaces in the value of any option, and what would end its line in a file.
+#: What uWSGI expands in the value of any option, and what would end the option's line in a file.
 _find_special = re.compile(r"[$%@]\(|[\r\n]").search
 _VIRTUALENV_OPTIONS = frozenset({"home", "pyhome", "venv", "virtualenv"})
 
@@ -162,15 +162,15 @@ def uwsgi_arguments(
 
 
 def check_literal(value: str) -> str:
-    """Return *value*, which is to be an option's as it is.
+    """Return *value*, the value of an option, if uWSGI takes it literally.
 
-    :raises RuntimeError: when uWSGI would take it for something else: ``$(``, ``%(`` and ``@(`` begin what it replaces
-        by variables of the environment, by options and by files, and nothing quotes them.
+    :raises RuntimeError: uWSGI would change it. It expands ``$(``, ``%(`` and ``@(`` to variables of the environment,
+        options and files, and nothing quotes them.
     """
     if match := _find_special(value):
         raise RuntimeError(
-            f"uWSGI cannot be told {value!r} as it is: {match[0]!r} means something in its options. Choose other "
-            "names, or bind the application to a variable of a module."
+            f"uWSGI would not take {value!r} literally: {match[0]!r} has a meaning in its options. Rename the file or "
+            "directory, or bind the application to a variable of a module."
         )
     return value
 
@@ -233,7 +233,7 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
     environ = dict(os.environ)
     if not sys.stdout.isatty():
         click.echo(f"Running: {shlex.join(arguments)}")
-    elif app is not None and state_of(app).coroutines is not None:  # its worker will say so, when it is loaded
+    elif app is not None and state_of(app).coroutines is not None:  # its worker shows the block, when the app is loaded
         environ[BLOCK_VARIABLE] = describe(arguments, options, app, debug)
     else:
         click.echo(describe(arguments, options, app, debug))
@@ -248,7 +248,7 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
 def _check_ports(options: Mapping[str, list[Any]]) -> None:
     """Check that the ports to listen on are free: uWSGI itself would end in a line about ``bind()``.
 
-    :raises SystemExit: when one is not; with a sentence, as Flask's own server does.
+    :raises SystemExit: a port is in use. The text is a sentence, as that of Flask's own server.
     """
     for name in ("http", "http-socket", "https"):
         for address in map(str, options.get(name, ()) if "reuse-port" not in options else ()):
@@ -265,7 +265,7 @@ def _is_in_use(host: str, port: int) -> bool:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uWSGI does
         try:
             sock.bind((host, port))
-        except OSError as error:  # what else it is, uWSGI will say
+        except OSError as error:  # uWSGI reports any other error
             return error.errno == errno.EADDRINUSE
     return False
 
@@ -419,7 +419,7 @@ def _is_on(value: object) -> bool:
 
 
 def _values(value: object) -> list[object]:
-    """Return what an option puts on the command line, once for each time."""
+    """Return the values that an option puts on the command line, each with the option's name."""
     return [item for item in (value if isinstance(value, list | tuple) else [value]) if _is_on(item)]
 
 

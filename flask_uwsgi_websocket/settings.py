@@ -24,7 +24,7 @@ class Settings:
         ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
         ``Origin`` header, which no browser sends, pass.
     :param max_message_size: the largest message received, after reassembly and inflation; beyond it, 1009.
-    :param max_fragments: the most frames of one message received; beyond it, 1008. Their payloads may be empty.
+    :param max_fragments: the most fragments of one message received, empty ones included; beyond it, 1008.
     :param ping_interval: how often the peer is pinged; None turns pings off.
     :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
         turns that off.
@@ -32,13 +32,14 @@ class Settings:
     :param shutdown_timeout: how long a handler may take to end when its worker ends.
     :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
     :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
-    :param min_read_rate: how many bytes per second the peer has to read at least, over each ``send_timeout`` in which
-        something waits for it all the time, before the connection is dropped.
+    :param min_read_rate: the bytes per second that the peer has to read on average over ``send_timeout``, while output
+        waits for it; below, the connection is dropped.
     :param max_queue: how many messages may wait for the handler before the socket is not read any more.
     :param idle_timeout: how long no message may come or go before the connection is closed with 1001. Pings do not
         count. None turns that off.
     :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again
-        and its login is checked again. It may be up to a tenth less: not all come back at once. None turns that off.
+        and its login is checked again. It may be up to a tenth less, so that not all come back at once. None turns that
+        off.
     :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
     :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
     :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
@@ -49,8 +50,8 @@ class Settings:
         handshake is answered with 429; None for any number.
     :param accept: when the handshake is sent: ``"lazy"``, by the first call of a handler that needs it, or ``"early"``,
         before the handler starts, for handlers that register their connection and wait.
-    :param handshake_timeout: how long a handler may leave the handshake unsent before the client is answered with 503;
-        None for any time.
+    :param handshake_timeout: how long a handler may leave the handshake unsent before the client gets 503; None for
+        ever.
     :param rate_limit: a :class:`.RateLimit` of what one client may send, or None; beyond it, 1008.
     """
 
@@ -130,7 +131,7 @@ KEYS = {name: _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}") for name in NA
 def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of *config* that are no setting's but almost, each with the one that it resembles."""
     keys = KEYS.values()
-    names = [key.removeprefix("WEBSOCKET") for key in keys]  # what they have in common makes none similar
+    names = [key.removeprefix("WEBSOCKET") for key in keys]  # a common prefix would make all keys similar
     for key in config:
         if key.startswith("WEBSOCKET") and key not in keys:
             for name in get_close_matches(key.removeprefix("WEBSOCKET"), names, 1, 0.65):

@@ -1,4 +1,4 @@
-"""What a terminal is told when uWSGI starts: how the application is served, its WebSocket routes, where it is."""
+"""What a terminal shows when uWSGI has started: how the application is served, its WebSocket routes, its address."""
 
 from __future__ import annotations
 

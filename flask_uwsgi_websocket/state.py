@@ -58,11 +58,11 @@ class State:
         self.coroutines: bool | None = None
         #: Whether it was said that changes of the session after the handshake are lost.
         self.told_of_session = False
-        #: Whether it was said that a handler has waited for another connection's client.
+        #: Whether the log has reported a handler that waits for another connection's client.
         self.told_of_wait = False
-        #: The other origins of which it was said that their pages were refused.
+        #: The origins whose refusal the log has reported.
         self.told_of_origins: set[str] = set()
-        #: The rules of pages of which it was said that somebody took them for a WebSocket's.
+        #: The rules of pages for which the log has reported an upgrade request.
         self.told_of_pages: set[str] = set()
         self.stats = Stats()
         #: uWSGI's options for the extension's mode.

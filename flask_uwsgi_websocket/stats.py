@@ -25,7 +25,7 @@ class Counted(Protocol):
 
     #: Whether it was dropped because the peer read too slowly.
     was_slow: bool
-    # What it has moved so far: attributes, as a call for each of thousands of connections would hold up the loop.
+    # Attributes, as a call for each of thousands of connections would hold up the loop.
     _received: int
     _sent: int
     _bytes_received: int
@@ -92,7 +92,7 @@ class Stats:
 
 
 def _sum(counts: Counts, connections: Iterable[Counted]) -> Counts:
-    """Add what connections have moved."""
+    """Return *counts* with those of connections added."""
     received, sent, bytes_received, bytes_sent = counts
     for each in connections:
         received += each._received

@@ -40,8 +40,11 @@ from .shutdown import INTERVAL, Shutdown
 if TYPE_CHECKING:
     from types import FrameType
 
-#: The variable with what the terminal is to be told once the application is loaded: uWSGI's own lines come before.
+#: The variable with the lines that the terminal gets when the application is loaded.
 BLOCK_VARIABLE = "WEBSOCKET_START_BLOCK"
+
+#: Seconds for which these lines wait, so that they come after the last ones of uWSGI's start.
+BLOCK_DELAY = 0.3
 
 #: Seconds between two looks whether uWSGI wants a worker to end that gets no signal.
 CHECK_INTERVAL = 1.0
@@ -108,8 +111,6 @@ def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
         for hook in hooks:
             hook()
     finally:
-        if is_worker:
-            _show_block()
         if is_worker and uwsgi.loop == b"gevent":
             from gevent import spawn
 
@@ -117,12 +118,6 @@ def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
 
 
 _block = ""  # what BLOCK_VARIABLE had
-
-
-def _show_block() -> None:
-    """Tell the terminal what has started, once: in the first worker, when it is that for the first time."""
-    if _block and uwsgi.worker_id() == 1 and uwsgi.workers()[0]["respawn_count"] == 0:
-        click.echo(_block)
 
 
 def _prepare_worker() -> None:
@@ -135,7 +130,9 @@ def _prepare_worker() -> None:
     elif uwsgi.loop != b"gevent" and uwsgi.has_threads:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
-        _watch_limits(ThreadLoop)
+        _start_timers(ThreadLoop)
+    elif uwsgi.loop != b"gevent" and _is_first():
+        click.echo(_block)
 
 
 def make_shutdown(signum: int, loop: Loop) -> Shutdown:
@@ -159,10 +156,17 @@ def _exit(signum: int) -> NoReturn:
 # What uWSGI tells nobody
 
 
-def _watch_limits(make_loop: Callable[[], Loop]) -> None:
-    """Have this worker end properly when uWSGI wants it to, without a signal."""
+def _start_timers(make_loop: Callable[[], Loop]) -> None:
+    """Show the terminal what has started, and end this worker properly when uWSGI wants it to, without a signal."""
+    if _is_first():
+        make_loop().run_every(BLOCK_DELAY, partial(click.echo, _block))
     if uwsgi.opt.keys() & _LIMITS:
         make_loop().run_every(CHECK_INTERVAL, _go_on_or_end)
+
+
+def _is_first() -> bool:
+    """Return whether the terminal is to get a block from this worker: the first one, at its first start."""
+    return bool(_block) and uwsgi.worker_id() == 1 and uwsgi.workers()[0]["respawn_count"] == 0
 
 
 def _go_on_or_end() -> float | None:
@@ -252,7 +256,7 @@ def handle_signals_in_gevent() -> None:
     uwsgi.atexit = at_exit
     for signum in _SIGNALS:
         get_hub().loop.signal(signum, ref=False).start(begin, signum)
-    _watch_limits(current_blocking_loop)
+    _start_timers(current_blocking_loop)
 
 
 # asyncio
@@ -278,4 +282,4 @@ def _handle_signals_in_asyncio(loop: asyncio.AbstractEventLoop) -> None:
 
     for signum in _SIGNALS:
         loop.add_signal_handler(signum, begin, signum)
-    _watch_limits(current_asyncio_loop)
+    _start_timers(current_asyncio_loop)

@@ -661,12 +661,12 @@ def test_the_api_reference_has_every_public_name_once() -> None:
 def test_the_configuration_has_every_setting_with_its_type_and_default() -> None:
     page = (DOCS / "configuration.md").read_text()
     entries = re.findall(
-        r"^### `(WEBSOCKET_\w+)`\n\nKeyword `(\w+)`, type `(.+)`, default `(.+)`(.*)\.\n\n\w", page, re.MULTILINE
+        r"^### `(WEBSOCKET_\w+)`\n\nKeyword `(\w+)`, type `(.+)`(.*), default `(.+)`\.\n\n\w", page, re.MULTILINE
     )
     assert len(entries) == page.count("### `WEBSOCKET_")
-    documented = {name: (key, type_.replace('"', "'"), eval(default)) for key, name, type_, default, _ in entries}
+    documented = {name: (key, type_.replace('"', "'"), eval(default)) for key, name, type_, _, default in entries}
     assert documented == {field.name: (KEYS[field.name], field.type, field.default) for field in fields(Settings)}
-    for _, name, _, _, unit in entries:
+    for _, name, _, unit, _ in entries:
         is_time = name.endswith(("_timeout", "_interval", "_lifetime"))
         is_size = name.endswith(("_size", "_buffer"))
-        assert unit == " seconds" * is_time + " bytes" * is_size + " bytes per second" * name.endswith("_rate")
+        assert unit == " in seconds" * is_time + " in bytes" * is_size + " in bytes per second" * name.endswith("_rate")

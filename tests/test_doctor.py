@@ -54,8 +54,8 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         ({**GEVENT, "harakiri": b"30"}, {}, "harakiri = 30 kills a worker"),
         ({**GEVENT, "max-requests": [b"10", b"1000"]}, {}, "max-requests = 1000 ends a worker and closes all"),
         ({**GEVENT, "https-socket": b":443,a,b"}, {}, "https-socket keeps TLS to itself"),
-        ({**GEVENT, "http-socket": [b"127.0.0.1:80", b":8000"]}, {}, "http-socket = :8000 lets a client take as long"),
-        ({**GEVENT, "http-socket": b"0.0.0.0:80"}, {}, "http-socket = 0.0.0.0:80 lets a client take as long"),
+        ({**GEVENT, "http-socket": [b"127.0.0.1:80", b":8000"]}, {}, "http-socket = :8000 lets any client occupy"),
+        ({**GEVENT, "http-socket": b"0.0.0.0:80"}, {}, "http-socket = 0.0.0.0:80 lets any client occupy"),
         ({**GEVENT, "http11-socket": b":80"}, {}, "http11-socket answers only the first request of each"),
         ({**ASYNCIO, "http11-socket": b":80"}, {}, "http11-socket answers only the first request of each"),
         ({**GEVENT, "add-header": b"X: Connection: close"}, {}, "requests: add add-header = Connection: close."),
@@ -91,9 +91,9 @@ def test_each_thing_that_hurts_has_its_sentence(
         (
             {**GEVENT, "gevent": b"1000"},
             1024,
-            "enough for 464 WebSockets, and each worker is to take 980: allow 2125",
+            "enough for 464 WebSockets, and each worker should take 980: allow 2125",
         ),
-        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker is to take 36: allow 154"),
+        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker should take 36: allow 154"),
         ({**GEVENT, "gevent": b"1000"}, 2125, None),
         ({**THREADS, "threads": b"40"}, 154, None),
         ({**THREADS, "threads": b"40"}, sys.maxsize, None),
@@ -107,7 +107,7 @@ def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_t
     assert complaint or said == []
     assert list(diagnose(options, Settings(max_connections=10), (), descriptors)) == []
     (said,) = diagnose(options, Settings(max_connections=1000), (), min(descriptors, 2000))
-    assert "each worker is to take 1000: allow" in said
+    assert "each worker should take 1000: allow" in said
 
 
 @pytest.mark.parametrize(

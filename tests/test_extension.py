@@ -186,7 +186,7 @@ def test_routes_that_no_app_was_given_are_told_at_the_first_request_of_any_app(
     for _ in range(2):
         assert app.test_client().get("/forgotten").status_code == 404
     (record,) = caplog.records
-    said = "A WebSocket with the handlers ['echo'] has no app, so that their URLs are unknown: call its init_app()."
+    said = "A WebSocket with the handlers ['echo'] has no app, so their URLs are unknown: call its init_app()."
     assert record.getMessage() == said
     forgotten.init_app(Flask(__name__))
 

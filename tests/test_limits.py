@@ -406,7 +406,7 @@ def test_a_message_of_more_fragments_than_allowed_closes_with_1008(site: Site) -
     client.send(frame(BINARY, b"x", fin=False, key=KEY) + middle * 98 + frame(CONTINUATION, b"x", key=KEY))
     assert client.read_frame() == (TEXT, b"100")
     client.send(frame(BINARY, b"x", fin=False, key=KEY) + middle * 100)
-    assert client.read_frame() == (CLOSE, close_body(1008, b"a message may have 100 fragments"))
+    assert client.read_frame() == (CLOSE, close_body(1008, b"a message may have at most 100 fragments"))
 
 
 def test_what_was_received_before_the_limit_is_delivered(site: Site) -> None:

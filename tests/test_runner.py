@@ -313,7 +313,7 @@ def test_a_reload_comes_soon_after_a_change() -> None:
 
 @pytest.mark.parametrize("app", ["web:create_app('$(HOME)')", "%(x):app", "web:@(x)", "web:app\n"])
 def test_a_name_that_uwsgi_would_change_is_refused(app: str) -> None:
-    with pytest.raises(RuntimeError, match=r"as it is: .* means something in its options"):
+    with pytest.raises(RuntimeError, match=r"literally: .* has a meaning in its options"):
         arguments({}, app=app)
     assert "--env=A=$(HOME)" in arguments({"env": "A=$(HOME)"})  # what is for uWSGI itself
 
