@@ -134,7 +134,7 @@ class Connection(Channel):
         self._stuck_since = 0.0
         self._slow_since = 0.0
         self._slow_from = 0
-        # When messages were last seen to go on, and how many had come and gone by then.
+        # When messages were last seen to go on, and a count that had grown with them until then.
         self._idle_since = 0.0
         self._idle_count = 0
 
@@ -680,7 +680,8 @@ class Connection(Channel):
         elif now >= self._close_deadline and not self._done():
             self._abort("the closing handshake took too long")
         with self._write_lock:
-            self._due = self._next_due(now)
+            if now >= self._due:  # else each look would put off the next look for idleness
+                self._due = self._next_due(now)
 
     def _watch(self, now: float) -> None:
         """Do what is due while the connection is open: drop it, close it, or ping the peer."""
@@ -747,7 +748,7 @@ class Connection(Channel):
 
     def _is_idle(self, now: float) -> bool:
         """Return whether no message has come or gone for ``idle_timeout``."""
-        count = self._received + self._sent
+        count = self._bytes_stored + self._received + self._sent  # also of messages that wait for a busy handler
         if count != self._idle_count:
             self._idle_count, self._idle_since = count, now
         timeout = self._settings.idle_timeout
