@@ -276,6 +276,9 @@ class Connection(Channel):
         try:
             self._drained = False
             message = self._next()
+            # None sends some callers to wait for the descriptor, which is to end that if something is left here.
+            while message is None and self._has_rest and self.connected and not self._is_readable():
+                message = self._next()
             if message is not None:
                 self._received += 1
             elif self._protocol.closed is not None:
@@ -767,10 +770,11 @@ class Connection(Channel):
 
     def _has_input(self) -> bool:
         """Tell whether something has arrived that nobody has read yet."""
+        return self._has_rest or self._is_readable()
+
+    def _is_readable(self) -> bool:
         with self._read_lock:
             sock = self._sock
-            if self._has_rest:
-                return True
             try:
                 return sock is not None and bool(sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
             except OSError:
