@@ -259,7 +259,7 @@ cdef class Lock:
         self.release()
 
 
-cdef inline Py_ssize_t memory_of(message):
+cpdef Py_ssize_t memory_of(message) except -1:
     """Return about the bytes of ``sys.getsizeof()``, for a str or bytes."""
     if isinstance(message, str):
         return 64 + PyUnicode_GET_LENGTH(message) * PyUnicode_KIND(message)
@@ -334,27 +334,6 @@ cdef class Channel:
             self._abandoned.close()
         return 0
 
-    def _store(self, message):
-        self.store(message)
-
-    cdef int store(self, message) except -1:
-        self._bytes_stored += memory_of(message)
-        self._inbox.append(message)
-        return 0
-
-    def _pop(self):
-        return self.pop()
-
-    cdef object pop(self):
-        message = self._inbox.popleft()
-        self._bytes_taken += memory_of(message)
-        return message
-
-    def _give_back(self, message):
-        self._bytes_taken -= memory_of(message)
-        self._inbox.appendleft(message)
-        self._received -= 1
-
     def _take(self):
         return self.take()
 
@@ -397,12 +376,14 @@ cdef class Channel:
             finally:
                 is_in_use = False
             for message in messages:
-                self.store(message)
+                self._bytes_stored += memory_of(message)
+            self._inbox.extend(messages)
             if rest:
                 self._process(rest)
             if not self._inbox:
                 return None
-        message = self.pop()
+        message = self._inbox.popleft()
+        self._bytes_taken += memory_of(message)
         self._run += 1 + <int> (len(message) // 512)
         self._received += 1
         return message

@@ -7,7 +7,6 @@ interpreter, and leaves only the rest.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from enum import Enum, auto
 from threading import get_ident
@@ -166,23 +165,6 @@ class Channel:
             self._waiting -= 1
             if self._abandoned is not None and not self._waiting:
                 self._abandoned.close()
-
-    def _store(self, message: str | bytes) -> None:
-        """Keep a message until somebody receives it. Called with the read lock."""
-        self._bytes_stored += sys.getsizeof(message)
-        self._inbox.append(message)
-
-    def _pop(self) -> str | bytes:
-        """Return the oldest message that waits. Called by the caller in receive()."""
-        message = self._inbox.popleft()
-        self._bytes_taken += sys.getsizeof(message)
-        return message
-
-    def _give_back(self, message: str | bytes) -> None:
-        """Put back a message that was not delivered, as the next one. Called by the caller in receive()."""
-        self._bytes_taken -= sys.getsizeof(message)
-        self._inbox.appendleft(message)
-        self._received -= 1
 
     def _take(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .deflate import Deflate
-from .engine import Channel
+from .engine import Channel, memory_of
 from .exceptions import ConnectionClosed
 from .limits import Meter
 from .loops import Loop
@@ -133,7 +133,7 @@ class Connection(Channel):
         self._stuck_since = 0.0
         self._slow_since = 0.0
         self._slow_from = 0
-        # When a new message was last noticed, and how many had been received and sent by then.
+        # When a new message was last noticed, and a count that had grown with the messages by then.
         self._idle_since = 0.0
         self._idle_count = 0
 
@@ -275,6 +275,9 @@ class Connection(Channel):
         try:
             self._drained = False
             message = self._next()
+            # None sends some callers to wait for the descriptor, which is to end that if something is left here.
+            while message is None and self._has_rest and self.connected and not self._is_readable():
+                message = self._next()
             if message is not None:
                 self._received += 1
             elif self._protocol.closed is not None:
@@ -287,7 +290,17 @@ class Connection(Channel):
         """Return the next message that is here; None when there is none yet, or when no more will come."""
         if not self._inbox:
             self._pump()  # also when it has closed: another thread may be about to put the last messages there
-        return self._pop() if self._inbox else None
+        if not self._inbox:
+            return None
+        message = self._inbox.popleft()
+        self._bytes_taken += memory_of(message)
+        return message
+
+    def _give_back(self, message: str | bytes) -> None:
+        """Put back a message that was not delivered, as the next one. Called by the caller in receive()."""
+        self._bytes_taken -= memory_of(message)
+        self._inbox.appendleft(message)
+        self._received -= 1
 
     def _ended(self) -> bool:
         """Tell whether no more messages will come, once; then raise.
@@ -354,10 +367,10 @@ class Connection(Channel):
         self._has_rest = protocol.has_input
         self._run = min(self._run + 2 * protocol.work, RUN_LENGTH)
         for event in events:
-            if isinstance(event, str):
-                self._store(event.encode() if as_bytes else event)
-            elif isinstance(event, bytes):
-                self._store(event)
+            if isinstance(event, (str, bytes)):
+                message = event.encode() if as_bytes and isinstance(event, str) else event
+                self._bytes_stored += memory_of(message)
+                self._inbox.append(message)
             elif isinstance(event, Pong):
                 self._on_pong(event.payload)
             elif isinstance(event, Ping):
@@ -679,7 +692,8 @@ class Connection(Channel):
         elif now >= self._close_deadline and not self._done():
             self._abort("the closing handshake took too long")
         with self._write_lock:
-            self._due = self._next_due(now)
+            if now >= self._due:  # else each look would put off the next look for idleness
+                self._due = self._next_due(now)
 
     def _watch(self, now: float) -> None:
         """Do what is due while the connection is open: drop it, close it, or ping the peer."""
@@ -746,7 +760,7 @@ class Connection(Channel):
 
     def _is_idle(self, now: float) -> bool:
         """Return whether no message has come or gone for ``idle_timeout``."""
-        count = self._received + self._sent
+        count = self._bytes_stored + self._received + self._sent  # also of messages that wait for a busy handler
         if count != self._idle_count:
             self._idle_count, self._idle_since = count, now
         timeout = self._settings.idle_timeout
@@ -765,10 +779,11 @@ class Connection(Channel):
 
     def _has_input(self) -> bool:
         """Tell whether something has arrived that nobody has read yet."""
+        return self._has_rest or self._is_readable()
+
+    def _is_readable(self) -> bool:
         with self._read_lock:
             sock = self._sock
-            if self._has_rest:
-                return True
             try:
                 return sock is not None and bool(sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
             except OSError:

@@ -18,6 +18,7 @@ from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body,
 from flask_uwsgi_websocket.channel import RUN_LENGTH, WAIT
 from flask_uwsgi_websocket.connection import Connection
 from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
+from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops import ThreadLoop
 from flask_uwsgi_websocket.settings import Settings
 
@@ -194,6 +195,23 @@ def test_nobody_waits_for_the_socket_while_something_is_left_of_what_was_read(
     assert connection._take() is WAIT
     assert not connection._is_on_a_run()
     connection._detach()
+
+
+def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = sockets
+    connection = open_connection(ours, Settings())
+    theirs.sendall(flood_of_all(b"a", b"b"))
+    for message in (b"a", b"b"):
+        assert connection._receive_now() == message * 300
+    assert connection._receive_now() is None  # whoever waits for the descriptor now, misses nothing
+    assert not connection._has_rest
+    theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
+    assert connection._take() is WAIT
+    connection._detach()
+    with pytest.raises(ConnectionClosed):
+        connection._receive_now()
 
 
 def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(

@@ -121,16 +121,60 @@ def test_a_connection_without_messages_is_closed_after_the_idle_timeout(site: Si
 
     client = site.upgrade()
     ws = kept_client(site)
-    for count in (2, 4, 6):
+    for _ in range(3):
+        since = ws._idle_since
         clock.put_forward(80)
         client.frame(TEXT, b"still here")
         assert client.read_frame() == (TEXT, b"still here")
         clock.put_forward(11)  # it looks every ten seconds
-        wait_until(lambda count=count: ws._idle_count == count, "the messages were not noticed")
+        wait_until(lambda since=since: ws._idle_since > since, "the messages were not noticed")
     clock.put_forward(101)
     assert client.read_frame() == (CLOSE, close_body(1001, b"no message for 100 s"))
     client.frame(CLOSE, close_body(1001))
     assert {site.noted(), site.noted()} == {(1001, "no message for 100 s"), "timeout"}
+
+
+def test_a_connection_without_messages_is_closed_also_while_its_handler_is_busy(blocking: Site, clock: Clock) -> None:
+    blocking.app.config.update(WEBSOCKET_IDLE_TIMEOUT=100, WEBSOCKET_PING_INTERVAL=None)
+    gate = blocking.mode.gate()
+
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        blocking.note(ws)
+        await gate.passed()
+
+    client = blocking.upgrade()
+    ws = kept_client(blocking)
+    for _ in range(12):  # more often than it has to be looked at
+        clock.put_forward(9)
+        ws.tick()
+    assert client.read_frame() == (CLOSE, close_body(1001, b"no message for 100 s"))
+    client.frame(CLOSE, close_body(1001))
+    gate.open()
+
+
+def test_a_connection_whose_messages_wait_for_a_busy_handler_is_not_idle(blocking: Site, clock: Clock) -> None:
+    blocking.app.config.update(WEBSOCKET_IDLE_TIMEOUT=100, WEBSOCKET_PING_INTERVAL=None)
+    gate = blocking.mode.gate()
+
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        blocking.note(ws)
+        await gate.passed()
+        blocking.note([await ws.receive() for _ in range(3)])
+
+    client = blocking.upgrade()
+    ws = kept_client(blocking)
+    for count in (1, 2, 3):
+        clock.put_forward(80)
+        client.frame(TEXT, b"still here")
+        wait_until(lambda count=count: len(ws._inbox) == count, "it is not read")
+        clock.put_forward(11)
+        ws.tick()
+    gate.open()
+    assert blocking.noted() == ["still here"] * 3
 
 
 def test_pongs_are_no_messages(site: Site, clock: Clock) -> None:
