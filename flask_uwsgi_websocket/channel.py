@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
-from threading import get_ident
 from typing import TYPE_CHECKING, Literal
 
 from .exceptions import ConcurrencyError
-from .loops import BlockingLoop, allocate_lock, run
+from .loops import BlockingLoop, allocate_rlock, run
 
 if TYPE_CHECKING:
     from _socket import socket as RawSocket
@@ -58,21 +57,23 @@ class Lock:
     A garbage collection may run a ``__del__()`` in the midst of a section, and that may call the connection.
     """
 
-    __slots__ = ("_lock", "_owner")
+    __slots__ = ("_is_held", "_lock")
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
-        self._owner = 0
+        # One that its own thread may take again: there is no moment at which that would wait for itself, also before it
+        # has noted that it holds the lock.
+        self._lock = allocate_rlock()
+        self._is_held = False
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(False):
-            if self._owner == get_ident():
-                raise ConcurrencyError(REENTERED)
-            self._lock.acquire()
-        self._owner = get_ident()
+        self._lock.acquire()
+        if self._is_held:
+            self._lock.release()
+            raise ConcurrencyError(REENTERED)
+        self._is_held = True
 
     def __exit__(self, *exception: object) -> None:
-        self._owner = 0
+        self._is_held = False
         self._lock.release()
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 #: The reason with which a connection ends after a failed write.
 LOST = "the connection was lost"
 
+#: How much of what a peer has left behind is searched for its good-bye, in one go: work as ``RUN_LENGTH`` counts it.
+LAST_WORK = 4096
+
 #: ``READ_SIZE`` where a few bytes may come to much.
 SMALL_READ_SIZE = 4096
 
@@ -540,9 +543,11 @@ class Connection(Channel):
     def _closed_error(self) -> ConnectionClosed:
         """Find out, after a failed write, whether the peer had said good-bye."""
         self._drained = False
-        while self._has_room() and self._pump():
+        work = 0
+        while (may_go_on := self._has_room() and work < LAST_WORK) and self._pump():
             self._drained = False
-        if not self._has_room():
+            work += 2 * self._protocol.work
+        if not may_go_on:
             self._abort(LOST)
         return ConnectionClosed(*(self._protocol.closed or (1006, LOST)), connection=self)
 

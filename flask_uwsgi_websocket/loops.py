@@ -472,3 +472,12 @@ def allocate_lock() -> threading.Lock:
         return threading.Lock()
     lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")()
     return lock
+
+
+def allocate_rlock() -> threading.RLock:
+    """Return a lock as :func:`allocate_lock` does, which the thread that holds it may take again."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return threading.RLock()
+    lock: threading.RLock = monkey.get_original("_thread", "RLock")()
+    return lock

@@ -248,11 +248,13 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
 def _check_ports(options: Mapping[str, list[Any]]) -> None:
     """Check that the ports to listen on are free: uWSGI itself would end in a line about ``bind()``.
 
-    :raises SystemExit: a port is in use. The text is a sentence, as that of Flask's own server.
+    :raises SystemExit: a port is in use, or is no port. The text is a sentence, as that of Flask's own server.
     """
     for name in ("http", "http-socket", "https"):
         for address in map(str, options.get(name, ()) if "reuse-port" not in options else ()):
             host, _, port = address.partition(",")[0].rpartition(":")
+            if port.isdecimal() and int(port) > 65535:
+                raise SystemExit(f"There is no port {port}: the last one is 65535.")
             if port.isdecimal() and _is_in_use(host.strip("[]"), int(port)):
                 raise SystemExit(
                     f"Port {port} is in use by another program. Stop that one, or choose another port: port= of "

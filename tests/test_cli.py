@@ -238,6 +238,16 @@ def test_a_port_that_is_in_use_is_told_in_a_sentence(command: str, project: Path
     assert (result.returncode, result.stdout, result.stderr) == (1, "", f"{said} of flask uwsgi run.\n")
 
 
+@pytest.mark.live
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_port_that_cannot_be_is_told_in_a_sentence(command: str, project: Path) -> None:
+    write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=65536)"})
+    arguments = COMMANDS[command]
+    result = run(project, *arguments, *["65536"] * (arguments[-1] == "--port"))
+    said = "There is no port 65536: the last one is 65535.\n"  # uWSGI would listen on another
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
+
+
 # The command line
 
 threaded, greenlets, tasks = Flask("threaded"), Flask("greenlets"), Flask("tasks")

@@ -7,6 +7,7 @@ import socket
 import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -16,7 +17,7 @@ from inprocess import DEADLINE, Site
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
 from flask_uwsgi_websocket.channel import RUN_LENGTH, WAIT
-from flask_uwsgi_websocket.connection import Connection
+from flask_uwsgi_websocket.connection import LOST, Connection
 from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops import ThreadLoop
@@ -212,6 +213,38 @@ def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
     connection._detach()
     with pytest.raises(ConnectionClosed):
         connection._receive_now()
+
+
+def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_that_fails(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = sockets
+    connection = open_connection(ours, Settings())
+    theirs.setblocking(False)
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sent += theirs.send(frame(PING, key=KEY) * 100)
+    theirs.close()
+    with pytest.raises(ConnectionClosed):
+        connection._put("too late")
+    assert connection._bytes_received < sent
+    assert connection.close_reason == LOST
+    connection._detach()
+
+
+def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = sockets
+    connection = open_connection(ours, Settings())
+    theirs.sendall(frame(TEXT, b"x", key=KEY) * 1_000 + frame(CLOSE, close_body(4000), key=KEY))
+    theirs.close()
+    with pytest.raises(ConnectionClosed):
+        connection._put("too late")
+    assert connection.close_code == 4000
+    assert len(connection._inbox) == 1_000
+    connection._detach()
 
 
 def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import socket
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from inprocess import DEADLINE, RawClient, Site, for_ever
 from wire import KEY, close_body, frame
 
 from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, WebSocketClient
-from flask_uwsgi_websocket.channel import REENTERED
+from flask_uwsgi_websocket.channel import REENTERED, Lock
 from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.handshake import Handshake
 from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol, SharedMessage
@@ -282,14 +283,16 @@ def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site
                     outcomes.add("closed")
 
         thresholds = gc.get_threshold()
+        gc.freeze()  # to look through what all other tests have left would take long each time
         gc.set_threshold(1)
         try:
-            for _ in range(500):
+            for _ in range(50):
                 Finalized()
                 with suppress(ConnectionClosed):
                     await (ws.send(b"x" * 1000) if what == "send" else ws.ping())
         finally:
             gc.set_threshold(*thresholds)
+            gc.unfreeze()
             gc.collect()
         site.note(outcomes)
 
@@ -297,6 +300,35 @@ def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site
     with reading(client):
         outcomes = site.noted()
     assert outcomes & {"sent", REENTERED}
+
+
+def test_a_call_while_its_own_thread_takes_or_gives_back_the_lock_does_not_hang() -> None:
+    # Between any two steps there, a signal handler may run, and from Python 3.12 on a garbage collection.
+    lock = Lock()
+    outcomes: list[str] = []
+
+    def call_at_each_step(frame: Any, event: str, arg: object) -> Any:
+        if frame.f_code not in {Lock.__enter__.__code__, Lock.__exit__.__code__}:
+            return None
+        frame.f_trace_opcodes = True
+        try:
+            with lock:
+                outcomes.append("done")
+        except ConcurrencyError:
+            outcomes.append("refused")
+        return call_at_each_step
+
+    def take_and_give_back() -> None:
+        sys.settrace(call_at_each_step)
+        with lock:
+            outcomes.append("within")
+        sys.settrace(None)
+
+    thread = threading.Thread(target=take_and_give_back, daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert {"done", "within", "refused"} == set(outcomes)
 
 
 @pytest.mark.parametrize("lock", ["_read_lock", "_write_lock"])
