@@ -75,9 +75,24 @@ set -eu
 echo entered
 ip link set lo up
 mount -t tmpfs none /run
-mount -t tmpfs none /srv
+replace() {  # a directory by one of our own, with the same directories in it
+    mkdir -p "/run/replaced$1"
+    mount --rbind "$1" "/run/replaced$1"
+    mount -t tmpfs -o mode=755 none "$1"
+    find "/run/replaced$1" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | while read -r name; do
+        mkdir "$1/$name"
+        mount --rbind "/run/replaced$1/$name" "$1/$name"
+    done
+}
+replace /srv
+# Python looks for its files with access(2), which knows no capabilities. They may be where only root may look.
+directory=$PREFIX
+while [ "$directory" != / ]; do
+    directory=$(dirname "$directory")
+    case $(stat --format %A "$directory") in *[xt]) ;; *) replace "$directory" ;; esac
+done
 mkdir -p /srv/chat/venv
-mount --bind "$PREFIX" /srv/chat/venv
+mount --rbind "$PREFIX" /srv/chat/venv
 cp "$TESTS/fronts_app.py" /srv/chat/app.py
 cp "$DEPLOY/$MODE.ini" /srv/chat/uwsgi.ini
 install --group www-data --mode 640 "$CERTIFICATE" /srv/chat/tls.pem
