@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .channel import RUN_LENGTH
 from .exceptions import ConnectionClosed
 from .lifecycle import Lifecycle
-from .loops import BlockingLoop, current_blocking_loop, run
+from .loops import BlockingLoop, current_blocker, current_blocking_loop, run
 from .signals import websocket_message, websocket_sent
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class WebSocketClient(Lifecycle):
     """
 
     make_loop = staticmethod(current_blocking_loop)
+    _current_blocker = staticmethod(current_blocker)
     _loop: BlockingLoop
 
     def accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:

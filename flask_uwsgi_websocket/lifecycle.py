@@ -25,10 +25,10 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 from werkzeug.local import LocalProxy
 
-from .channel import RUN_LENGTH
+from .channel import REENTERED, RUN_LENGTH
 from .connection import Connection
 from .deflate import Compression, Deflate
-from .exceptions import ConnectionClosed
+from .exceptions import ConcurrencyError, ConnectionClosed
 from .handshake import Handshake
 from .loops import Loop
 from .protocol import SharedMessage, check_close
@@ -110,12 +110,17 @@ class Lifecycle(Connection):
         self._peer = request.remote_addr
         # Whoever needs the handshake first claims it, with the write lock, and tells its end by _accepted or _refused.
         self._claimed = False
+        self._claimant: object = None
         self._telling = False  # websocket_connected is being sent
         self._closed_told = False
         self._untold: tuple[str | bytes, deque[Function]] | None = None
         self._waits_since = time.monotonic()
 
     # Calls of the application's functions
+
+    def _current_blocker(self) -> object:
+        """Return what a call holds up that waits here; None where it suspends instead."""
+        return None
 
     async def _call(self, context: Context | None, function: Function, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the application, and wait for it if it is a coroutine function.
@@ -187,12 +192,16 @@ class Lifecycle(Connection):
     ) -> None:
         if self._refused:
             raise self._refused_error()
+        blocker = self._current_blocker()
         with self._write_lock:
             is_mine = not self._claimed
-            self._claimed = True
+            if is_mine:
+                self._claimed, self._claimant = True, blocker
         if not is_mine:
             if _preparing.get() is self:
                 raise RuntimeError("an after_websocket hook runs before the handshake: it cannot send or receive")
+            if blocker is not None and blocker == self._claimant:
+                raise ConcurrencyError(REENTERED)  # it would wait for itself
             while not self._accepted and not self._refused:
                 await self._loop.sleep(PATIENCE)
             if self._refused:

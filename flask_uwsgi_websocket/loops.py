@@ -391,6 +391,11 @@ def is_in_gevent() -> bool:
     return gevent is not None and isinstance(gevent.getcurrent(), gevent.Greenlet)
 
 
+def current_blocker() -> object:
+    """Return what a blocking call holds up here: the greenlet of gevent, or else the thread."""
+    return sys.modules["gevent"].getcurrent() if is_in_gevent() else threading.get_ident()
+
+
 def current_blocking_loop() -> BlockingLoop:
     """Return the loop for the caller: gevent's inside one of its greenlets, else the one for threads."""
     if not is_in_gevent():

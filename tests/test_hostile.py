@@ -11,11 +11,12 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import gevent
 import pytest
-from flask import Flask
+from flask import Flask, Response
 from inprocess import DEADLINE, RawClient, Site, for_ever
 from wire import KEY, close_body, frame
 
@@ -196,7 +197,7 @@ def test_a_handler_may_be_killed_while_another_greenlet_polls_its_connection(sit
         client.close()
 
 
-def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site) -> None:
+def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site, request: pytest.FixtureRequest) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         while ws.connected:
@@ -208,6 +209,9 @@ def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site) -> Non
             await ws.send(message)
 
     client = site.upgrade()
+    # The server's thread never waits, and each of the test's threads has to wait for its turn in the one interpreter.
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-4)
     with reading(client), site.connect("/echo") as other:
         for _ in range(5):  # each takes long, as the reader and the server have to share one interpreter
             other.send("hello")
@@ -329,6 +333,32 @@ def test_a_call_while_its_own_thread_takes_or_gives_back_the_lock_does_not_hang(
     thread.join(DEADLINE)
     assert not thread.is_alive()
     assert {"done", "within", "refused"} == set(outcomes)
+
+
+@pytest.mark.parametrize("mode", ["threads", "gevent"])
+def test_a_finalizer_that_runs_within_the_handshake_does_not_wait_for_it(site: Site) -> None:
+    kept: list[WebSocketClient] = []
+
+    class Finalized(Response):
+        """A response in whose making a garbage collection runs."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if kept:
+                with pytest.raises(ConcurrencyError, match="__del__"):
+                    kept[0].send("from a finalizer")
+                site.note("refused")
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        kept.append(ws.blocking)
+        await ws.send("hello")
+        kept.clear()
+
+    site.app.response_class = Finalized
+    with site.connect() as client:
+        assert client.recv(DEADLINE) == "hello"
+        assert site.noted() == "refused"
 
 
 @pytest.mark.parametrize("lock", ["_read_lock", "_write_lock"])
