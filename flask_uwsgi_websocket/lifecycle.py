@@ -200,7 +200,7 @@ class Lifecycle(Connection):
         if not is_mine:
             if _preparing.get() is self:
                 raise RuntimeError("an after_websocket hook runs before the handshake: it cannot send or receive")
-            if blocker is not None and blocker == self._claimant:
+            if not self._accepted and blocker is not None and blocker == self._claimant:
                 raise ConcurrencyError(REENTERED)  # it would wait for itself
             while not self._accepted and not self._refused:
                 await self._loop.sleep(PATIENCE)
