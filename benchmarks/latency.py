@@ -95,7 +95,7 @@ def measure_beside(server: Running, connections: int) -> tuple[list[float], floa
             time.sleep(0.001)
         share = 100 * (server.cpu_seconds() - cpu) / (time.monotonic() - began)
         watching.sendall(FRAME)
-        while not (answer := watching.recv(100)).startswith(b"\x81"):  # a ping
+        while (answer := watching.recv(100)).startswith(b"\x89"):  # a ping
             continue
         hold_up = float(answer[2 : 2 + answer[1]])
     done.set()
