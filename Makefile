@@ -54,13 +54,13 @@ wheel: .venv/ready
 	@rm -rf dist
 	.venv/bin/python -m build >build/wheel.log || { cat build/wheel.log; exit 1; }
 	.venv/bin/twine check --strict dist/*
-	@.venv/bin/python -m zipfile -l dist/*.whl | grep "_speedups.*\.so"
+	@.venv/bin/python -m zipfile -l dist/*.whl | grep -c "\.so " | grep -x 2
 
 # Python's own allocator would hide from AddressSanitizer where an object ends, and Python leaks at exit by design.
 sanitize: .venv/ready
 	@rm -rf build/sanitized && mkdir -p build/sanitized
 	@cp -r setup.py setup.cfg pyproject.toml README.md LICENSE flask_uwsgi_websocket build/sanitized
-	@rm -f build/sanitized/flask_uwsgi_websocket/*.so
+	@rm -f build/sanitized/flask_uwsgi_websocket/*/*.so
 	@CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	    .venv/bin/pip install -qq --no-deps --target build/sanitized/site build/sanitized
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
@@ -70,7 +70,7 @@ sanitize: .venv/ready
 	    tests/test_client.py -k "not gevent and not asyncio"
 
 clean:
-	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/_speedups.c flask_uwsgi_websocket/*.so
+	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/*/_*.c flask_uwsgi_websocket/*/*.so
 
 
 # Tests: what needs no server on every interpreter, on one of them with its coverage; what is live on the oldest and the
@@ -191,13 +191,15 @@ test-$(PURE) live-some-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET
 	    PIP_CACHE_DIR=$(CURDIR)/.venvs/cache \
 	    $*/bin/pip install -qq --no-binary uwsgi "$$(grep -i '^ *uwsgi>' setup.cfg)"  # cached apart, with its plugins
 
-%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml flask_uwsgi_websocket/_speedups.pyx
+EXTENSIONS := $(wildcard flask_uwsgi_websocket/*/_*.pyx flask_uwsgi_websocket/*/_*.pxd)
+
+%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml $(EXTENSIONS)
 	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[$(extras)]"  # which writes into build, too
 	@touch $@
 
 # The peers, and 0.6.1 in a directory of its own.
 .venvs/bench/ready: .venvs/bench/bin/uwsgi setup.cfg setup.py pyproject.toml \
-    flask_uwsgi_websocket/_speedups.pyx benchmarks/requirements.txt
+    $(EXTENSIONS) benchmarks/requirements.txt
 	@mkdir -p build && flock build/lock \
 	    $(@D)/bin/pip install -qq --editable ".[asyncio,gevent]" --requirement benchmarks/requirements.txt
 	@$(@D)/bin/pip install -qq --upgrade --no-deps --target $(@D)/legacy Flask-uWSGI-WebSocket==0.6.1

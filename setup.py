@@ -14,6 +14,7 @@ readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)
 setup(
     long_description=readme,
     ext_modules=[
-        Extension("flask_uwsgi_websocket._speedups", ["flask_uwsgi_websocket/_speedups.pyx"], optional=True),
+        Extension(f"flask_uwsgi_websocket.{name.replace('/', '.')}", [f"flask_uwsgi_websocket/{name}.pyx"], optional=True)
+        for name in ("protocol/_frames", "connection/_channel")
     ],
 )

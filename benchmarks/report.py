@@ -210,7 +210,7 @@ def _plan(plan: Plan) -> str:
 def _versions(servers: Sequence[Server]) -> str:
     packages = dict.fromkeys(package for server in servers for package in server.packages)
     versions = [f"{package} {version(package)}" for package in packages]
-    engine = "compiled" if find_spec("flask_uwsgi_websocket._speedups") else "pure Python"
+    engine = "compiled" if find_spec("flask_uwsgi_websocket.protocol._frames") else "pure Python"
     return f"CPython {platform.python_version()}, {', '.join(versions)}; the engine of this package: {engine}"
 
 

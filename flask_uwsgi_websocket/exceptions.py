@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
-    from .connection import Connection
+    from .connection.transport import Connection
 
 #: What the close codes mean (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
 CLOSE_CODES = {

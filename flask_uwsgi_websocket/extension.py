@@ -16,12 +16,12 @@ from flask import Blueprint, Flask, current_app, request, request_started
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import WebsocketMismatch
 
-from .cli import uwsgi_cli, websocket_cli
-from .doctor import diagnose
+from ._uwsgi import uwsgi
+from .cli.commands import uwsgi_cli, websocket_cli
+from .cli.doctor import diagnose
+from .cli.runner import debug_requested, run_uwsgi, with_defaults
+from .connection.base import Lifecycle
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
-from .handshake import UpgradeRequired
-from .lifecycle import Lifecycle
-from .limits import descriptor_limit
 from .middleware import (
     AsyncioWebSocketMiddleware,
     GeventWebSocketMiddleware,
@@ -30,23 +30,23 @@ from .middleware import (
     admit,
     tell_of_rejection,
 )
-from .process import prepare_process
-from .protocol import SharedMessage, payload_of
-from .runner import debug_requested, run_uwsgi, with_defaults
-from .servers import uwsgi
+from .protocol.handshake import UpgradeRequired
+from .protocol.protocol import SharedMessage, payload_of
+from .servers.process import prepare_process
+from .servers.worker import prepare_workers
 from .settings import Settings, find_misspelt, resolve
 from .state import F, Kind, Registrar, check_handler, state_of
-from .stats import NAMES as STATS_NAMES
 from .testing import WebSocketTestClient
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
-from .worker import prepare_workers
+from .worker.admission import descriptor_limit
+from .worker.stats import NAMES as STATS_NAMES
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 C = TypeVar("C", bound=Lifecycle)
 
-logger = logging.getLogger(__package__)
+logger = logging.getLogger("flask_uwsgi_websocket")
 
 
 class WebSocket(Registrar):

@@ -15,17 +15,17 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import Forbidden
 from werkzeug.wsgi import ClosingIterator
 
-from .aio import AsyncioWebSocketClient
-from .client import GeventWebSocketClient, WebSocketClient
-from .handshake import is_upgrade, negotiate_handshake
-from .keepalive import keepalive_of
-from .lifecycle import ENVIRON_KEY, forget_session
-from .limits import admissions, opening_files
-from .process import watch_process
-from .servers import find_server
+from .connection.aio import AsyncioWebSocketClient
+from .connection.base import ENVIRON_KEY, forget_session
+from .connection.blocking import GeventWebSocketClient, WebSocketClient
+from .protocol.handshake import is_upgrade, negotiate_handshake
+from .servers.find import find_server
+from .servers.process import watch_process
+from .servers.worker import handle_signals_in_gevent
 from .settings import NAMES, Settings
 from .state import Route, State, state_of
-from .worker import handle_signals_in_gevent
+from .worker.admission import admissions, opening_files
+from .worker.housekeeper import keepalive_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

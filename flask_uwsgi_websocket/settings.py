@@ -7,13 +7,47 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from .deflate import Compression
-from .handshake import check_token, parse_origin
-from .limits import RateLimit, check_positive
-from .protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
+from .protocol.deflate import Compression
+from .protocol.handshake import check_token, parse_origin
+from .protocol.protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
 
 #: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
 _CONFIG_KEYS = {"origins": "WEBSOCKET_ALLOWED_ORIGINS"}
+
+
+def check_positive(name: str, value: object) -> None:
+    """Check that a setting is a number above 0.
+
+    :raises ValueError: when it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """How much a client may send on one connection. Above it, the connection is closed with 1008.
+
+    It is a token bucket: what was not used is saved up, for at most *burst* seconds. What waits unread because the
+    handler is slow is not held against the client.
+
+    :param messages: messages, Pings and Pongs per second on average, or None.
+    :param bytes: bytes per second on average, or None. A compressed message is counted as it inflates.
+    :param burst: for how many seconds' worth the client may make up, in seconds.
+    :param frames: frames of any kind per second on average, fragments among them; None for 64 times *messages*.
+    :raises ValueError: when one of them is no number above 0.
+    """
+
+    messages: float | None = None
+    bytes: float | None = None
+    burst: float = 2.0
+    frames: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("messages", "frames", "bytes", "burst"):
+            value = getattr(self, name)
+            if value is not None or name == "burst":
+                check_positive(f"{name} of a RateLimit", value)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flask.sansio.app import App
 from flask.typing import AfterRequestCallable, BeforeRequestCallable, TeardownCallable
 
 from .settings import Settings, resolve
-from .stats import Stats
+from .worker.stats import Stats
 
 #: The key of an app's :class:`State` in ``app.extensions``.
 EXTENSION_KEY = "uwsgi_websocket"

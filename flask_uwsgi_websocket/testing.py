@@ -26,11 +26,11 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse, run_wsgi_app
 
-from .channel import READ_SIZE
-from .deflate import Deflate, DeflateParameters
+from .connection.channel import READ_SIZE
 from .exceptions import ConnectionClosed, HandshakeRejected
-from .handshake import parse_extensions
-from .protocol import Protocol, payload_of
+from .protocol.deflate import Deflate, DeflateParameters
+from .protocol.handshake import parse_extensions
+from .protocol.protocol import Protocol, payload_of
 from .signals import websocket_error
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from flask.typing import ResponseReturnValue
 
-from .aio import AsyncioWebSocketClient
-from .client import WebSocketClient
+from .connection.aio import AsyncioWebSocketClient
+from .connection.blocking import WebSocketClient
 
 #: The variables of the URL.
 P = ParamSpec("P")

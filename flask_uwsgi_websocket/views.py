@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from .lifecycle import closing_of
-from .loops import run
+from .connection.base import closing_of
+from .loops.base import run
 
 
 class WebSocketView:

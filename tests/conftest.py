@@ -15,8 +15,10 @@ import pytest
 from inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
 from ports import reserved_port
 
-from flask_uwsgi_websocket import connection, keepalive, protocol
-from flask_uwsgi_websocket.loops import background_asyncio_loop
+from flask_uwsgi_websocket.connection import transport
+from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
+from flask_uwsgi_websocket.protocol import protocol
+from flask_uwsgi_websocket.worker import housekeeper
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
@@ -51,7 +53,7 @@ def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.node.get_closest_marker("live"):  # its servers stay up for the next test
         yield
         return
-    monkeypatch.setattr(keepalive, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
+    monkeypatch.setattr(housekeeper, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
     background_asyncio_loop()  # stays to the end
     resource_tracker.ensure_running()  # and so does this process, which Werkzeug's debugger may start
     threads = set(threading.enumerate())
@@ -73,10 +75,10 @@ def _descriptors() -> set[tuple[str, str]]:
     return {(number, target) for number, target in descriptors if "/pym-" not in target}
 
 
-@pytest.fixture(scope="module", params=["frames", "_speedups"], ids=["pure", "compiled"])
+@pytest.fixture(scope="module", params=["frames", "_frames"], ids=["pure", "compiled"])
 def engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The protocol on each of its two engines; all other tests run on the one that it has chosen."""
-    twin = pytest.importorskip(f"flask_uwsgi_websocket.{request.param}")
+    twin = pytest.importorskip(f"flask_uwsgi_websocket.protocol.{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("apply_mask", "frame", "take_messages"):
             patch.setattr(protocol, name, getattr(twin, name))
@@ -118,7 +120,7 @@ def echo(site: Site) -> Callable[..., Any]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of pings and timeouts."""
     clock = Clock()
-    monkeypatch.setattr(connection, "time", clock)
+    monkeypatch.setattr(transport, "time", clock)
     return clock
 
 

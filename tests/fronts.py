@@ -37,7 +37,7 @@ from flask_uwsgi_websocket import find_uwsgi
 T = TypeVar("T")
 
 PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
-DEPLOY = PACKAGE / "deploy"
+DEPLOY = PACKAGE / "cli" / "deploy"
 
 #: The name in the configuration files, and in the certificate.
 NAME = "chat.example.com"

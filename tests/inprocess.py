@@ -28,14 +28,8 @@ from flask import Flask
 from websockets.sync.client import ClientConnection, connect
 from wire import KEY, frame
 
-from flask_uwsgi_websocket import (
-    AsyncioWebSocket,
-    AsyncioWebSocketClient,
-    GeventWebSocket,
-    WebSocket,
-    WebSocketClient,
-    keepalive,
-)
+from flask_uwsgi_websocket import AsyncioWebSocket, AsyncioWebSocketClient, GeventWebSocket, WebSocket, WebSocketClient
+from flask_uwsgi_websocket.worker import housekeeper
 
 #: Seconds for what takes milliseconds on an idle machine.
 DEADLINE = 20
@@ -322,7 +316,7 @@ def _unpack(outcome: tuple[Any, BaseException | None]) -> Any:
 def wait_for_housekeepers() -> None:
     """Wait until no housekeeper looks after any connection."""
     wait_until(
-        lambda: not any(each._connections or each._running for each in list(keepalive._keepalives.values())),
+        lambda: not any(each._connections or each._running for each in list(housekeeper._keepalives.values())),
         "a connection is left in the housekeeper's registry",
     )
 

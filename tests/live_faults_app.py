@@ -9,7 +9,8 @@ import time
 from flask import request
 from live_app import IS_ASYNCIO, app, for_mode, handler, journal, sleep, websocket
 
-from flask_uwsgi_websocket import keepalive, websocket_closed
+from flask_uwsgi_websocket import websocket_closed
+from flask_uwsgi_websocket.worker import housekeeper
 
 
 @handler("/impatient", ping_interval=0.5, ping_timeout=2.5)
@@ -94,7 +95,7 @@ async def note_closed(app, ws, code, **extra):
 
 @app.route("/connections")
 def connections():
-    return {"connected": [connection.connected for connection in keepalive.connections()]}
+    return {"connected": [connection.connected for connection in housekeeper.connections()]}
 
 
 @app.route("/clock")

@@ -14,7 +14,7 @@ from inprocess import DEADLINE, Site, serving
 from wire import CLOSE, PING, PONG, close_body
 
 from flask_uwsgi_websocket import websocket_connected, websocket_rejected
-from flask_uwsgi_websocket.loops import background_asyncio_loop
+from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
 
 
 @pytest.fixture

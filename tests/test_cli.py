@@ -25,11 +25,12 @@ from flask import Flask
 from flask.cli import NoAppException, ScriptInfo
 from projects import DEADLINE, change, environment, run, serving, write
 
-from flask_uwsgi_websocket import AsyncioWebSocket, GeventWebSocket, WebSocket, cli, runner
-from flask_uwsgi_websocket.cli import LOADER, uwsgi_cli
-from flask_uwsgi_websocket.runner import read_arguments
-from flask_uwsgi_websocket.startup import describe
-from flask_uwsgi_websocket.wsgi import load_app
+from flask_uwsgi_websocket import AsyncioWebSocket, GeventWebSocket, WebSocket
+from flask_uwsgi_websocket.cli import commands, runner
+from flask_uwsgi_websocket.cli.commands import LOADER, uwsgi_cli
+from flask_uwsgi_websocket.cli.runner import read_arguments
+from flask_uwsgi_websocket.cli.startup import describe
+from flask_uwsgi_websocket.cli.wsgi import load_app
 
 pytest_plugins = ["projects"]
 
@@ -550,7 +551,8 @@ def test_without_websocket_routes_flask_routes_is_flasks_own(options: list[str])
     app = Flask("app", subdomain_matching=True)
     app.add_url_rule("/", view_func=test_two_modes_are_an_error, subdomain="sub", methods=["POST"])
     ours, flasks = (
-        app.test_cli_runner().invoke(command, options) for command in (cli.routes_command, flask.cli.routes_command)
+        app.test_cli_runner().invoke(command, options)
+        for command in (commands.routes_command, flask.cli.routes_command)
     )
     assert (ours.exit_code, ours.output) == (0, flasks.output)
 
@@ -559,5 +561,5 @@ def test_flask_routes_leaves_the_rules_as_they_are() -> None:
     app = Flask("app")
     WebSocket(app).add_url_rule("/echo", "echo", lambda ws: None)
     before = [rule.methods for rule in app.url_map.iter_rules()]
-    assert "WEBSOCKET  /echo" in app.test_cli_runner().invoke(cli.routes_command).output
+    assert "WEBSOCKET  /echo" in app.test_cli_runner().invoke(commands.routes_command).output
     assert [rule.methods for rule in app.url_map.iter_rules()] == before

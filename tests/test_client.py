@@ -25,7 +25,9 @@ from websockets.exceptions import ConnectionClosed as ClientSawClose
 from websockets.exceptions import InvalidStatus
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
-from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, deflate, lifecycle
+from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed
+from flask_uwsgi_websocket.connection import base
+from flask_uwsgi_websocket.protocol import deflate
 
 # Receiving
 
@@ -355,7 +357,7 @@ def test_what_the_shared_area_holds_is_sent(site: Site, monkeypatch: pytest.Monk
         def sharedarea_read(id: int, pos: int) -> bytes:
             return b"area %d from %d" % (id, pos)
 
-    monkeypatch.setattr("flask_uwsgi_websocket.lifecycle.uwsgi", Uwsgi)
+    monkeypatch.setattr("flask_uwsgi_websocket.connection.base.uwsgi", Uwsgi)
 
     @site.route()
     async def handler(ws: Any) -> None:
@@ -1034,7 +1036,7 @@ def test_the_end_of_another_connection_that_leaves_a_handler_is_an_error_of_it(s
 def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
     site: Site, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LONG_WAIT", 0)
+    monkeypatch.setattr(base, "LONG_WAIT", 0)
     site.app.config.update(WEBSOCKET_SEND_TIMEOUT=0.1, WEBSOCKET_SEND_BUFFER=1000)
     listeners: list[Any] = []
 

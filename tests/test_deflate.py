@@ -30,8 +30,8 @@ from wire import (
     xor,
 )
 
-from flask_uwsgi_websocket.deflate import Compression, Deflate, DeflateParameters, negotiate
-from flask_uwsgi_websocket.protocol import Ping, Protocol
+from flask_uwsgi_websocket.protocol.deflate import Compression, Deflate, DeflateParameters, negotiate
+from flask_uwsgi_websocket.protocol.protocol import Ping, Protocol
 
 pytestmark = pytest.mark.usefixtures("engine")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import deployment
-from flask_uwsgi_websocket.deployment import FILES, configuration
+from flask_uwsgi_websocket.cli import deployment
+from flask_uwsgi_websocket.cli.deployment import FILES, configuration
 
 MODES = ["threads", "gevent", "asyncio"]
 
@@ -28,7 +28,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", FILES)
 def test_for_the_app_of_the_files_it_is_the_files(kind: str, mode: str) -> None:
-    path = Path(flask_uwsgi_websocket.__file__).parent / "deploy" / FILES[kind].format(mode=mode)
+    path = Path(flask_uwsgi_websocket.__file__).parent / "cli" / "deploy" / FILES[kind].format(mode=mode)
     assert configuration(kind, mode, LOAD, CHAT, None) == path.read_text()
 
 

@@ -41,9 +41,9 @@ from websockets.sync.client import connect
 
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket import HandshakeRejected, WebSocket
-from flask_uwsgi_websocket.doctor import read_ini
+from flask_uwsgi_websocket.cli.doctor import read_ini
 from flask_uwsgi_websocket.settings import KEYS, Settings
-from flask_uwsgi_websocket.stats import NAMES as COUNTERS
+from flask_uwsgi_websocket.worker.stats import NAMES as COUNTERS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 
 from flask_uwsgi_websocket import GeventWebSocket, WebSocket, WebSocketBlueprint
-from flask_uwsgi_websocket.doctor import diagnose, read_ini
+from flask_uwsgi_websocket.cli.doctor import diagnose, read_ini
 from flask_uwsgi_websocket.settings import Settings
 
 #: With these nothing hurts.

@@ -16,11 +16,11 @@ from fuzz.targets import Lender
 from inprocess import DEADLINE, Site
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
-from flask_uwsgi_websocket.channel import RUN_LENGTH, WAIT
-from flask_uwsgi_websocket.connection import LOST, Connection
-from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
+from flask_uwsgi_websocket.connection.channel import RUN_LENGTH, WAIT
+from flask_uwsgi_websocket.connection.transport import LOST, Connection
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
-from flask_uwsgi_websocket.loops import ThreadLoop
+from flask_uwsgi_websocket.loops.threads import ThreadLoop
+from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.settings import Settings
 
 

@@ -18,8 +18,8 @@ from werkzeug.serving import make_server
 from wire import CLOSE, KEY, PING, PONG, TEXT, close_body, frame
 
 from flask_uwsgi_websocket import Compression, WebSocket
-from flask_uwsgi_websocket.handshake import accept_key, check_origin, parse_extensions, parse_origin
 from flask_uwsgi_websocket.middleware import ORIGINS_TOLD
+from flask_uwsgi_websocket.protocol.handshake import accept_key, check_origin, parse_extensions, parse_origin
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from inprocess import DEADLINE, RawClient, Site, for_ever
 from wire import KEY, close_body, frame
 
 from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, WebSocketClient
-from flask_uwsgi_websocket.channel import REENTERED, Lock
-from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters
-from flask_uwsgi_websocket.handshake import Handshake
-from flask_uwsgi_websocket.protocol import CLOSE, PING, PONG, TEXT, Protocol, SharedMessage
-from flask_uwsgi_websocket.servers import WerkzeugServer
+from flask_uwsgi_websocket.connection.channel import REENTERED, Lock
+from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
+from flask_uwsgi_websocket.protocol.handshake import Handshake
+from flask_uwsgi_websocket.protocol.protocol import CLOSE, PING, PONG, TEXT, Protocol, SharedMessage
+from flask_uwsgi_websocket.servers.werkzeug import WerkzeugServer
 from flask_uwsgi_websocket.state import State
 
 

@@ -9,8 +9,8 @@ import pytest
 from inprocess import ROOM, Clock, Site, wait_until
 from wire import BINARY, CLOSE, TEXT, close_body
 
-from flask_uwsgi_websocket import keepalive
-from flask_uwsgi_websocket.keepalive import INTERVAL, PAUSE, SLICE, Keepalive
+from flask_uwsgi_websocket.worker import housekeeper
+from flask_uwsgi_websocket.worker.housekeeper import INTERVAL, PAUSE, SLICE, Keepalive
 
 
 def kept_client(site: Site) -> Any:
@@ -50,7 +50,7 @@ def round_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the housekeeper."""
     clock = Clock()
     clock.monotonic = lambda: clock._ahead  # type: ignore[method-assign]
-    monkeypatch.setattr(keepalive, "time", clock)
+    monkeypatch.setattr(housekeeper, "time", clock)
     return clock
 
 
@@ -77,7 +77,7 @@ def test_a_round_among_many_connections_gives_way_every_few_milliseconds(round_c
     for slices in range(1, 101):
         delays.append(loop.tick())
         assert len(looked_after) == 2 * slices
-    assert delays == [PAUSE] * 99 + [keepalive.INTERVAL]
+    assert delays == [PAUSE] * 99 + [housekeeper.INTERVAL]
     assert len({connection for connection, _ in looked_after}) == 200
     # There is no time in a round to read for all of so many.
     reads = [read_ahead for _, read_ahead in looked_after]

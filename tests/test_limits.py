@@ -15,9 +15,11 @@ from websockets.exceptions import ConnectionClosed
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, TEXT, close_body, frame
 
-from flask_uwsgi_websocket import RateLimit, WebSocket, limits
-from flask_uwsgi_websocket.limits import Admissions, Meter, admissions, most_by_descriptors, reserved_cores
+from flask_uwsgi_websocket import RateLimit, WebSocket
+from flask_uwsgi_websocket.connection.ratelimit import Meter
 from flask_uwsgi_websocket.settings import Settings
+from flask_uwsgi_websocket.worker import admission
+from flask_uwsgi_websocket.worker.admission import Admissions, admissions, most_by_descriptors, reserved_cores
 
 # Connections
 
@@ -191,7 +193,7 @@ def test_a_view_that_is_put_around_that_of_a_route_is_limited_as_the_route_is() 
 def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_the_log_has_one_line(
     blocking: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "_told_at", -limits.SILENCE)
+    monkeypatch.setattr(admission, "_told_at", -admission.SILENCE)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hold(blocking, max_connections=10)
     is_starving = False

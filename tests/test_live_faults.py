@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from wire import KEY, PING, TEXT, frame
 
-from flask_uwsgi_websocket import servers
+from flask_uwsgi_websocket.servers import uwsgi as uwsgi_server
 
 pytest_plugins = ["live"]
 pytestmark = pytest.mark.live
@@ -248,11 +248,11 @@ def test_threads_that_begin_at_once_open_the_null_device_once(monkeypatch: pytes
         return -1
 
     monkeypatch.setattr(servers, "os", SimpleNamespace(open=open_slowly, devnull=os.devnull, O_RDWR=os.O_RDWR))
-    servers._open_null_device.cache_clear()
+    uwsgi_server._open_null_device.cache_clear()
     try:
-        in_threads(5, lambda _: servers._null_device())
+        in_threads(5, lambda _: uwsgi_server._null_device())
     finally:
-        servers._open_null_device.cache_clear()
+        uwsgi_server._open_null_device.cache_clear()
     assert len(opened) == 1
 
 

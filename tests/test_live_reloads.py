@@ -27,7 +27,7 @@ from live import DEADLINE, MODES, PATIENT, Mode, Raw, Server, in_threads, servin
 from ports import reserved_port
 from test_live_shutdown import COUNT, RELOADED, STOPPED, check_signals, expect_the_end, expect_the_end_of_stubborn
 
-from flask_uwsgi_websocket.shutdown import INTERVAL
+from flask_uwsgi_websocket.worker.shutdown import INTERVAL
 
 pytest_plugins = ["live"]
 pytestmark = pytest.mark.live

@@ -10,7 +10,7 @@ from flask import Flask
 from live import MODES, serving, wait_until
 
 from flask_uwsgi_websocket import WebSocket
-from flask_uwsgi_websocket.stats import NAMES
+from flask_uwsgi_websocket.worker.stats import NAMES
 
 pytest_plugins = ["live"]
 pytestmark = pytest.mark.live

@@ -19,9 +19,13 @@ import gevent
 import pytest
 from inprocess import DEADLINE, MODES, ROOM, Threads, run, wait_until
 
-from flask_uwsgi_websocket import AsyncioNotAvailable, AsyncioWebSocketClient, WebSocketClient, aio
-from flask_uwsgi_websocket.keepalive import Keepalive, keepalive_of
-from flask_uwsgi_websocket.loops import AsyncioLoop, GeventLoop, ThreadLoop, current_asyncio_loop, current_blocking_loop
+from flask_uwsgi_websocket import AsyncioNotAvailable, AsyncioWebSocketClient, WebSocketClient
+from flask_uwsgi_websocket.connection import aio
+from flask_uwsgi_websocket.loops.current import current_blocking_loop
+from flask_uwsgi_websocket.loops.greenlets import GeventLoop
+from flask_uwsgi_websocket.loops.tasks import AsyncioLoop, current_asyncio_loop
+from flask_uwsgi_websocket.loops.threads import ThreadLoop
+from flask_uwsgi_websocket.worker.housekeeper import Keepalive, keepalive_of
 
 
 @pytest.fixture
@@ -389,7 +393,7 @@ def test_a_thread_that_could_not_do_its_work_is_not_started(monkeypatch: pytest.
 
     before = threading.active_count()
     with monkeypatch.context() as patch:
-        patch.setattr("flask_uwsgi_websocket.loops.socket.socketpair", fail)
+        patch.setattr("flask_uwsgi_websocket.loops.threads.socket.socketpair", fail)
         with pytest.raises(OSError, match="no more descriptors"):  # so the housekeeper tries again
             ThreadLoop().run_every(1, lambda: None)
     assert threading.active_count() == before

@@ -14,14 +14,15 @@ from flask import abort, request
 from inprocess import Clock, RawClient, Site, run, wait_until
 from wire import CLOSE, TEXT, close_body
 
-from flask_uwsgi_websocket import ConnectionClosed, lifecycle, websocket_rejected
+from flask_uwsgi_websocket import ConnectionClosed, websocket_rejected
+from flask_uwsgi_websocket.connection import base
 from flask_uwsgi_websocket.settings import Settings
 
 
 @pytest.fixture
 def clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of handshakes, too."""
-    monkeypatch.setattr(lifecycle, "time", clock)
+    monkeypatch.setattr(base, "time", clock)
     return clock
 
 

@@ -18,7 +18,9 @@ from flask.cli import run_command, shell_command
 from inprocess import DEADLINE, RawClient, Site, serving
 from wire import CLOSE, close_body
 
-from flask_uwsgi_websocket import WebSocket, keepalive, process, shutdown
+from flask_uwsgi_websocket import WebSocket
+from flask_uwsgi_websocket.servers import process
+from flask_uwsgi_websocket.worker import housekeeper, shutdown
 
 RESTARTS = close_body(1012, b"the server restarts")
 STOPS = close_body(1001, b"the server stops")
@@ -27,7 +29,7 @@ STOPS = close_body(1001, b"the server stops")
 @pytest.fixture(autouse=True)
 def _reopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test closes, is not closed for the next one, and a busy machine is no blocked event loop."""
-    monkeypatch.setattr(keepalive, "_is_closed", False)
+    monkeypatch.setattr(housekeeper, "_is_closed", False)
     monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
     monkeypatch.setattr(process, "BLOCKED_TIME", DEADLINE)
 

@@ -28,10 +28,10 @@ from wire import (
     xor,
 )
 
-from flask_uwsgi_websocket import protocol
-from flask_uwsgi_websocket.deflate import Compression, Deflate, DeflateParameters
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
-from flask_uwsgi_websocket.protocol import (
+from flask_uwsgi_websocket.protocol import protocol
+from flask_uwsgi_websocket.protocol.deflate import Compression, Deflate, DeflateParameters
+from flask_uwsgi_websocket.protocol.protocol import (
     MAX_FRAGMENTS,
     MAX_MESSAGE_SIZE,
     Close,

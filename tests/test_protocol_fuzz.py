@@ -26,8 +26,8 @@ from wire import (
     xor,
 )
 
-from flask_uwsgi_websocket.deflate import DeflateParameters
-from flask_uwsgi_websocket.protocol import Close, Ping, Pong, Protocol, is_valid_close_code
+from flask_uwsgi_websocket.protocol.deflate import DeflateParameters
+from flask_uwsgi_websocket.protocol.protocol import Close, Ping, Pong, Protocol, is_valid_close_code
 
 pytestmark = pytest.mark.usefixtures("engine")
 

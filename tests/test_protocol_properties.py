@@ -50,8 +50,8 @@ from wire import (
     frame,
 )
 
-from flask_uwsgi_websocket.deflate import DeflateParameters
-from flask_uwsgi_websocket.protocol import Close, Ping, Pong, Protocol
+from flask_uwsgi_websocket.protocol.deflate import DeflateParameters
+from flask_uwsgi_websocket.protocol.protocol import Close, Ping, Pong, Protocol
 
 pytestmark = pytest.mark.usefixtures("engine")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from projects import DEADLINE, change, run, serving, write
 
-from flask_uwsgi_websocket import runner
+from flask_uwsgi_websocket.cli import runner
 from flask_uwsgi_websocket.exceptions import AsyncioNotAvailable, UwsgiNotFound
 
 pytest_plugins = ["projects"]

@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 
 from flask_uwsgi_websocket import UwsgiNotFound, find_uwsgi, run_uwsgi
-from flask_uwsgi_websocket.runner import locate_app
+from flask_uwsgi_websocket.cli.runner import locate_app
 
 SCRIPT = """
 from flask import Flask as F

@@ -21,7 +21,7 @@ from gevent import pywsgi
 from inprocess import RawClient
 
 from flask_uwsgi_websocket import WebSocket
-from flask_uwsgi_websocket.servers import find_server
+from flask_uwsgi_websocket.servers.find import find_server
 
 
 def environ_of(server: str, sock: Any, *, has_body_reader: bool = False) -> dict[str, Any]:

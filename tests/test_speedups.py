@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, frame, header, key_to, xor
 
-from flask_uwsgi_websocket import frames, protocol
-from flask_uwsgi_websocket.engine import COMPILED
-from flask_uwsgi_websocket.protocol import Protocol
+from flask_uwsgi_websocket.protocol import frames, protocol
+from flask_uwsgi_websocket.protocol.protocol import Protocol
+from flask_uwsgi_websocket.protocol.speedups import COMPILED
 
-_speedups = pytest.importorskip("flask_uwsgi_websocket._speedups")
+_frames = pytest.importorskip("flask_uwsgi_websocket.protocol._frames")
 
 NAMES = ("apply_mask", "frame", "take_messages")
-both_engines = pytest.mark.parametrize("engine", [frames, _speedups], ids=["pure", "compiled"])
+both_engines = pytest.mark.parametrize("engine", [frames, _frames], ids=["pure", "compiled"])
 
 #: Around the words that are masked at once, and around where a length takes more bytes.
 SIZES = [*range(18), 63, 64, 65, 125, 126, 127, 128, 4095, 4096, 65535, 65536, 65537]
@@ -50,7 +50,7 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> object:
 
 def test_the_engine_is_the_compiled_one_unless_the_environment_asks_for_the_other() -> None:
     assert COMPILED is (os.environ.get("FLASK_UWSGI_WEBSOCKET_PURE") != "1")
-    twin = _speedups if COMPILED else frames
+    twin = _frames if COMPILED else frames
     assert [getattr(protocol, name) for name in NAMES] == [getattr(twin, name) for name in NAMES]
 
 
@@ -60,14 +60,14 @@ def test_the_environment_chooses_the_engine(value: str | None, compiled: bool) -
 
 
 def test_without_the_extension_the_pure_engine_serves() -> None:
-    assert compiled_in_another_process(None, "sys.modules['flask_uwsgi_websocket._speedups'] = None") is False
+    assert compiled_in_another_process(None, "sys.modules['flask_uwsgi_websocket.protocol._frames'] = None") is False
 
 
 def compiled_in_another_process(pure: str | None, code: str = "") -> bool:
     environ = {key: value for key, value in os.environ.items() if key != "FLASK_UWSGI_WEBSOCKET_PURE"}
     if pure is not None:
         environ["FLASK_UWSGI_WEBSOCKET_PURE"] = pure
-    code = f"import sys; {code}\nfrom flask_uwsgi_websocket import engine; print(engine.COMPILED)"
+    code = f"import sys; {code}\nfrom flask_uwsgi_websocket.protocol.speedups import COMPILED; print(COMPILED)"
     command = [sys.executable, "-W", "error", "-c", code]
     site = Path(protocol.__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=site, check=True, timeout=60)
@@ -105,13 +105,13 @@ def test_a_mask_has_four_bytes(engine: Any, mask: bytes) -> None:
 
 @given(data=st.binary(max_size=300), mask=st.binary(min_size=4, max_size=4))
 def test_both_mask_alike(data: bytes, mask: bytes) -> None:
-    assert _speedups.apply_mask(data, mask) == frames.apply_mask(data, mask) == xor(data, mask)
+    assert _frames.apply_mask(data, mask) == frames.apply_mask(data, mask) == xor(data, mask)
 
 
 @pytest.mark.parametrize("data", ["text", None, 3, memoryview(b"abcdef")[::2]], ids=repr)
 def test_the_compiled_engine_masks_nothing_but_contiguous_bytes(data: Any) -> None:
     with pytest.raises((TypeError, BufferError)):
-        _speedups.apply_mask(data, KEY)
+        _frames.apply_mask(data, KEY)
 
 
 @both_engines
@@ -149,7 +149,7 @@ def test_a_frame_is_that_of_the_rfc_at_every_size(engine: Any, size: int, key: b
     mask=st.one_of(st.just(b""), st.binary(min_size=4, max_size=4)),
 )
 def test_both_build_the_same_frames(first: int, payload: str | bytes, mask: bytes) -> None:
-    assert outcome(_speedups.frame, first, payload, mask) == outcome(frames.frame, first, payload, mask)
+    assert outcome(_frames.frame, first, payload, mask) == outcome(frames.frame, first, payload, mask)
 
 
 @both_engines
@@ -261,9 +261,9 @@ def test_the_input_is_not_changed(engine: Any) -> None:
 
 def test_the_compiled_engine_refuses_a_position_outside_the_data() -> None:
     with pytest.raises(ValueError, match="negative"):
-        take(_speedups, b"data", position=-1)
+        take(_frames, b"data", position=-1)
     for position in (4, 5, sys.maxsize):
-        assert take(_speedups, b"data", position=position) == (position, [])
+        assert take(_frames, b"data", position=position) == (position, [])
 
 
 keys = st.one_of(st.just(None), st.just(KEY), st.binary(min_size=4, max_size=4))
@@ -311,7 +311,7 @@ def streams(draw: st.DrawFn) -> tuple[bool, bytes]:
 def test_both_take_the_same_messages(stream: tuple[bool, bytes], position: int, limit: int, most: int) -> None:
     is_client, data = stream
     arguments: dict[str, Any] = {"position": position, "masked": not is_client, "max_size": limit, "most": most}
-    assert take(_speedups, data, **arguments) == take(frames, data, **arguments)
+    assert take(_frames, data, **arguments) == take(frames, data, **arguments)
 
 
 @contextmanager
@@ -335,7 +335,7 @@ def test_a_protocol_says_the_same_with_either_engine_and_with_neither(
     parts = [received[start:end] for start, end in pairwise([0, *sorted(cuts), len(received)])]
     closing = data.draw(st.one_of(st.none(), st.integers(0, len(parts) - 1)))  # before which part we close
     answers = []
-    for engine in (None, frames, _speedups):
+    for engine in (None, frames, _frames):
         with using(engine):
             subject = Protocol(is_client=is_client, max_message_size=limit)
             said: list[object] = []

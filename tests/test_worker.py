@@ -14,7 +14,8 @@ import pytest
 from inprocess import Site, run
 from wire import CLOSE, close_body
 
-from flask_uwsgi_websocket import keepalive, shutdown, worker
+from flask_uwsgi_websocket.servers import worker
+from flask_uwsgi_websocket.worker import housekeeper, shutdown
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def uwsgi(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setattr(worker, "uwsgi", uwsgi)
     monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
-    monkeypatch.setattr(keepalive, "_is_closed", False)
+    monkeypatch.setattr(housekeeper, "_is_closed", False)
     return uwsgi
 
 

@@ -7,8 +7,8 @@ import struct
 from websockets.frames import Frame
 from websockets.streams import StreamReader
 
-from flask_uwsgi_websocket.deflate import Compression, Deflate, DeflateParameters
-from flask_uwsgi_websocket.protocol import Protocol
+from flask_uwsgi_websocket.protocol.deflate import Compression, Deflate, DeflateParameters
+from flask_uwsgi_websocket.protocol.protocol import Protocol
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 

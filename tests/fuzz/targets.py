@@ -19,15 +19,15 @@ from typing import Any
 
 from werkzeug.exceptions import HTTPException
 
-import flask_uwsgi_websocket._speedups as _speedups
-from flask_uwsgi_websocket import frames, protocol
-from flask_uwsgi_websocket.channel import WAIT
-from flask_uwsgi_websocket.connection import Connection
-from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters, MessageTooBig
+import flask_uwsgi_websocket.protocol._frames as _frames
+from flask_uwsgi_websocket.connection.channel import WAIT
+from flask_uwsgi_websocket.connection.transport import Connection
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
-from flask_uwsgi_websocket.handshake import negotiate_handshake, parse_extensions, parse_origin
-from flask_uwsgi_websocket.loops import ThreadLoop
-from flask_uwsgi_websocket.protocol import Protocol, is_valid_close_code
+from flask_uwsgi_websocket.loops.threads import ThreadLoop
+from flask_uwsgi_websocket.protocol import frames, protocol
+from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters, MessageTooBig
+from flask_uwsgi_websocket.protocol.handshake import negotiate_handshake, parse_extensions, parse_origin
+from flask_uwsgi_websocket.protocol.protocol import Protocol, is_valid_close_code
 from flask_uwsgi_websocket.settings import Settings
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -35,7 +35,7 @@ CORPUS = Path(__file__).with_name("corpus")
 #: The engines, and the parser that does without one.
 ENGINES: dict[str, Any] = {
     "pure": frames,
-    "compiled": _speedups,
+    "compiled": _frames,
     "neither": SimpleNamespace(
         apply_mask=frames.apply_mask, frame=frames.frame, take_messages=lambda data, position, *others: position
     ),

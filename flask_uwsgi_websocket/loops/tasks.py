@@ -1,0 +1,172 @@
+"""How tasks of asyncio wait: in their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+from weakref import WeakValueDictionary
+
+from .base import T, Tick
+
+logger = logging.getLogger("flask_uwsgi_websocket")
+
+
+class AsyncioLoop:
+    """Waits in an asyncio event loop, to whose thread waiting and :meth:`forget` belong."""
+
+    gives_way = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # asyncio keeps one reader and one writer for a descriptor; here any number may wait. A reader stays with its
+        # descriptor until it is called and nobody waits, as most often somebody soon waits again.
+        self._readers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._writers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._callbacks: dict[int, Callable[[], bool]] = {}
+
+    def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
+        if fd not in self._readers:
+            self._loop.add_reader(fd, self._readable, fd)
+            self._readers[fd] = []
+        return self._wait(self._readers[fd], timeout)
+
+    def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
+        self._loop.add_writer(fd, self._writable, fd)
+        return self._wait(self._writers.setdefault(fd, []), timeout)
+
+    def _wait(self, waiting: list[asyncio.Future[bool]], timeout: float | None) -> Awaitable[bool]:
+        """Return what ends a wait. A bare future, where it can be: a coroutine around it would cost as much again."""
+        if waiting:  # by others, or once by tasks that were cancelled
+            waiting[:] = [future for future in waiting if not future.done()]
+        future = self._loop.create_future()
+        waiting.append(future)
+        return future if timeout is None else self._wait_at_most(future, timeout)
+
+    async def _wait_at_most(self, future: asyncio.Future[bool], timeout: float) -> bool:
+        timer = self._loop.call_later(timeout, _set_result, future, False)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _readable(self, fd: int) -> None:
+        waiting = self._readers[fd]
+        if not waiting:
+            self._forget_reader(fd)
+        for future in waiting:
+            _set_result(future, True)
+        waiting.clear()
+
+    def _forget_reader(self, fd: int) -> None:
+        if fd in self._readers:
+            self._loop.remove_reader(fd)
+            for future in self._readers.pop(fd):
+                _set_result(future, True)
+
+    def _writable(self, fd: int) -> None:
+        for future in self._writers.pop(fd, ()):
+            _set_result(future, True)
+        callback = self._callbacks.get(fd)
+        if callback is None or not callback():
+            self._callbacks.pop(fd, None)
+            self._loop.remove_writer(fd)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        self._loop.call_soon_threadsafe(self._watch, fd, callback)
+
+    def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
+        if not callback():  # in the meantime it may have been closed, and the number be another's
+            return
+        self._callbacks[fd] = callback
+        self._loop.add_writer(fd, self._writable, fd)
+
+    def forget(self, fd: int) -> None:
+        self._callbacks.pop(fd, None)
+        self._loop.remove_writer(fd)
+        self._forget_reader(fd)
+        for future in self._writers.pop(fd, ()):
+            _set_result(future, True)
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, tick)
+
+    def _run(self, tick: Tick) -> None:
+        delay = tick()
+        if delay is not None:
+            self._loop.call_later(delay, self._run, tick)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in a task, which sees the caller's context variables; from any thread.
+
+        What it raises is the caller's alone: a SystemExit would end the event loop.
+        """
+        result: Future[T] = Future()
+
+        async def run() -> None:
+            try:
+                result.set_result(await coroutine)
+            except BaseException as error:
+                result.set_exception(error)
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return result
+
+
+def _set_result(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+_asyncio_loops: WeakValueDictionary[int, AsyncioLoop] = WeakValueDictionary()
+
+
+def current_asyncio_loop() -> AsyncioLoop:
+    """Return the loop for the event loop that is running in this thread.
+
+    :raises RuntimeError: when there is none.
+    """
+    return _asyncio_loop(asyncio.get_running_loop())
+
+
+def background_asyncio_loop() -> AsyncioLoop:
+    """Return the loop for coroutines of a server that has none: one for all its threads, in a thread of its own.
+
+    It lives as long as the process, as what coroutines share, such as a queue, belongs to the loop.
+    """
+    global _background
+    with _starting:
+        if _background is None or not _background[0].is_alive():  # a fork has left it behind
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=_keep_running, args=(loop,), name="flask-uwsgi-websocket-asyncio", daemon=True
+            )
+            thread.start()
+            _background = thread, _asyncio_loop(loop)
+        return _background[1]
+
+
+def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop of all handlers whatever one of their tasks does: an exit, or ``stop()``, would end it for all."""
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException:
+            logger.exception("a task would have ended the event loop of all coroutine handlers")
+
+
+_background: tuple[threading.Thread, AsyncioLoop] | None = None
+_starting = threading.Lock()  # of two threads that are the first, each would start its own
+
+
+def _asyncio_loop(running: asyncio.AbstractEventLoop) -> AsyncioLoop:
+    loop = _asyncio_loops.get(id(running))
+    if loop is None:
+        loop = _asyncio_loops[id(running)] = AsyncioLoop(running)
+    return loop

@@ -1,0 +1,22 @@
+"""gevent's ``pywsgi.WSGIServer``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .base import SocketServer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+
+class GeventServer(SocketServer):
+    """gevent's ``pywsgi.WSGIServer``, whose environ has the socket behind its input only."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        reader: Any = environ["wsgi.input"]  # buffered, or a reader of bodies around such a one
+        self._reader = getattr(reader, "rfile", reader)
+        super().__init__(self._reader.raw._sock)
+
+    def _has_early_data(self) -> bool:
+        return self._has_read(self._reader)

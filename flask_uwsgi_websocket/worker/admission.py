@@ -1,0 +1,186 @@
+"""Limits: how many connections a worker takes, and how much one client may send."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address, ip_address
+from math import inf
+from time import monotonic
+
+from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
+
+from .._uwsgi import uwsgi
+from ..loops.base import allocate_lock
+from ..servers.gunicorn import gunicorn_worker
+
+#: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
+RETRY_AFTER = 10
+
+#: Seconds between two log lines which say that this process may open no more files.
+SILENCE = 60.0
+
+#: Descriptors that are kept for the server, pages, files and databases. Besides, one in sixteen of those that a process
+#: may open is kept.
+RESERVED_DESCRIPTORS = 32
+
+
+logger = logging.getLogger("flask_uwsgi_websocket")
+
+
+class Admissions:
+    """The connections of this worker, counted by their addresses, from any thread."""
+
+    def __init__(self) -> None:
+        self._told_of_descriptors = False  # the worst of a race is a second line
+        self._lock = allocate_lock()
+        self._open: Counter[str | None] = Counter()
+        self._total = 0  # of a worker with thousands of addresses, too dear to be summed up for each handshake
+
+    @contextmanager
+    def admit(self, address: str | None, most: int | None, most_per_address: int | None) -> Iterator[None]:
+        """Count a connection while the block runs.
+
+        :param address: where it comes from, as far as the application knows; None if it does not.
+        :param most: the most connections of the worker; None for as many as leave the server something for HTTP. Its
+            descriptors are a limit in any case.
+        :param most_per_address: the connections of one address, or None for any number.
+        :raises ServiceUnavailable: when the worker has no room for it (503).
+        :raises TooManyRequests: when its address has too many already (429).
+        """
+        network = _network(address)
+        room = self._room(most)
+        with self._lock:
+            if self._total >= room:
+                raise ServiceUnavailable(
+                    "This server has as many WebSockets as it can take (WEBSOCKET_MAX_CONNECTIONS).",
+                    retry_after=RETRY_AFTER,
+                )
+            if network is not None and most_per_address is not None and self._open[network] >= most_per_address:
+                raise TooManyRequests(
+                    "Your address has too many WebSockets here (WEBSOCKET_MAX_CONNECTIONS_PER_IP).",
+                    retry_after=RETRY_AFTER,
+                )
+            self._open[network] += 1
+            self._total += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[network] -= 1
+                self._total -= 1
+                if not self._open[network]:
+                    del self._open[network]
+
+    def _room(self, most: int | None) -> float:
+        """Return for how many connections this process has room: each takes a core of its server, and descriptors."""
+        cores, descriptors = _cores(), descriptor_limit()
+        by_cores = inf if cores is None else most_by_cores(cores)
+        wanted = by_cores if most is None else most
+        by_descriptors = most_by_descriptors(descriptors, _queues())
+        if self._total >= by_descriptors < wanted and not self._told_of_descriptors:
+            self._told_of_descriptors = True
+            logger.warning(
+                "WebSockets are refused with 503: this process may open %d files, which is enough for %d of them. "
+                "Raise the limit: ulimit -n, or LimitNOFILE in systemd's unit. This is not said again.",
+                descriptors,
+                by_descriptors,
+            )
+        return min(wanted, by_descriptors)
+
+
+@contextmanager
+def opening_files() -> Iterator[None]:
+    """Refuse a connection if this process may open no more files, and log that from time to time.
+
+    :raises ServiceUnavailable: in place of the error.
+    """
+    global _told_at
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        if monotonic() - _told_at >= SILENCE:
+            _told_at = monotonic()  # the worst of a race is a second line
+            logger.error("WebSockets are refused with 503: this process may open no more files (%s)", error.strerror)
+        raise ServiceUnavailable("This server has too many open files.", retry_after=RETRY_AFTER) from None
+
+
+_told_at = -SILENCE
+
+#: Those of this worker.
+admissions = Admissions()
+
+#: What some proxies write into X-Forwarded-For: an address with the port of the client, ``1.2.3.4:5`` or ``[::1]:5``.
+_address_with_port = re.compile(r"\[([^\]]*)\](?::\d+)?|([\d.]+):\d+").fullmatch
+
+
+def _network(address: str | None) -> str | None:
+    """Return what counts as one address: of IPv6, a /64, which one customer has to himself."""
+    if match := _address_with_port(address or ""):
+        address = match[1] or match[2]
+    try:
+        ip = ip_address(address or "")
+    except ValueError:
+        return address or None
+    if isinstance(ip, IPv6Address):
+        if ip.ipv4_mapped is None:
+            return str(IPv6Address(int(ip) >> 64 << 64))
+        ip = ip.ipv4_mapped
+    return str(ip)
+
+
+def _cores() -> int | None:
+    """Return how many requests this process serves at once; None when its server has no limit, or tells none."""
+    cores: int
+    if uwsgi is not None:
+        cores = uwsgi.cores
+        return cores
+    worker = gunicorn_worker()
+    if worker is None:
+        return None
+    cores = worker.cfg.threads if hasattr(worker, "tpool") else worker.cfg.worker_connections  # of gevent
+    return cores
+
+
+def _queues() -> int:
+    """Return how many descriptors the cores of uWSGI take by themselves: each thread waits with one of its own."""
+    return uwsgi.cores if uwsgi is not None and uwsgi.loop not in {b"gevent", b"asyncio"} else 0
+
+
+def most_by_cores(cores: int) -> int:
+    """Return for how many connections a worker with so many cores has room: each occupies one."""
+    return max(1, cores - reserved_cores(cores))
+
+
+def most_by_descriptors(limit: int, queues: int) -> int:
+    """Return for how many connections a process has room that may open so many files.
+
+    Each takes two descriptors, the server's and its duplicate.
+
+    :param queues: how many descriptors the cores of uWSGI take by themselves.
+    """
+    return max(1, (limit - limit // 16 - RESERVED_DESCRIPTORS - queues) // 2)
+
+
+def descriptors_for(connections: int, queues: int) -> int:
+    """Return how many files a process has to be allowed to open for so many connections."""
+    return -(-(2 * connections + RESERVED_DESCRIPTORS + queues) * 16 // 15)
+
+
+def descriptor_limit() -> int:
+    """Return how many files this process may have open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
+def reserved_cores(cores: int) -> int:
+    """Return how many of a worker's cores are kept for HTTP requests: a tenth, up to 20."""
+    return min(max(1, cores // 10), 20)

@@ -1,0 +1,136 @@
+"""The housekeeper: looks after connections whose handlers are busy elsewhere.
+
+There is one per worker and loop, started with the first connection and gone after the last one: a thread, a
+greenlet, or a timer of the event loop. Once a second it gives every connection its :meth:`~Connection.tick`, and
+uWSGI the counters. It works for a millisecond at a time, so that thousands of
+connections do not hold up the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from random import randrange
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from werkzeug.exceptions import ServiceUnavailable
+
+from ..loops.base import Loop, allocate_lock
+from .stats import publish_all
+
+if TYPE_CHECKING:
+    from ..connection.base import Lifecycle
+
+#: Seconds between two rounds: deadlines are kept to within this.
+INTERVAL = 1.0
+
+#: Seconds for which the housekeeper works at a time, and for which it then lets others run.
+SLICE = 0.001
+PAUSE = 0.001
+
+#: Slices of a round in which the housekeeper reads for busy handlers.
+READ_AHEAD = 50
+
+logger = logging.getLogger("flask_uwsgi_websocket")
+
+_is_closed = False
+
+
+class Keepalive:
+    """The connections of one loop, and the rounds among them."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()  # held around what follows, from any thread
+        self._connections: set[Lifecycle] = set()
+        self._running = False
+        # The current round: connections that have not had their turn, and slices so far. Only the housekeeper's.
+        self._rest: list[Lifecycle] = []
+        self._slices = 0
+
+    def add(self, connection: Lifecycle, loop: Loop) -> None:
+        """Look after *connection* from now on, in rounds that *loop* runs.
+
+        :raises ServiceUnavailable: when the worker takes no more.
+        """
+        with self._lock:
+            if _is_closed:
+                raise ServiceUnavailable("The server is about to end.", retry_after=1)
+            self._connections.add(connection)
+            start = not self._running
+            self._running = True
+        if start:
+            try:
+                loop.run_every(INTERVAL, self._round)
+            except BaseException:  # no more threads
+                with self._lock:
+                    self._connections.discard(connection)
+                    self._running = False
+                raise
+
+    def remove(self, connection: Lifecycle) -> None:
+        """Forget *connection*; harmless when it is not known."""
+        with self._lock:
+            self._connections.discard(connection)
+
+    def connections(self) -> list[Lifecycle]:
+        """Return the connections that it looks after."""
+        with self._lock:
+            return list(self._connections)
+
+    def _round(self) -> float | None:
+        """Do a slice of a round; return the seconds until the next one, or None when there are no connections."""
+        if not self._rest:
+            with self._lock:
+                self._rest = list(self._connections)
+                self._running = bool(self._rest)
+            if not self._rest:
+                publish_all()
+                return None
+            # Many peers may flood: a connection that is too late to be read in this round is early in another.
+            turn = randrange(len(self._rest))
+            self._rest = self._rest[turn:] + self._rest[:turn]
+            self._slices = 0
+        self._slices += 1
+        end = time.monotonic() + SLICE
+        while self._rest:
+            if time.monotonic() > end:
+                return PAUSE
+            connection = self._rest.pop()
+            try:
+                connection.tick(read_ahead=self._slices <= READ_AHEAD)
+            except Exception:  # one connection's trouble must not end the others' pings
+                logger.exception("looking after WebSocket %s failed", connection.id)
+        publish_all()
+        return INTERVAL
+
+
+_keepalives: WeakKeyDictionary[Loop, Keepalive] = WeakKeyDictionary()
+
+
+def keepalive_of(loop: Loop) -> Keepalive:
+    """Return the housekeeper of *loop*."""
+    keepalive = _keepalives.get(loop)
+    if keepalive is None:
+        # Of two threads that get here at once, both use the one that was stored first.
+        keepalive = _keepalives.setdefault(loop, Keepalive())
+    return keepalive
+
+
+def connections() -> list[Lifecycle]:
+    """Return all connections of this worker."""
+    return [connection for keepalive in list(_keepalives.values()) for connection in keepalive.connections()]
+
+
+def keepalives() -> list[tuple[Loop, Keepalive]]:
+    """Return the loops of this process in which there are connections, with their housekeepers."""
+    return [(loop, keepalive) for loop, keepalive in list(_keepalives.items()) if keepalive.connections()]
+
+
+def refuse_connections() -> None:
+    """Refuse every connection from now on, because the worker ends at once.
+
+    After it, :func:`connections` returns all that there will ever be.
+    """
+    global _is_closed
+    _is_closed = True
