@@ -14,7 +14,13 @@ readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)
 setup(
     long_description=readme,
     ext_modules=[
-        Extension(f"flask_uwsgi_websocket.{name.replace('/', '.')}", [f"flask_uwsgi_websocket/{name}.pyx"], optional=True)
-        for name in ("protocol/_frames", "connection/_channel")
+        Extension(
+            "flask_uwsgi_websocket.protocol._frames", ["flask_uwsgi_websocket/protocol/_frames.pyx"], optional=True
+        ),
+        Extension(
+            "flask_uwsgi_websocket.connection._channel",
+            ["flask_uwsgi_websocket/connection/_channel.pyx"],
+            optional=True,
+        ),
     ],
 )

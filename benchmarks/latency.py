@@ -15,6 +15,7 @@ import multiprocessing
 import socket
 import time
 from dataclasses import replace
+from functools import partial
 from multiprocessing.synchronize import Event
 from statistics import median, quantiles
 
@@ -95,9 +96,8 @@ def measure_beside(server: Running, connections: int) -> tuple[list[float], floa
             time.sleep(0.001)
         share = 100 * (server.cpu_seconds() - cpu) / (time.monotonic() - began)
         watching.sendall(FRAME)
-        while (answer := watching.recv(100)).startswith(b"\x89"):  # a ping
-            continue
-        hold_up = float(answer[2 : 2 + answer[1]])
+        frames = b"".join(iter(partial(watching.recv, 100), b""))  # Pings, the answer, and the Close frame
+        hold_up = float(frames.rpartition(b"\x81")[2][1:].partition(b"\x88")[0])
     done.set()
     process.join()
     return times, hold_up, share

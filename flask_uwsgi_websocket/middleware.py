@@ -25,7 +25,7 @@ from .servers.worker import handle_signals_in_gevent
 from .settings import NAMES, Settings
 from .state import Route, State, state_of
 from .worker.admission import admissions, opening_files
-from .worker.housekeeper import keepalive_of
+from .worker.housekeeper import housekeeper_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -158,14 +158,14 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
             loop = client.make_loop()
             handle_signals_in_gevent()
             watch_process()
-        keepalive = keepalive_of(loop)
+        housekeeper = housekeeper_of(loop)
         try:
             with opening_files():
-                keepalive.add(client, loop)
+                housekeeper.add(client, loop)
                 client.attach(app, server, loop, route, handshake)
             response = client.serve(handler, kwargs)
         finally:
-            keepalive.remove(client)
+            housekeeper.remove(client)
         if response is not None:
             return response
         forget_session(app)

@@ -316,7 +316,7 @@ def _unpack(outcome: tuple[Any, BaseException | None]) -> Any:
 def wait_for_housekeepers() -> None:
     """Wait until no housekeeper looks after any connection."""
     wait_until(
-        lambda: not any(each._connections or each._running for each in list(housekeeper._keepalives.values())),
+        lambda: not any(each.connections() or each._running for each in list(housekeeper._housekeepers.values())),
         "a connection is left in the housekeeper's registry",
     )
 

@@ -247,7 +247,7 @@ def test_threads_that_begin_at_once_open_the_null_device_once(monkeypatch: pytes
         time.sleep(0.1)
         return -1
 
-    monkeypatch.setattr(servers, "os", SimpleNamespace(open=open_slowly, devnull=os.devnull, O_RDWR=os.O_RDWR))
+    monkeypatch.setattr(uwsgi_server, "os", SimpleNamespace(open=open_slowly, devnull=os.devnull, O_RDWR=os.O_RDWR))
     uwsgi_server._open_null_device.cache_clear()
     try:
         in_threads(5, lambda _: uwsgi_server._null_device())

@@ -25,7 +25,7 @@ from flask_uwsgi_websocket.loops.current import current_blocking_loop
 from flask_uwsgi_websocket.loops.greenlets import GeventLoop
 from flask_uwsgi_websocket.loops.tasks import AsyncioLoop, current_asyncio_loop
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
-from flask_uwsgi_websocket.worker.housekeeper import Keepalive, keepalive_of
+from flask_uwsgi_websocket.worker.housekeeper import Housekeeper, housekeeper_of
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_callback_is_called_until_it_has_had_enough(worker: Threads, pair: Any
 
     async def start(loop: Any) -> None:
         # The thread that writes runs as long as there are connections to look after.
-        keepalive.append(keepalive_of(loop))
+        keepalive.append(housekeeper_of(loop))
         keepalive[0].add(connection, loop)
         assert write()
         loop.call_when_writable(one.fileno(), write)
@@ -220,10 +220,10 @@ def test_a_housekeeper_goes_on_when_a_connection_troubles_it(worker: Threads, ca
             raise KeyError("trouble")
 
     connection: Any = Connection()
-    kept: list[Keepalive] = []
+    kept: list[Housekeeper] = []
 
     async def start(loop: Any) -> None:
-        kept.append(keepalive_of(loop))
+        kept.append(housekeeper_of(loop))
         kept[0].add(connection, loop)
 
     call(worker, start)
@@ -248,7 +248,7 @@ def test_a_housekeeper_that_has_gone_comes_back(worker: Threads) -> None:
         connection: Any = Connection()
 
         async def start(loop: Any, connection: Any = connection) -> None:
-            kept[:] = [loop, keepalive_of(loop)]
+            kept[:] = [loop, housekeeper_of(loop)]
             kept[1].add(connection, loop)
 
         call(worker, start)
@@ -261,7 +261,7 @@ def test_a_loop_that_nobody_uses_is_forgotten() -> None:
     async def get() -> Any:
         loop = current_asyncio_loop()
         assert loop is current_asyncio_loop()
-        keepalive_of(loop)
+        housekeeper_of(loop)
         return weakref.ref(loop)
 
     reference = asyncio.run(get())
@@ -411,7 +411,7 @@ def test_a_housekeeper_that_cannot_be_started_leaves_no_connection_and_may_be_tr
 
     loop: Any = Loop()
     connection: Any = object()
-    housekeeper = Keepalive()
+    housekeeper = Housekeeper()
     with pytest.raises(RuntimeError, match="no more threads"):
         housekeeper.add(connection, loop)
     loop.full = False

@@ -29,7 +29,7 @@ from ..loops.current import current_blocking_loop
 from ..loops.greenlets import is_in_gevent
 from ..loops.tasks import AsyncioLoop
 from ..loops.threads import ThreadLoop
-from ..worker.housekeeper import keepalives, refuse_connections
+from ..worker.housekeeper import housekeepers, refuse_connections
 from ..worker.shutdown import LONGEST_SPREAD, Shutdown
 from .gunicorn import gunicorn_worker
 
@@ -92,12 +92,12 @@ def close_connections(*, restarts: bool, mercy: float = inf) -> None:
     """Close all connections of this process, wait for their handlers, and take no more; see :class:`Shutdown`."""
     refuse_connections()
     atexit.unregister(_end_process)  # those that have not ended by then, never will
-    for loop, keepalive in keepalives():
-        shutdown = Shutdown(loop, keepalive.connections, restarts=restarts, mercy=mercy)
+    for loop, housekeeper in housekeepers():
+        shutdown = Shutdown(loop, housekeeper.connections, restarts=restarts, mercy=mercy)
         if not isinstance(loop, AsyncioLoop):
             run(shutdown.finish())
             continue
-        longest = max((each.shutdown_timeout for each in keepalive.connections()), default=0) + LONGEST_SPREAD
+        longest = max((each.shutdown_timeout for each in housekeeper.connections()), default=0) + LONGEST_SPREAD
         try:
             loop.submit(shutdown.finish()).result(longest + BLOCKED_TIME)
         except FutureTimeoutError:

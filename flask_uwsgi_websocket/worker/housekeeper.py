@@ -29,6 +29,10 @@ INTERVAL = 1.0
 SLICE = 0.001
 PAUSE = 0.001
 
+#: Parts of the connections, of which the housekeeper copies one at a time: to touch thousands of objects that have been
+#: idle for a second takes many milliseconds.
+PARTS = 256
+
 #: Slices of a round in which the housekeeper reads for busy handlers.
 READ_AHEAD = 50
 
@@ -37,14 +41,15 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 _is_closed = False
 
 
-class Keepalive:
+class Housekeeper:
     """The connections of one loop, and the rounds among them."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()  # held around what follows, from any thread
-        self._connections: set[Lifecycle] = set()
+        self._parts: list[set[Lifecycle]] = [set() for _ in range(PARTS)]
         self._running = False
-        # The current round: connections that have not had their turn, and slices so far. Only the housekeeper's.
+        # The current round: parts and connections that have not had their turn, and slices so far. The housekeeper's.
+        self._rest_of_parts: list[set[Lifecycle]] = []
         self._rest: list[Lifecycle] = []
         self._slices = 0
 
@@ -56,7 +61,7 @@ class Keepalive:
         with self._lock:
             if _is_closed:
                 raise ServiceUnavailable("The server is about to end.", retry_after=1)
-            self._connections.add(connection)
+            self._part_of(connection).add(connection)
             start = not self._running
             self._running = True
         if start:
@@ -64,38 +69,44 @@ class Keepalive:
                 loop.run_every(INTERVAL, self._round)
             except BaseException:  # no more threads
                 with self._lock:
-                    self._connections.discard(connection)
+                    self._part_of(connection).discard(connection)
                     self._running = False
                 raise
 
     def remove(self, connection: Lifecycle) -> None:
         """Forget *connection*; harmless when it is not known."""
         with self._lock:
-            self._connections.discard(connection)
+            self._part_of(connection).discard(connection)
+
+    def _part_of(self, connection: Lifecycle) -> set[Lifecycle]:
+        return self._parts[hash(connection) % PARTS]
 
     def connections(self) -> list[Lifecycle]:
         """Return the connections that it looks after."""
         with self._lock:
-            return list(self._connections)
+            return [connection for part in self._parts for connection in part]
 
     def _round(self) -> float | None:
         """Do a slice of a round; return the seconds until the next one, or None when there are no connections."""
-        if not self._rest:
+        if not self._rest and not self._rest_of_parts:
             with self._lock:
-                self._rest = list(self._connections)
-                self._running = bool(self._rest)
-            if not self._rest:
+                # Many peers may flood: a connection that is too late to be read in a round is early in another.
+                turn = randrange(PARTS)
+                self._rest_of_parts = [part for part in self._parts[turn:] + self._parts[:turn] if part]
+                self._running = bool(self._rest_of_parts)
+            if not self._rest_of_parts:
                 publish_all()
                 return None
-            # Many peers may flood: a connection that is too late to be read in this round is early in another.
-            turn = randrange(len(self._rest))
-            self._rest = self._rest[turn:] + self._rest[:turn]
             self._slices = 0
         self._slices += 1
         end = time.monotonic() + SLICE
-        while self._rest:
+        while self._rest or self._rest_of_parts:
             if time.monotonic() > end:
                 return PAUSE
+            if not self._rest:
+                with self._lock:
+                    self._rest = list(self._rest_of_parts.pop())
+                continue
             connection = self._rest.pop()
             try:
                 connection.tick(read_ahead=self._slices <= READ_AHEAD)
@@ -105,26 +116,26 @@ class Keepalive:
         return INTERVAL
 
 
-_keepalives: WeakKeyDictionary[Loop, Keepalive] = WeakKeyDictionary()
+_housekeepers: WeakKeyDictionary[Loop, Housekeeper] = WeakKeyDictionary()
 
 
-def keepalive_of(loop: Loop) -> Keepalive:
+def housekeeper_of(loop: Loop) -> Housekeeper:
     """Return the housekeeper of *loop*."""
-    keepalive = _keepalives.get(loop)
-    if keepalive is None:
+    housekeeper = _housekeepers.get(loop)
+    if housekeeper is None:
         # Of two threads that get here at once, both use the one that was stored first.
-        keepalive = _keepalives.setdefault(loop, Keepalive())
-    return keepalive
+        housekeeper = _housekeepers.setdefault(loop, Housekeeper())
+    return housekeeper
 
 
 def connections() -> list[Lifecycle]:
     """Return all connections of this worker."""
-    return [connection for keepalive in list(_keepalives.values()) for connection in keepalive.connections()]
+    return [connection for housekeeper in list(_housekeepers.values()) for connection in housekeeper.connections()]
 
 
-def keepalives() -> list[tuple[Loop, Keepalive]]:
+def housekeepers() -> list[tuple[Loop, Housekeeper]]:
     """Return the loops of this process in which there are connections, with their housekeepers."""
-    return [(loop, keepalive) for loop, keepalive in list(_keepalives.items()) if keepalive.connections()]
+    return [(loop, housekeeper) for loop, housekeeper in list(_housekeepers.items()) if housekeeper.connections()]
 
 
 def refuse_connections() -> None:
