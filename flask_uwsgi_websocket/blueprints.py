@@ -10,7 +10,7 @@ from flask import Blueprint
 from flask.sansio.app import App
 from flask.sansio.blueprints import BlueprintSetupState
 
-from .middleware import Views
+from .dispatch import Views
 from .state import After, Before, F, Kind, Registrar, Teardown, state_of
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
 

@@ -20,16 +20,10 @@ from ._uwsgi import uwsgi
 from .cli.commands import uwsgi_cli, websocket_cli
 from .cli.doctor import diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
-from .connection.base import Lifecycle
+from .connection.base import BaseClient
+from .dispatch import Views, admit, tell_of_rejection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
-from .middleware import (
-    AsyncioWebSocketMiddleware,
-    GeventWebSocketMiddleware,
-    Views,
-    WebSocketMiddleware,
-    admit,
-    tell_of_rejection,
-)
+from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
 from .servers.process import prepare_process
@@ -44,7 +38,7 @@ from .worker.stats import NAMES as STATS_NAMES
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-C = TypeVar("C", bound=Lifecycle)
+C = TypeVar("C", bound=BaseClient)
 
 logger = logging.getLogger("flask_uwsgi_websocket")
 
@@ -201,7 +195,7 @@ class WebSocket(Registrar):
             them. Those that read nothing for ``WEBSOCKET_SEND_TIMEOUT`` are dropped, as always.
         :raises TypeError: when the message is neither, or *connections* is a single one.
         """
-        if isinstance(connections, Lifecycle):
+        if isinstance(connections, BaseClient):
             raise TypeError("broadcast() takes many connections, not one: use send()")  # else, we would receive from it
         shared = SharedMessage(payload_of(message))
         slow = []

@@ -1316,7 +1316,7 @@ def test_a_peer_that_reads_nothing_gets_no_more_pongs_than_it_has_room_for(site:
     async def handler(ws: Any) -> None:
         await ws.send(b"x" * ROOM)
         assert await ws.receive() == "done"
-        site.note(len(ws._outbox))
+        site.note(len(ws._transport.outbox))
 
     client = site.upgrade()
     for _ in range(5000):
@@ -1335,7 +1335,7 @@ def test_messages_that_nobody_receives_are_read_ahead_to_a_bound(site: Site) -> 
         gate = site.mode.gate()
         site.note(gate)
         await gate.passed()
-        site.note(sum(map(len, ws._inbox)))
+        site.note(sum(map(len, ws._transport.inbox)))
         count = 0
         async for message in ws:
             assert message == b"x" * 1000
@@ -1360,7 +1360,7 @@ def test_many_tiny_messages_that_nobody_receives_are_bounded_too(site: Site) -> 
         gate = site.mode.gate()
         site.note(gate)
         await gate.passed()
-        site.note(len(ws._inbox))
+        site.note(len(ws._transport.inbox))
 
     client = site.upgrade()
     gate = site.noted()
