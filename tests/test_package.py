@@ -16,14 +16,14 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
-from inprocess import wait_until
-from ports import reserved_port
-from test_docs import PACKAGE, block_not_run
 from websockets.sync.client import connect
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+from support.inprocess import wait_until
+from support.pages import PACKAGE, block_not_run
+from support.paths import ROOT
+from support.ports import reserved_port
 
-ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
 #: What is not the project's own, but left by its tools.
 LEFT_BY_TOOLS = ("__pycache__", ".*", "build", "dist", "instance", "*.egg-info", "*.so", "*.py[cod]", "_speedups.c")
