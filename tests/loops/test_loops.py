@@ -338,7 +338,8 @@ from gevent import monkey; monkey.patch_all()
 import gevent, socket, threading
 from flask import Flask
 from flask_uwsgi_websocket import GeventWebSocket
-from flask_uwsgi_websocket.loops import GeventLoop, allocate_lock, current_blocking_loop
+from flask_uwsgi_websocket.loops.base import allocate_lock
+from flask_uwsgi_websocket.loops.greenlets import GeventLoop
 from werkzeug.serving import make_server
 import _thread
 
@@ -376,7 +377,7 @@ import gevent, sys
 from gevent.monkey import patch_all
 if "patched" in sys.argv:
     patch_all()
-from flask_uwsgi_websocket.loops import current_blocking_loop
+from flask_uwsgi_websocket.loops.current import current_blocking_loop
 current_blocking_loop()
 for _ in range(2):
     gevent.spawn(current_blocking_loop).get()

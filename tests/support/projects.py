@@ -21,7 +21,7 @@ DEADLINE = 30  # seconds, for what takes one or two on an idle machine
 # What scripts may start themselves with: they serve the application, or only tell where they found it.
 START = """
 import json, os
-from flask_uwsgi_websocket.runner import locate_app, run_uwsgi
+from flask_uwsgi_websocket.cli.runner import locate_app, run_uwsgi
 
 def start(app, **options):
     if "PORT" in os.environ:
