@@ -66,8 +66,7 @@ sanitize: .venv/ready
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/sanitized/site CI=true \
 	    .venv/bin/pytest -q --capture=sys --timeout 600 \
-	    tests/test_speedups.py tests/test_protocol*.py tests/test_fuzz_corpus.py tests/test_deflate.py \
-	    tests/test_client.py -k "not gevent and not asyncio"
+	    tests/protocol tests/connection/test_client.py -k "not gevent and not asyncio"
 
 clean:
 	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/*/_*.c flask_uwsgi_websocket/*/*.so
@@ -78,14 +77,15 @@ clean:
 # commands, and the servers in front of uWSGI and in its place run on the newest alone.
 
 # Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
-HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
+HEAVY = $(patsubst %,tests/protocol/test_%.py,protocol_fuzz protocol_properties speedups)
 
 # What the coverage needs besides: the pure-Python twin, and what only uWSGI runs.
-COVERED_LIVE = tests/test_live_shutdown.py tests/test_live_stats.py
+COVERED_LIVE = tests/live/test_shutdown.py tests/live/test_stats.py
 
 # Live tests wait most of their time: three parts of them run beside each other.
-SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
-LIVE_ONCE = $(patsubst %,tests/test_%.py,cli docs examples example_blueprints live_fronts live_servers package)
+SOME_LIVE = $(patsubst %,tests/live/%.py,every_server/test_messages every_server/test_handshake \
+    every_server/test_isolation test_blueprints test_reloads)
+LIVE_ONCE = tests/cli/test_cli.py tests/docs tests/live/test_fronts.py tests/live/test_servers.py tests/test_package.py
 
 NEWEST := $(lastword $(SUPPORTED))
 
@@ -138,7 +138,7 @@ IN_PROCESS = -m "not live" $(HEAVY:%=--ignore=%)
 
 test-covered = set -e; coverage=$(call venv,$*)/bin/coverage; $$coverage erase; \
     .ci/part $@ $$coverage run -m pytest -q $(IN_PROCESS); \
-    .ci/part $@ env FLASK_UWSGI_WEBSOCKET_PURE=1 $$coverage run -m pytest -q tests/test_client.py -k threads; \
+    .ci/part $@ env FLASK_UWSGI_WEBSOCKET_PURE=1 $$coverage run -m pytest -q tests/connection/test_client.py -k threads; \
     .ci/part $@ $$coverage run -m pytest -q -m live $(COVERED_LIVE); \
     $$coverage combine --quiet; \
     .ci/part $@ $$coverage report

@@ -12,13 +12,14 @@ from typing import Any
 
 import hypothesis
 import pytest
-from inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
-from ports import reserved_port
 
 from flask_uwsgi_websocket.connection import transport
 from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
 from flask_uwsgi_websocket.protocol import protocol
 from flask_uwsgi_websocket.worker import housekeeper
+from support.inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
+from support.ports import reserved_port
+from support.projects import START
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
@@ -90,6 +91,15 @@ def port() -> Iterator[int]:
     """A port for a server that the test starts."""
     with reserved_port() as port:
         yield port
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """An empty directory for a project, whose scripts can import ``start``."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/start.py").write_text(START)
+    (tmp_path / "project").mkdir()
+    return (tmp_path / "project").resolve()
 
 
 @pytest.fixture(params=MODES)
