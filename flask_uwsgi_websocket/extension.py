@@ -82,7 +82,7 @@ class WebSocket(Registrar):
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
         if timeout is not None:
             settings.setdefault("ping_interval", timeout)
-        Settings(**settings)  # a wrong one is told here, where it was written
+        resolve({}, settings)  # a wrong one raises here, where it is written
         self._settings = settings
         #: The handlers by endpoint.
         self.view_functions: dict[str, Callable[..., Any]] = {}
