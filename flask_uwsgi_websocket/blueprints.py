@@ -11,8 +11,23 @@ from flask.sansio.app import App
 from flask.sansio.blueprints import BlueprintSetupState
 
 from .middleware import Views
+from .settings import suggesting_settings
 from .state import After, Before, F, Kind, Registrar, Teardown, state_of
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
+
+
+class _SetupState(BlueprintSetupState):
+    """One registration of a blueprint, which explains wrong options of its WebSocket routes."""
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        with suggesting_settings(options if options.get("websocket") else ()):
+            super().add_url_rule(rule, endpoint, view_func, **options)
 
 
 class WebSocketBlueprint(Registrar, Blueprint):
@@ -42,6 +57,12 @@ class WebSocketBlueprint(Registrar, Blueprint):
         """Called by Flask to register the blueprint."""
         # A plain parent that is registered as a whole by the extension makes WebSockets of its own views only.
         super().register(getattr(app, "flask_app", app), options)
+
+    def make_setup_state(
+        self, app: App, options: dict[str, Any], first_registration: bool = False
+    ) -> BlueprintSetupState:
+        """Called by Flask for each registration."""
+        return _SetupState(self, app, options, first_registration)
 
     def websocket(self, rule: str, **options: Any) -> HandlerDecorator:
         """Declare the handler of a URL.

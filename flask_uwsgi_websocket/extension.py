@@ -34,7 +34,7 @@ from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
 from .servers.process import prepare_process
 from .servers.worker import prepare_workers
-from .settings import Settings, find_misspelt, resolve
+from .settings import Settings, find_misspelt, resolve, suggesting_settings
 from .state import F, Kind, Registrar, check_handler, state_of
 from .testing import WebSocketTestClient
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
@@ -168,7 +168,12 @@ class WebSocket(Registrar):
             raise TypeError("a WebSocket rule needs its handler: add_url_rule(rule, endpoint, handler)")
         endpoint = endpoint or view_func.__name__
         view, options = self._make_view(endpoint, view_func, options)
-        self._register(lambda app: app.add_url_rule(rule, endpoint, view, **options))
+
+        def register(app: Flask) -> None:
+            with suggesting_settings(options):
+                app.add_url_rule(rule, endpoint, view, **options)
+
+        self._register(register)
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
         """Register a blueprint: a :class:`WebSocketBlueprint` as it is, a plain one with its views as handlers.
@@ -399,7 +404,8 @@ class _WebSocketRules:
         if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
             assert endpoint is not None  # a blueprint always names it
             view_func, options = self._websocket._make_view(endpoint, view_func, options)
-        self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
+        with suggesting_settings(options):
+            self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
 def _explain_mismatch() -> None:

@@ -7,6 +7,7 @@ and one entry in ``docs/configuration.md``.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from inspect import get_annotations
@@ -261,6 +262,22 @@ def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Setting
                 raise TypeError(f"{name} is no setting: {_suggest(name)}")
         values.update(override)
     return Settings(**values)
+
+
+@contextmanager
+def suggesting_settings(options: Collection[str]) -> Iterator[None]:
+    """Suggest a setting where Werkzeug's rule does not know one of a WebSocket route's *options*.
+
+    :raises TypeError: for an option that resembles a setting.
+    """
+    try:
+        yield
+    except TypeError as error:
+        for name in options:
+            similar = find_similar(name, NAMES)
+            if similar is not None and repr(name) in str(error):
+                raise TypeError(f"{name} is no option of a WebSocket route: is it {similar}?") from error
+        raise
 
 
 def _suggest(name: str) -> str:
