@@ -10,9 +10,10 @@ from flask import Blueprint
 from flask.sansio.app import App
 from flask.sansio.blueprints import BlueprintSetupState
 
+from .hooks import AppRegistrar, F
 from .middleware import Views
 from .settings import suggesting_settings
-from .state import After, Before, F, Kind, Registrar, Teardown, state_of
+from .state import state_of
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
 
 
@@ -30,7 +31,7 @@ class _SetupState(BlueprintSetupState):
             super().add_url_rule(rule, endpoint, view_func, **options)
 
 
-class WebSocketBlueprint(Registrar, Blueprint):
+class WebSocketBlueprint(AppRegistrar, Blueprint):
     """A Flask blueprint that has WebSocket routes, too.
 
     ::
@@ -116,21 +117,7 @@ class WebSocketBlueprint(Registrar, Blueprint):
         self.add_url_rule(rule, endpoint, view, **options)
         self.record_once(lambda setup: state_of(setup.app).add_handler(handler))
 
-    # Hooks
-
-    def before_app_websocket(self, function: Before) -> Before:
-        """Like :meth:`before_websocket`, for all connections of the app."""
-        return self._add_for_app("before", function)
-
-    def after_app_websocket(self, function: After) -> After:
-        """Like :meth:`after_websocket`, for all connections of the app."""
-        return self._add_for_app("after", function)
-
-    def teardown_app_websocket(self, function: Teardown) -> Teardown:
-        """Like :meth:`teardown_websocket`, for all connections of the app."""
-        return self._add_for_app("teardown", function)
-
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         def add(setup: BlueprintSetupState) -> None:
             full_name = f"{setup.name_prefix}.{setup.name}".lstrip(".")
             state_of(setup.app).add(kind, full_name, function)
@@ -138,6 +125,6 @@ class WebSocketBlueprint(Registrar, Blueprint):
         self.record(add)
         return function
 
-    def _add_for_app(self, kind: Kind, function: F) -> F:
+    def _add_for_app(self, kind: str, function: F) -> F:
         self.record_once(lambda setup: state_of(setup.app).add(kind, None, function))
         return function

@@ -22,6 +22,7 @@ from .cli.doctor import diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
 from .connection.base import Lifecycle
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
+from .hooks import F, Registrar
 from .middleware import (
     AsyncioWebSocketMiddleware,
     GeventWebSocketMiddleware,
@@ -35,7 +36,7 @@ from .protocol.protocol import SharedMessage, payload_of
 from .servers.process import prepare_process
 from .servers.worker import prepare_workers
 from .settings import Settings, find_misspelt, resolve, suggesting_settings
-from .state import F, Kind, Registrar, check_handler, state_of
+from .state import check_handler, state_of
 from .testing import WebSocketTestClient
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
 from .worker.admission import descriptor_limit
@@ -187,7 +188,7 @@ class WebSocket(Registrar):
 
         self._register(register)
 
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         self._register(lambda app: state_of(app).add(kind, None, function))
         return function
 
@@ -427,10 +428,8 @@ def _explain_page(mismatch: WebsocketMismatch) -> None:
         rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
     except HTTPException:  # a page for another method, or elsewhere
         return
-    state = state_of(current_app)
     explanation = f"{rule} is a page: did you mean @websocket.route?"
-    if str(rule) not in state.told_of_pages:
-        state.told_of_pages.add(str(rule))
+    if state_of(current_app).warned.is_first_time("page", str(rule)):
         current_app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
     if current_app.debug:
         mismatch.description = explanation

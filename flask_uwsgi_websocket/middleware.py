@@ -212,9 +212,8 @@ def _route(app: Flask, options: Mapping[str, Any]) -> Route:
 
 def _tell_of_origin(app: Flask, state: State, origin: str) -> None:
     """Log once that pages of an origin are refused: a browser does not show a developer why."""
-    if origin in state.told_of_origins or len(state.told_of_origins) >= ORIGINS_TOLD or len(origin) > _LONGEST_ORIGIN:
+    if len(origin) > _LONGEST_ORIGIN or not state.warned.is_first_time("origin", origin, ORIGINS_TOLD):
         return
-    state.told_of_origins.add(origin)
     app.logger.warning(
         "The WebSocket %r answers a page of another origin with 403: page %r, app %r. If the page is yours, add "
         "WEBSOCKET_ALLOWED_ORIGINS = [%r]; if it is the app's own, behind a proxy, ProxyFix tells the app its origin.",

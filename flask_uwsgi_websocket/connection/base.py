@@ -27,6 +27,7 @@ from werkzeug.local import LocalProxy
 
 from .._uwsgi import uwsgi
 from ..exceptions import ConcurrencyError, ConnectionClosed
+from ..hooks import KINDS, Function
 from ..loops.base import Loop
 from ..protocol.deflate import Compression, Deflate
 from ..protocol.handshake import Handshake
@@ -40,7 +41,7 @@ from ..signals import (
     websocket_rejected,
     websocket_sent,
 )
-from ..state import Function, Route, state_of
+from ..state import Route, state_of
 from .channel import REENTERED, RUN_LENGTH
 from .transport import Connection
 
@@ -62,7 +63,7 @@ ENVIRON_KEY = "flask_uwsgi_websocket.client"
 _FAILURES = (Exception, SystemExit, CancelledError)
 
 #: Signals that are not sent by a call, whose caller may have been cancelled.
-_AT_THE_END = (websocket_error, websocket_closed, websocket_rejected)
+_AT_THE_END = tuple(kind.signal for kind in KINDS.values() if not kind.cancellable)
 
 logger = logging.getLogger("flask_uwsgi_websocket")
 
@@ -102,6 +103,7 @@ class Lifecycle(Connection):
         self._attach(server, loop, route.settings, deflate)
         self._app = app
         self._route = route
+        self._message_listeners = route.functions["message"]  # looked up for every message
         self._handshake = handshake
         self.subprotocol = handshake.subprotocol
         self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
@@ -225,9 +227,9 @@ class Lifecycle(Connection):
         self._telling = True
         try:
             self._start(response)
-            state_of(self._app).stats.on_open(self)
+            self._route.stats.on_open(self)
             logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
-            await self._tell(websocket_connected, self._route.connect)
+            await self._tell(websocket_connected, self._route.functions["connect"])
         finally:
             self._telling = False
 
@@ -237,7 +239,7 @@ class Lifecycle(Connection):
         response.headers = Headers(headers)
         context = self._context.copy()
         context.run(_preparing.set, self)
-        for hook in self._route.after:
+        for hook in self._route.functions["after"]:
             response = await self._call(context, hook, response)
             if not isinstance(response, Response):
                 raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
@@ -294,7 +296,7 @@ class Lifecycle(Connection):
         if not self._accepted:
             await self._ensure_accepted()
         message = await self._receive_message(timeout)
-        if (websocket_message.receivers or self._route.message) and message is not None:
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as telling:
                 await telling
         return message
@@ -309,7 +311,7 @@ class Lifecycle(Connection):
             untold = self._untold[1]
         else:
             receivers = () if websocket_message.is_muted else websocket_message.receivers_for(self._app)
-            untold = deque((*self._route.message, *receivers))
+            untold = deque((*self._message_listeners, *receivers))
         self._untold = None
         try:
             yield self._tell_each(untold, websocket_message, message=message)
@@ -343,7 +345,7 @@ class Lifecycle(Connection):
             if not self._accepted:
                 return None
         message = self._receive_now()
-        if (websocket_message.receivers or self._route.message) and message is not None:
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as telling:
                 self._run_aside(telling)
         return message
@@ -382,9 +384,7 @@ class Lifecycle(Connection):
     def _tell_of_wait(self, seconds: float) -> None:
         """Log, once, that the handler of another connection has waited for this connection's peer."""
         sender = _current_client()
-        state = state_of(self._app)
-        if sender not in {None, self} and not state.told_of_wait:
-            state.told_of_wait = True
+        if sender not in {None, self} and self._route.warned.is_first_time("wait"):
             self._app.logger.warning(
                 "%r has waited %.1f s to send to %r, whose client does not read. To send to others, use broadcast(), "
                 "which waits for nobody, send(timeout=), or a queue from which each handler sends by itself. This is "
@@ -500,7 +500,7 @@ class Lifecycle(Connection):
                     forget_session(self._app)
             if isinstance(failure, HTTPException) or self.is_end(failure):
                 failure = None  # these are answers, not failures
-            for hook in self._route.teardown:
+            for hook in self._route.functions["teardown"]:
                 try:
                     await self._call(None, hook, failure)
                 except _FAILURES:
@@ -511,7 +511,7 @@ class Lifecycle(Connection):
         return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
 
     async def _call_before_hooks(self) -> Any:
-        for hook in self._route.before:
+        for hook in self._route.functions["before"]:
             value = await self._call(None, hook)
             if value is not None:
                 return value
@@ -532,7 +532,7 @@ class Lifecycle(Connection):
                     hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
                     hint += "ConnectionClosed around that send(), or use broadcast()"
                 self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=sys.exc_info())
-                await self._tell(websocket_error, self._route.error, exception=error)
+                await self._tell(websocket_error, self._route.functions["error"], exception=error)
 
     # The end of the worker
 
@@ -572,7 +572,7 @@ class Lifecycle(Connection):
         closed = self._protocol.closed
         assert closed is not None
         duration = time.monotonic() - self._started_at
-        state_of(self._app).stats.on_close(self, closed.code)
+        self._route.stats.on_close(self, closed.code)
         logger.info(
             "WebSocket %s closed: %s %r by %s, %s from %s, %.1f s, %d messages received, %d sent",
             self.id,
@@ -587,7 +587,7 @@ class Lifecycle(Connection):
         )
         await self._tell(
             websocket_closed,
-            self._route.close,
+            self._route.functions["close"],
             code=closed.code,
             reason=closed.reason,
             initiator=self._who_ended(),
@@ -598,11 +598,9 @@ class Lifecycle(Connection):
 
     def _check_session(self) -> None:
         """Say once that changes of the session after the handshake are lost: no response carries them."""
-        state = state_of(self._app)
         current = _current_session()
         is_null = self._app.session_interface.is_null_session(current)
-        if current.modified and not is_null and not state.told_of_session:
-            state.told_of_session = True
+        if current.modified and not is_null and self._route.warned.is_first_time("session"):
             self._app.logger.warning(
                 "The session was changed in %r after the handshake, and is not saved: change it before the first "
                 "receive() or send(), or in an HTTP view.",

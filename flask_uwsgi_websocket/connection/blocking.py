@@ -52,7 +52,7 @@ class WebSocketClient(Lifecycle):
         :raises ConnectionClosed: when it is called again after the end.
         :raises ConcurrencyError: when somebody else is receiving.
         """
-        if timeout is None and self._accepted and not websocket_message.receivers and not self._route.message:
+        if timeout is None and self._accepted and not websocket_message.receivers and not self._message_listeners:
             return self._receive_blocking(self._loop)  # as _receive() does, without its coroutines, which cost time
         return run(self._receive(timeout))
 
