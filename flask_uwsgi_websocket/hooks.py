@@ -100,21 +100,22 @@ class Registrar:
     """The decorators that the extension has for its apps, and a blueprint for its own connections."""
 
     def before_websocket(self, function: Before) -> Before:
-        """Call *function* before each handler; what it returns refuses the connection as its HTTP response.
+        """Call *function* before each handler. What it returns is the HTTP response that refuses the connection.
 
-        It may ``abort()``, too. Hooks of the app come first, then those of blueprints from the outermost inwards.
+        It may ``abort()``, too. Hooks of the app run first, then those of blueprints from the outermost inwards.
         """
         return self._add("before", function)
 
     def after_websocket(self, function: After) -> After:
-        """Call *function* with the 101 response of each handshake, to return it with more headers, or another.
+        """Call *function* with the 101 response of each handshake. It returns this response or another one.
 
-        When it raises, the connection is refused. Inner blueprints come first, and the app last.
+        It may add headers. When it raises, the connection is refused. Hooks of inner blueprints run first, and those of
+        the app last.
         """
         return self._add("after", function)
 
     def teardown_websocket(self, function: Teardown) -> Teardown:
-        """Call *function* at the end of each connection, with the exception that has left its handler, or None."""
+        """Call *function* at the end of each connection with the exception that has left its handler, or None."""
         return self._add("teardown", function)
 
     def on_connect(self, function: F) -> F:
