@@ -15,6 +15,7 @@ from werkzeug.exceptions import Forbidden
 from .connection.base import ENVIRON_KEY, BaseClient
 from .connection.session import forget_mere_refresh, forget_session
 from .connection.transport import Transport
+from .hooks import Hooks
 from .protocol.deflate import Compression, Deflate
 from .protocol.handshake import Handshake, negotiate_handshake
 from .servers.find import find_server
@@ -182,9 +183,8 @@ def _route(app: Flask, options: Mapping[str, Any]) -> Route:
 
 def _tell_of_origin(app: Flask, state: State, origin: str) -> None:
     """Log once that pages of an origin are refused: a browser does not show a developer why."""
-    if origin in state.told_of_origins or len(state.told_of_origins) >= ORIGINS_TOLD or len(origin) > _LONGEST_ORIGIN:
+    if len(origin) > _LONGEST_ORIGIN or not state.warned.is_first_time("origin", origin, ORIGINS_TOLD):
         return
-    state.told_of_origins.add(origin)
     app.logger.warning(
         "The WebSocket %r answers a page of another origin with 403: page %r, app %r. If the page is yours, add "
         "WEBSOCKET_ALLOWED_ORIGINS = [%r]; if it is the app's own, behind a proxy, ProxyFix tells the app its origin.",
@@ -201,6 +201,8 @@ def tell_of_rejection(response: Response) -> Response:
     client_class: type[Any] | None = request.environ.pop(CLASS_KEY, None)
     if client_class is not None and (client is None or not client.was_accepted):
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        rejected = client or client_class.refused(request.environ, app)
+        state = state_of(app)
+        route = Route(Settings(), Hooks().functions(()), state.stats, state.warned)
+        rejected = client or client_class.refused(request.environ, app, route)
         rejected.drive(rejected.tell_rejected(response))
     return response

@@ -23,13 +23,14 @@ from .cli.runner import debug_requested, run_uwsgi, with_defaults
 from .connection.base import BaseClient
 from .dispatch import Views, admit, tell_of_rejection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
+from .hooks import F, Registrar
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
 from .servers.process import prepare_process
 from .servers.worker import prepare_workers
-from .settings import Settings, find_misspelt, resolve
-from .state import F, Kind, Registrar, check_handler, state_of
+from .settings import Settings, find_misspelt, resolve, suggesting_settings
+from .state import check_handler, state_of
 from .testing import WebSocketTestClient
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
 from .worker.admission import descriptor_limit
@@ -76,7 +77,7 @@ class WebSocket(Registrar):
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
         if timeout is not None:
             settings.setdefault("ping_interval", timeout)
-        Settings(**settings)  # a wrong one is told here, where it was written
+        resolve({}, settings)  # a wrong one raises here, where it is written
         self._settings = settings
         #: The handlers by endpoint.
         self.view_functions: dict[str, Callable[..., Any]] = {}
@@ -162,7 +163,12 @@ class WebSocket(Registrar):
             raise TypeError("a WebSocket rule needs its handler: add_url_rule(rule, endpoint, handler)")
         endpoint = endpoint or view_func.__name__
         view, options = self._make_view(endpoint, view_func, options)
-        self._register(lambda app: app.add_url_rule(rule, endpoint, view, **options))
+
+        def register(app: Flask) -> None:
+            with suggesting_settings(options):
+                app.add_url_rule(rule, endpoint, view, **options)
+
+        self._register(register)
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
         """Register a blueprint: a :class:`WebSocketBlueprint` as it is, a plain one with its views as handlers.
@@ -176,7 +182,7 @@ class WebSocket(Registrar):
 
         self._register(register)
 
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         self._register(lambda app: state_of(app).add(kind, None, function))
         return function
 
@@ -393,7 +399,8 @@ class _WebSocketRules:
         if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
             assert endpoint is not None  # a blueprint always names it
             view_func, options = self._websocket._make_view(endpoint, view_func, options)
-        self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
+        with suggesting_settings(options):
+            self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
 def _explain_mismatch() -> None:
@@ -415,10 +422,8 @@ def _explain_page(mismatch: WebsocketMismatch) -> None:
         rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
     except HTTPException:  # a page for another method, or elsewhere
         return
-    state = state_of(current_app)
     explanation = f"{rule} is a page: did you mean @websocket.route?"
-    if str(rule) not in state.told_of_pages:
-        state.told_of_pages.add(str(rule))
+    if state_of(current_app).warned.is_first_time("page", str(rule)):
         current_app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
     if current_app.debug:
         mismatch.description = explanation

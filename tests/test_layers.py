@@ -24,6 +24,7 @@ ORDER = [
     "loops",
     "settings",
     "worker",
+    "hooks",
     "state",
     "connection",
     "servers",

@@ -12,13 +12,12 @@ import time
 import uuid
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from blinker import NamedSignal
 from flask import Flask, Response, got_request_exception, has_request_context, request
 from flask.globals import app_ctx
 from werkzeug.datastructures import Headers
@@ -26,20 +25,16 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from .._uwsgi import uwsgi
 from ..exceptions import ConcurrencyError, ConnectionClosed
+from ..hooks import KINDS, Function
 from ..loops.base import Loop
 from ..loops.current import current_blocking_loop
 from ..protocol.handshake import Handshake
 from ..protocol.protocol import SharedMessage, check_close
-from ..settings import Settings
 from ..signals import (
-    websocket_closed,
-    websocket_connected,
-    websocket_error,
     websocket_message,
-    websocket_rejected,
     websocket_sent,
 )
-from ..state import Function, Kind, Route, state_of
+from ..state import Route
 from ..worker.stats import Counts
 from .channel import REENTERED, RUN_LENGTH
 from .session import current_session, forget_changes, forget_mere_refresh, forget_session, save_session
@@ -49,7 +44,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
     from flask.ctx import AppContext
-    from typing_extensions import Self
 
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
@@ -63,9 +57,6 @@ ENVIRON_KEY = "flask_uwsgi_websocket.client"
 #: What ends a handler, a hook or a listener and no more. An exit belongs to these, as it would cost uWSGI a thread, or
 #: hang a worker; and what awaiting a cancelled task raises, which would end a worker of gunicorn.
 _FAILURES = (Exception, SystemExit, CancelledError)
-
-#: Signals that are not sent by a call, whose caller may have been cancelled.
-_AT_THE_END = (websocket_error, websocket_closed, websocket_rejected)
 
 logger = logging.getLogger("flask_uwsgi_websocket")
 
@@ -107,6 +98,7 @@ class BaseClient:
         transport.owner = ref(self)
         #: How the connection waits.
         self.loop: Loop = transport.loop
+        self._message_listeners = route.functions["message"]  # looked up for every message
         self._handshake = handshake
         self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._context = copy_context()
@@ -123,9 +115,8 @@ class BaseClient:
         self._waits_since = time.monotonic()
 
     @classmethod
-    def refused(cls, environ: WSGIEnvironment, app: Flask) -> Self:
+    def refused(cls, environ: WSGIEnvironment, app: Flask, route: Route) -> BaseClient:
         """Return the client of a request that was refused before it had a handshake, for ``websocket_rejected``."""
-        route = Route(Settings(), *[()] * len(get_args(Kind)))
         transport = Transport(None, lambda: None, current_blocking_loop(), route.settings)
         return cls(environ, app, route, transport, Handshake("", (), None, None))
 
@@ -148,6 +139,11 @@ class BaseClient:
     def latency(self) -> float | None:
         """The round trip of the last ping that was answered, in seconds, or None."""
         return self._transport.latency
+
+    @property
+    def was_slow(self) -> bool:
+        """Whether the connection was dropped because the peer read too slowly."""
+        return self._transport.was_slow
 
     @property
     def timeout(self) -> float | None:
@@ -199,26 +195,31 @@ class BaseClient:
         """Run *coroutine* for a caller that cannot wait: now if it need not wait either, else a little later."""
         raise NotImplementedError
 
-    async def _tell(self, signal: NamedSignal, listeners: Sequence[Function], **kwargs: Any) -> None:
-        """Call the listeners of the route, then the receivers of the signal, each in the connection's contexts.
+    async def _tell(self, kind: str, **kwargs: Any) -> None:
+        """Call the listeners of a kind, then the receivers of its signal, each in the connection's contexts.
 
-        A copy of them: many may run at once, in whatever thread, greenlet or task.
+        Each gets a copy of the contexts: many may run at once, in whatever thread, greenlet or task.
         """
-        receivers = () if signal.is_muted else signal.receivers_for(self._app)
-        await self._tell_each(deque((*listeners, *receivers)), signal, **kwargs)
+        await self._tell_each(self._listeners(kind), kind, **kwargs)
 
-    async def _tell_each(self, untold: deque[Function], signal: NamedSignal, **kwargs: Any) -> None:
+    def _listeners(self, kind: str) -> deque[Function]:
+        signal = KINDS[kind].signal
+        receivers = () if signal is None or signal.is_muted else signal.receivers_for(self._app)
+        return deque((*self._route.functions[kind], *receivers))
+
+    async def _tell_each(self, untold: deque[Function], kind: str, **kwargs: Any) -> None:
         """Call the functions in *untold*, and take each out of it: an interruption leaves the others."""
+        signal = KINDS[kind].signal
         while untold:
-            receiver = untold.popleft()
+            function = untold.popleft()
             try:
-                await self._call(self._context.copy(), receiver, self._app, ws=self, **kwargs)
+                await self._call(self._context.copy(), function, self._app, ws=self, **kwargs)
             except _FAILURES as error:
-                if isinstance(error, CancelledError) and signal not in _AT_THE_END:
+                if isinstance(error, CancelledError) and KINDS[kind].cancellable:
                     if isinstance(error, NotBegun):
-                        untold.appendleft(receiver)
+                        untold.appendleft(function)
                     raise
-                self._app.logger.exception("%r failed on the signal %s of %r", receiver, signal.name, self)
+                self._app.logger.exception("%r failed on the signal %s of %r", function, signal and signal.name, self)
 
     def on_event(self, event: Answered) -> None:
         """Take an event of the transport."""
@@ -293,9 +294,9 @@ class BaseClient:
         self._telling = True
         try:
             self._transport.start(response)
-            state_of(self._app).stats.on_open(self._transport)
+            self._route.stats.on_open(self._transport)
             logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
-            await self._tell(websocket_connected, self._route.connect)
+            await self._tell("connect")
         finally:
             self._telling = False
 
@@ -305,7 +306,7 @@ class BaseClient:
         response.headers = Headers(headers)
         context = self._context.copy()
         context.run(_preparing.set, self)
-        for hook in self._route.after:
+        for hook in self._route.functions["after"]:
             response = await self._call(context, hook, response)
             if not isinstance(response, Response):
                 raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
@@ -364,7 +365,7 @@ class BaseClient:
         if not self._transport.accepted:
             await self._ensure_accepted()
         message = await self._transport.receive(timeout)
-        if (websocket_message.receivers or self._route.message) and message is not None:
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as telling:
                 await telling
         return message
@@ -378,11 +379,10 @@ class BaseClient:
         if self._untold is not None and self._untold[0] is message:
             untold = self._untold[1]
         else:
-            receivers = () if websocket_message.is_muted else websocket_message.receivers_for(self._app)
-            untold = deque((*self._route.message, *receivers))
+            untold = self._listeners("message")
         self._untold = None
         try:
-            yield self._tell_each(untold, websocket_message, message=message)
+            yield self._tell_each(untold, "message", message=message)
         except BaseException:
             self._untold = message, untold
             self._transport.give_back(message)
@@ -413,7 +413,7 @@ class BaseClient:
             if not self._transport.accepted:
                 return None
         message = self._transport.receive_now()
-        if (websocket_message.receivers or self._route.message) and message is not None:
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as telling:
                 self._run_aside(telling)
         return message
@@ -452,9 +452,7 @@ class BaseClient:
     def _tell_of_wait(self, seconds: float) -> None:
         """Log, once, that the handler of another connection has waited for this connection's peer."""
         sender = _current_client()
-        state = state_of(self._app)
-        if sender not in {None, self} and not state.told_of_wait:
-            state.told_of_wait = True
+        if sender not in {None, self} and self._route.warned.is_first_time("wait"):
             self._app.logger.warning(
                 "%r has waited %.1f s to send to %r, whose client does not read. To send to others, use broadcast(), "
                 "which waits for nobody, send(timeout=), or a queue from which each handler sends by itself. This is "
@@ -478,7 +476,7 @@ class BaseClient:
             self._transport.work = 0
             await self.loop.sleep(0)
         if websocket_sent.receivers:
-            await self._tell(websocket_sent, (), message=message)
+            await self._tell("sent", message=message)
 
     def offer(self, shared: SharedMessage) -> bool:
         """Send a message of a broadcast without waiting; return False, having sent nothing, when the output is full.
@@ -492,7 +490,7 @@ class BaseClient:
         whole = None if self._route.settings.text_as_bytes else self._transport.protocol.shared_frame(shared)
         was_sent = self._transport.put(message) if whole is None else self._transport.put_frame(whole)
         if was_sent and websocket_sent.receivers:
-            self._run_aside(self._tell(websocket_sent, (), message=message))
+            self._run_aside(self._tell("sent", message=message))
         return was_sent
 
     async def _ping(self) -> None:
@@ -570,7 +568,7 @@ class BaseClient:
                     forget_session(self._app)
             if isinstance(failure, HTTPException) or self.is_end(failure):
                 failure = None  # these are answers, not failures
-            for hook in self._route.teardown:
+            for hook in self._route.functions["teardown"]:
                 try:
                     await self._call(None, hook, failure)
                 except _FAILURES:
@@ -588,7 +586,7 @@ class BaseClient:
         return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
 
     async def _call_before_hooks(self) -> Any:
-        for hook in self._route.before:
+        for hook in self._route.functions["before"]:
             value = await self._call(None, hook)
             if value is not None:
                 return value
@@ -609,7 +607,7 @@ class BaseClient:
                     hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
                     hint += "ConnectionClosed around that send(), or use broadcast()"
                 self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=sys.exc_info())
-                await self._tell(websocket_error, self._route.error, exception=error)
+                await self._tell("error", exception=error)
 
     # The end of the worker
 
@@ -649,7 +647,7 @@ class BaseClient:
         closed = self._transport.protocol.closed
         assert closed is not None
         duration = time.monotonic() - self._transport.started_at
-        state_of(self._app).stats.on_close(self._transport, closed.code)
+        self._route.stats.on_close(self._transport, closed.code)
         logger.info(
             "WebSocket %s closed: %s %r by %s, %s from %s, %.1f s, %d messages received, %d sent",
             self.id,
@@ -663,8 +661,7 @@ class BaseClient:
             self._transport.messages_sent,
         )
         await self._tell(
-            websocket_closed,
-            self._route.close,
+            "close",
             code=closed.code,
             reason=closed.reason,
             initiator=self._transport.who_ended(),
@@ -675,11 +672,9 @@ class BaseClient:
 
     def _check_session(self) -> None:
         """Say once that changes of the session after the handshake are lost: no response carries them."""
-        state = state_of(self._app)
         current = current_session()
         is_null = self._app.session_interface.is_null_session(current)
-        if current.modified and not is_null and not state.told_of_session:
-            state.told_of_session = True
+        if current.modified and not is_null and self._route.warned.is_first_time("session"):
             self._app.logger.warning(
                 "The session was changed in %r after the handshake, and is not saved: change it before the first "
                 "receive() or send(), or in an HTTP view.",
@@ -688,8 +683,8 @@ class BaseClient:
 
     async def tell_rejected(self, response: Response) -> None:
         """Send ``websocket_rejected``: Flask answers the upgrade request with *response*."""
-        state_of(self._app).stats.on_rejection()
-        await self._tell(websocket_rejected, (), response=response)
+        self._route.stats.on_rejection()
+        await self._tell("rejected", response=response)
 
 
 def _current_client() -> BaseClient | None:

@@ -53,7 +53,7 @@ class WebSocketClient(BaseClient):
         :raises ConcurrencyError: when somebody else is receiving.
         """
         transport = self._transport
-        if timeout is None and transport.accepted and not websocket_message.receivers and not self._route.message:
+        if timeout is None and transport.accepted and not websocket_message.receivers and not self._message_listeners:
             # As _receive() does, without its coroutines, which cost time.
             return transport.receive_blocking(self.loop)
         return run(self._receive(timeout))

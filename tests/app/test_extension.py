@@ -24,6 +24,7 @@ from flask_uwsgi_websocket import (
     WebSocketClient,
     WebSocketMiddleware,
 )
+from flask_uwsgi_websocket.state import Warned
 from support.inprocess import DEADLINE, MODES, Site, serving
 from support.wire import TEXT
 
@@ -495,6 +496,18 @@ def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: 
     blocking.app.config["WEBSOCKET_SEND_BUFFER"] = 0
     assert blocking.refusal().status == 500
     assert "send_buffer must be a number above 0" in str(blocking.logged().exc_info)
+
+
+# Warnings
+
+
+def test_a_warning_is_logged_once_for_each_of_its_subjects_and_for_so_many_at_most() -> None:
+    warned = Warned()
+    assert [warned.is_first_time("session") for _ in range(2)] == [True, False]
+    assert [warned.is_first_time("page", rule) for rule in ("/a", "/b", "/a")] == [True, True, False]
+    assert [warned.is_first_time("origin", name, 2) for name in ("a", "a", "b", "c", "b")] == [
+        *(True, False, True, False, False)
+    ]
 
 
 # Flask around the handler

@@ -207,7 +207,7 @@ def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
     for message in (b"a", b"b"):
         assert connection.receive_now() == message * 300
     assert connection.receive_now() is None  # whoever waits for the descriptor now, misses nothing
-    assert not connection._has_rest
+    assert not connection.has_rest
     theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
     assert connection.take() is WAIT
     connection.detach()
