@@ -19,9 +19,7 @@ from .connection.aio import AsyncioWebSocketClient
 from .connection.base import ENVIRON_KEY, forget_session
 from .connection.blocking import GeventWebSocketClient, WebSocketClient
 from .protocol.handshake import is_upgrade, negotiate_handshake
-from .servers.find import find_server
-from .servers.process import watch_process
-from .servers.worker import handle_signals_in_gevent
+from .servers.find import find_capacity, find_server
 from .settings import NAMES, Settings
 from .state import Route, State, state_of
 from .worker.admission import admissions, opening_files
@@ -156,8 +154,7 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
         with opening_files():
             server = find_server(request.environ)
             loop = client.make_loop()
-            handle_signals_in_gevent()
-            watch_process()
+            server.watch()
         housekeeper = housekeeper_of(loop)
         try:
             with opening_files():
@@ -197,7 +194,12 @@ def _admit(settings: Settings) -> None:
     stack: ExitStack | None = request.environ.pop(_STACK_KEY, None)
     if stack is not None:
         stack.enter_context(
-            admissions.admit(request.remote_addr, settings.max_connections, settings.max_connections_per_ip)
+            admissions.admit(
+                request.remote_addr,
+                settings.max_connections,
+                settings.max_connections_per_ip,
+                find_capacity(request.environ),
+            )
         )
 
 
