@@ -18,9 +18,7 @@ from .connection.transport import Transport
 from .hooks import Hooks
 from .protocol.deflate import Compression, Deflate
 from .protocol.handshake import Handshake, negotiate_handshake
-from .servers.find import find_server
-from .servers.process import watch_process
-from .servers.worker import handle_signals_in_gevent
+from .servers.find import find_capacity, find_server
 from .settings import NAMES, Settings
 from .state import Route, State, state_of
 from .worker.admission import admissions, opening_files
@@ -140,8 +138,7 @@ def _make_client(client_class: type[Any], app: Flask, route: Route, handshake: H
     with opening_files():
         server = find_server(request.environ)
         loop = client_class.make_loop()
-        handle_signals_in_gevent()
-        watch_process()
+        server.watch()
         forget_mere_refresh(app)  # now, too: a session that is kept on the server may change meanwhile
         transport = Transport(server.open(), server.release, loop, route.settings, deflate)
     client = client_class(request.environ, app, route, transport, handshake)
@@ -168,7 +165,12 @@ def _admit(settings: Settings) -> None:
     stack: ExitStack | None = request.environ.pop(STACK_KEY, None)
     if stack is not None:
         stack.enter_context(
-            admissions.admit(request.remote_addr, settings.max_connections, settings.max_connections_per_ip)
+            admissions.admit(
+                request.remote_addr,
+                settings.max_connections,
+                settings.max_connections_per_ip,
+                find_capacity(request.environ),
+            )
         )
 
 

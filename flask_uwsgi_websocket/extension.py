@@ -27,8 +27,7 @@ from .hooks import F, Registrar
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
-from .servers.process import prepare_process
-from .servers.worker import prepare_workers
+from .servers.find import prepare_servers
 from .settings import Settings, find_misspelt, resolve, suggesting_settings
 from .state import check_handler, state_of
 from .testing import WebSocketTestClient
@@ -126,8 +125,7 @@ class WebSocket(Registrar):
         if app.test_client_class is None:
             app.test_client_class = WebSocketTestClient
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
-        prepare_workers()
-        prepare_process()
+        prepare_servers()
         self._apps.add(app)
 
     def route(self, rule: str, **options: Any) -> Callable[[Handler[Client, P, R]], Handler[Client, P, R]]:

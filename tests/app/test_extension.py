@@ -710,7 +710,7 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
             return self.worker
 
     uwsgi = Uwsgi()
-    monkeypatch.setattr("flask_uwsgi_websocket.servers.worker.uwsgi", uwsgi)
+    monkeypatch.setattr("flask_uwsgi_websocket.servers.uwsgi_worker.uwsgi", uwsgi)
     loops: list[Any] = []
     monkeypatch.setattr(asyncio, "set_event_loop", loops.append)
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
