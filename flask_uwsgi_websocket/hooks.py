@@ -20,6 +20,7 @@ from .signals import (
     websocket_connected,
     websocket_error,
     websocket_message,
+    websocket_pong,
     websocket_rejected,
     websocket_sent,
 )
@@ -58,6 +59,7 @@ KINDS: Mapping[str, Kind] = {
     # Listeners
     "connect": Kind(websocket_connected),
     "message": Kind(websocket_message),
+    "pong": Kind(websocket_pong, cancellable=False),
     "close": Kind(websocket_closed, cancellable=False),
     "error": Kind(websocket_error, cancellable=False),
     # Without a decorator: these have only the receivers of their signal.
@@ -125,6 +127,10 @@ class Registrar:
     def on_message(self, function: F) -> F:
         """Call *function* like a receiver of ``websocket_message``: ``function(app, ws, message, **extra)``."""
         return self._add("message", function)
+
+    def on_pong(self, function: F) -> F:
+        """Call *function* like a receiver of ``websocket_pong``: ``function(app, ws, latency, **extra)``."""
+        return self._add("pong", function)
 
     def on_close(self, function: F) -> F:
         """Call *function* like a receiver of ``websocket_closed``: ``function(app, ws, code, reason, **extra)``."""

@@ -37,5 +37,12 @@ got, ``messages_sent`` those that were given to the connection.
 websocket_rejected = _signals.signal("websocket-rejected")
 """Sent when an upgrade request gets the HTTP ``response``."""
 
+websocket_pong = _signals.signal("websocket-pong")
+"""Sent when the peer has answered a ping, the connection's own or one of ``ws.ping()``.
+
+``latency`` is the round trip in seconds (RFC 6455 section 5.5.3). While the handler is in ``receive()``, its own
+thread, greenlet or task calls the receivers. Otherwise another one does, within about a second.
+"""
+
 websocket_error = _signals.signal("websocket-error")
 """Sent when ``exception`` has left the handler after the handshake. The connection closes with 1011."""

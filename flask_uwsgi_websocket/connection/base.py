@@ -32,6 +32,7 @@ from ..protocol.handshake import Handshake
 from ..protocol.protocol import SharedMessage, check_close
 from ..signals import (
     websocket_message,
+    websocket_pong,
     websocket_sent,
 )
 from ..state import Route
@@ -222,7 +223,9 @@ class BaseClient:
                 self._app.logger.exception("%r failed on the signal %s of %r", function, signal and signal.name, self)
 
     def on_event(self, event: Answered) -> None:
-        """Take an event of the transport."""
+        """Take an event of the transport, without a lock: in the caller of receive(), or beside the housekeeper."""
+        if websocket_pong.receivers or self._route.functions["pong"]:
+            self._run_aside(self._tell("pong", latency=event.latency))
 
     def message_context(self) -> AppContext:
         """Return a fresh application context, to be entered by ``with`` in the handler or a receiver.

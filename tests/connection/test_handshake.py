@@ -16,7 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.serving import make_server
 
 from flask_uwsgi_websocket import Compression, WebSocket
-from flask_uwsgi_websocket.middleware import ORIGINS_TOLD
+from flask_uwsgi_websocket.dispatch import ORIGINS_TOLD
 from flask_uwsgi_websocket.protocol.handshake import accept_key, check_origin, parse_extensions, parse_origin
 from support.inprocess import ACCEPT, DEADLINE, REQUEST, RawClient, Response, Site
 from support.wire import CLOSE, KEY, PING, PONG, TEXT, close_body, frame
