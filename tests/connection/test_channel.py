@@ -39,7 +39,7 @@ def test_both_twins_have_the_same_methods() -> None:
 
 
 def test_the_compiled_twin_calls_on_the_transport_what_the_contract_declares() -> None:
-    assert CALLED - OWN == left_to_the_transport()
+    assert left_to_the_transport() == CALLED - OWN
 
 
 def test_the_transport_has_all_that_is_left_to_it() -> None:
