@@ -1,7 +1,7 @@
 """The life of a connection in its application: hooks, the handshake, messages, signals, the end.
 
-Here the connection meets Flask. Everything that may wait is a coroutine, as in ``connection.py``; the two kinds of
-clients give these their public names.
+Here the connection meets Flask. Every method that may wait is a coroutine, as in ``transport.py``. The two kinds of
+clients give these coroutines their public names.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PATIENCE = 0.005
 #: Seconds after which the log reports that a handler waits for the peer of another connection.
 LONG_WAIT = 1.0
 
-#: Where the middleware leaves the client for the view.
+#: Where the environ has the client of its request.
 ENVIRON_KEY = "flask_uwsgi_websocket.client"
 
 #: What ends a handler, a hook or a listener and no more. An exit belongs to these, as it would cost uWSGI a thread, or

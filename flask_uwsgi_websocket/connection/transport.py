@@ -1,12 +1,12 @@
 """The transport of one WebSocket connection: its socket, protocol and buffers, in any mode.
 
-What may have to wait is a coroutine, written once: the asyncio client offers them as they are, the blocking client
-runs them over a loop that blocks instead of suspending (see ``loops.py``). Nothing here knows Flask.
+Every method that may have to wait is a coroutine, written once. The asyncio client awaits it. The blocking client runs
+it over a loop that blocks instead of suspending (see ``loops/``). Nothing here knows Flask.
 
-Who may touch what: ``_read_lock`` is held around the socket's input and the receiving half of the protocol,
-``_write_lock`` around the start, the output and the sending half. Who needs both takes the first before the second.
-Nobody waits while holding one, so in a greenlet or a task they are always free, and threads hold them for
-microseconds. Flags that are only ever set are read without a lock.
+Who may touch what: ``read_lock`` guards the socket's input and the receiving half of the protocol, ``write_lock`` the
+start, the output and the sending half. Code that needs both takes the read lock first. Nobody waits while holding one
+of them: in a greenlet or a task they are always free, and threads hold them for microseconds. Flags that are never
+reset are read without a lock.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Answered(NamedTuple):
 #: The reason with which a connection ends after a failed write.
 LOST = "the connection was lost"
 
-#: How much of what a peer has left behind is searched for its good-bye, in one go: work as ``RUN_LENGTH`` counts it.
+#: The most input that is searched for a Close frame after a failed write, in work as ``RUN_LENGTH`` counts it.
 LAST_WORK = 4096
 
-#: ``READ_SIZE`` where a few bytes may come to much.
+#: Read size for input that may inflate or is rate-limited.
 SMALL_READ_SIZE = 4096
 
 T = TypeVar("T", str, bytes)
@@ -115,7 +115,8 @@ class Transport(Channel):
         self.protocol = Protocol(
             max_message_size=settings.max_message_size, max_fragments=settings.max_fragments, deflate=deflate
         )
-        #: What has the transport: it is named by exceptions and gets the events. A weak reference, as it has this one.
+        #: The client that has this transport: exceptions name it, and it gets the events. A weak reference, because the
+        #: client refers to the transport.
         self.owner: Callable[[], BaseClient | None] = lambda: None
         self.is_receiving = self.has_events = False
         self._end_told = False
@@ -190,7 +191,7 @@ class Transport(Channel):
             return self.refused
 
     def refuse_unasked(self, reason: str, error: BaseException, answer: bytes = b"") -> bool:
-        """End TCP in place of a handshake that was not sent. Return False if it was sent or refused already.
+        """End TCP instead of sending the handshake. Return False if the handshake was sent or refused already.
 
         :param error: the exception that takes the place of the handler's answer.
         :param answer: the HTTP response for the client.
@@ -292,7 +293,7 @@ class Transport(Channel):
         self.messages_received -= 1
 
     def _ended(self) -> bool:
-        """Tell whether no more messages will come, once; then raise.
+        """Return whether no more messages will come. The second time, raise instead.
 
         :raises ConnectionClosed: the second time.
         """
@@ -309,11 +310,12 @@ class Transport(Channel):
         return ConnectionClosed(*self.protocol.closed, connection=self.owner())
 
     def _pump(self, *, ahead: bool = False) -> bool:
-        """Act on some of what has arrived, for at most the length of a run. Return False if nothing has.
+        """Parse some of the input, for at most the length of a run. Return False if there is none.
 
-        What was read is parsed before more is read.
+        All that was read is parsed before more is read.
 
-        :param ahead: leave it to the one in receive(), who would go on waiting for what is in the inbox by then.
+        :param ahead: do nothing while somebody is in receive(), who would go on waiting for a message that is in the
+            inbox by then.
         """
         with self.read_lock:
             sock = self._sock
@@ -342,13 +344,13 @@ class Transport(Channel):
         return True
 
     def _end_input(self, reason: str = "the connection was lost without a Close frame") -> None:
-        """Note that nothing more will come, and why. Called with the read lock."""
+        """Note that no more input will come, and why. Called with the read lock."""
         self.is_over = self._eof = True
         self.has_rest = False
         self.protocol.receive_eof(reason)
 
     def process(self, data: bytes) -> None:
-        """Act on some of what was read: on *data*, or on what is left of it. Called with the read lock."""
+        """Parse some input: *data*, or the rest of an earlier call. Called with the read lock."""
         protocol = self.protocol
         as_bytes = self.settings.text_as_bytes
         replies = False
@@ -456,7 +458,7 @@ class Transport(Channel):
         self.outbox += rest
 
     def cork(self) -> None:
-        """Have what is held back sent soon: at the latest when the handler gives way to the loop."""
+        """Send the output that is held back soon: at the latest when the handler gives way to the loop."""
         self._pace.begin(time.monotonic(), self.bytes_sent)
         self.loop.call_when_writable(self.fd, self.flush)
 
@@ -487,7 +489,7 @@ class Transport(Channel):
         return False
 
     def lose(self) -> None:
-        """Note that the peer is gone, and wake whoever waits for it. Called with the write lock."""
+        """Note that the peer is gone, and wake all waiters. Called with the write lock."""
         self._lost = self.is_over = True
         self.outbox.clear()
         if self._sock is not None:
@@ -495,7 +497,7 @@ class Transport(Channel):
                 self._sock.shutdown(socket.SHUT_RDWR)
 
     def _full(self) -> bool:
-        """Tell whether a sender has to wait for the peer to read."""
+        """Return whether a sender has to wait for the peer to read."""
         return len(self.outbox) > self.settings.send_buffer
 
     def put_slowly(self, message: str | ReadableBuffer, binary: bool | None) -> bool:
@@ -535,7 +537,7 @@ class Transport(Channel):
         raise self._closed_error()
 
     def _closed_error(self) -> ConnectionClosed:
-        """Find out, after a failed write, whether the peer had said good-bye."""
+        """Return the error of a failed write, with the code of the peer's Close frame if it has sent one before."""
         self.drained = False
         work = 0
         while (may_go_on := self._has_room() and work < LAST_WORK) and self._pump():
@@ -593,7 +595,7 @@ class Transport(Channel):
             self._shut_down_if_done()
 
     def who_ended(self) -> Initiator:
-        """Tell who has ended the connection."""
+        """Return who has ended the connection."""
         closed = self.protocol.closed
         if self._initiator is None and self.protocol.close_received is None and closed and closed.code != 1006:
             return "error"  # the peer has broken the protocol
@@ -605,7 +607,7 @@ class Transport(Channel):
             self._due = min(self._due, self._close_deadline)
 
     def is_done(self) -> bool:
-        """Tell whether the closing handshake is over (RFC 6455 section 7.1.4), or will never be."""
+        """Return whether the closing handshake is over (RFC 6455 section 7.1.4), or will never be."""
         protocol = self.protocol
         return (
             self._eof
@@ -614,7 +616,7 @@ class Transport(Channel):
         )
 
     def _shut_down_if_done(self) -> None:
-        """End TCP once nothing more is to be said, which wakes whoever waits. Called with the write lock."""
+        """End TCP once all output is sent, which wakes all waiters. Called with the write lock."""
         protocol = self.protocol
         if self.outbox or protocol.close_sent is None or self._sock is None:
             return
@@ -644,7 +646,7 @@ class Transport(Channel):
         self.abort(reason)
 
     def detach(self) -> None:
-        """Give everything back: to the loop, to the operating system, to the server."""
+        """Give the socket back to the loop, the operating system and the server. Harmless when that was done."""
         with self.read_lock, self.write_lock:
             sock, self._sock = self._sock, None
             self.fd, self.is_over = -1, True
@@ -666,7 +668,7 @@ class Transport(Channel):
     def tick(self, *, read_ahead: bool = True) -> None:
         """Do what is due, without waiting. Called by the housekeeper about once a second.
 
-        :param read_ahead: whether there is time to read for a handler that is not receiving.
+        :param read_ahead: whether to read for a handler that is not receiving.
         """
         if not self.accepted or self._sock is None or self._eof:
             return
@@ -723,7 +725,7 @@ class Transport(Channel):
         return min(self._heartbeat.due, self._lifespan.due(now))
 
     def _read_ahead(self) -> None:
-        """Read for a handler that is not receiving: Pings want answers, and the end wants to be noticed."""
+        """Read for a handler that is not receiving, to answer Pings and to notice the end."""
         for _ in range(16):  # a flood must not hold up the other connections
             if not self._has_room() or not self._pump(ahead=True):
                 return
