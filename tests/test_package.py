@@ -26,18 +26,7 @@ from support.ports import reserved_port
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
 #: What is not the project's own, but left by its tools.
-LEFT_BY_TOOLS = (
-    "__pycache__",
-    ".*",
-    "build",
-    "dist",
-    "instance",
-    "*.egg-info",
-    "*.so",
-    "*.py[cod]",
-    "_frames.c",
-    "_channel.c",
-)
+LEFT_BY_TOOLS = ("__pycache__", ".*", "build", "dist", "instance", "*.egg-info", "*.so", "*.py[cod]", "_*.c")
 
 DEADLINE = 30
 

@@ -603,6 +603,16 @@ def serving(mode: str, **settings: Any) -> Iterator[Site]:
         site.close()
 
 
+def hold(site: Site, **options: Any) -> None:
+    """Declare a handler at ``/`` that lasts as long as its connection."""
+
+    @site.route("/", **options)
+    async def handler(ws: Any) -> None:
+        await ws.send("hello")
+        async for _ in ws:
+            pass
+
+
 async def tick(site: Site) -> None:
     """Give the others some time, as a handler does that only looks at its connection now and then."""
     gate = site.mode.gate()
