@@ -26,6 +26,7 @@ from .signals import (
     websocket_connected,
     websocket_error,
     websocket_message,
+    websocket_pong,
     websocket_rejected,
     websocket_sent,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "websocket_connected",
     "websocket_error",
     "websocket_message",
+    "websocket_pong",
     "websocket_rejected",
     "websocket_sent",
 ]

@@ -10,12 +10,28 @@ from flask import Blueprint
 from flask.sansio.app import App
 from flask.sansio.blueprints import BlueprintSetupState
 
-from .middleware import Views
-from .state import After, Before, F, Kind, Registrar, Teardown, state_of
+from .dispatch import Views
+from .hooks import AppRegistrar, F
+from .settings import suggesting_settings
+from .state import state_of
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
 
 
-class WebSocketBlueprint(Registrar, Blueprint):
+class _SetupState(BlueprintSetupState):
+    """One registration of a blueprint, which explains wrong options of its WebSocket routes."""
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        with suggesting_settings(options if options.get("websocket") else ()):
+            super().add_url_rule(rule, endpoint, view_func, **options)
+
+
+class WebSocketBlueprint(AppRegistrar, Blueprint):
     """A Flask blueprint that has WebSocket routes, too.
 
     ::
@@ -42,6 +58,12 @@ class WebSocketBlueprint(Registrar, Blueprint):
         """Called by Flask to register the blueprint."""
         # A plain parent that is registered as a whole by the extension makes WebSockets of its own views only.
         super().register(getattr(app, "flask_app", app), options)
+
+    def make_setup_state(
+        self, app: App, options: dict[str, Any], first_registration: bool = False
+    ) -> BlueprintSetupState:
+        """Called by Flask for each registration."""
+        return _SetupState(self, app, options, first_registration)
 
     def websocket(self, rule: str, **options: Any) -> HandlerDecorator:
         """Declare the handler of a URL.
@@ -95,21 +117,7 @@ class WebSocketBlueprint(Registrar, Blueprint):
         self.add_url_rule(rule, endpoint, view, **options)
         self.record_once(lambda setup: state_of(setup.app).add_handler(handler))
 
-    # Hooks
-
-    def before_app_websocket(self, function: Before) -> Before:
-        """Like :meth:`before_websocket`, for all connections of the app."""
-        return self._add_for_app("before", function)
-
-    def after_app_websocket(self, function: After) -> After:
-        """Like :meth:`after_websocket`, for all connections of the app."""
-        return self._add_for_app("after", function)
-
-    def teardown_app_websocket(self, function: Teardown) -> Teardown:
-        """Like :meth:`teardown_websocket`, for all connections of the app."""
-        return self._add_for_app("teardown", function)
-
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         def add(setup: BlueprintSetupState) -> None:
             full_name = f"{setup.name_prefix}.{setup.name}".lstrip(".")
             state_of(setup.app).add(kind, full_name, function)
@@ -117,6 +125,6 @@ class WebSocketBlueprint(Registrar, Blueprint):
         self.record(add)
         return function
 
-    def _add_for_app(self, kind: Kind, function: F) -> F:
+    def _add_for_app(self, kind: str, function: F) -> F:
         self.record_once(lambda setup: state_of(setup.app).add(kind, None, function))
         return function

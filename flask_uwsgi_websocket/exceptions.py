@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
-    from .connection.transport import Connection
+    from .connection.base import BaseClient
 
 #: What the close codes mean (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
 CLOSE_CODES = {
@@ -55,7 +55,7 @@ class ConnectionClosed(WebSocketError):
     :param connection: the connection that has ended; None in the test client.
     """
 
-    def __init__(self, code: int = 1006, reason: str = "", *, connection: Connection | None = None) -> None:
+    def __init__(self, code: int = 1006, reason: str = "", *, connection: BaseClient | None = None) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason

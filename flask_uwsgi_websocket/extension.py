@@ -20,22 +20,16 @@ from ._uwsgi import uwsgi
 from .cli.commands import uwsgi_cli, websocket_cli
 from .cli.doctor import diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
-from .connection.base import Lifecycle
+from .connection.base import BaseClient
+from .dispatch import Views, admit, tell_of_rejection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
-from .middleware import (
-    AsyncioWebSocketMiddleware,
-    GeventWebSocketMiddleware,
-    Views,
-    WebSocketMiddleware,
-    admit,
-    tell_of_rejection,
-)
+from .hooks import F, Registrar
+from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
-from .servers.process import prepare_process
-from .servers.worker import prepare_workers
-from .settings import Settings, find_misspelt, resolve
-from .state import F, Kind, Registrar, check_handler, state_of
+from .servers.find import prepare_servers
+from .settings import Settings, find_misspelt, resolve, suggesting_settings
+from .state import check_handler, state_of
 from .testing import WebSocketTestClient
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
 from .worker.admission import descriptor_limit
@@ -44,7 +38,7 @@ from .worker.stats import NAMES as STATS_NAMES
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-C = TypeVar("C", bound=Lifecycle)
+C = TypeVar("C", bound=BaseClient)
 
 logger = logging.getLogger("flask_uwsgi_websocket")
 
@@ -82,7 +76,7 @@ class WebSocket(Registrar):
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
         if timeout is not None:
             settings.setdefault("ping_interval", timeout)
-        Settings(**settings)  # a wrong one is told here, where it was written
+        resolve({}, settings)  # a wrong one raises here, where it is written
         self._settings = settings
         #: The handlers by endpoint.
         self.view_functions: dict[str, Callable[..., Any]] = {}
@@ -131,8 +125,7 @@ class WebSocket(Registrar):
         if app.test_client_class is None:
             app.test_client_class = WebSocketTestClient
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
-        prepare_workers()
-        prepare_process()
+        prepare_servers()
         self._apps.add(app)
 
     def route(self, rule: str, **options: Any) -> Callable[[Handler[Client, P, R]], Handler[Client, P, R]]:
@@ -168,7 +161,12 @@ class WebSocket(Registrar):
             raise TypeError("a WebSocket rule needs its handler: add_url_rule(rule, endpoint, handler)")
         endpoint = endpoint or view_func.__name__
         view, options = self._make_view(endpoint, view_func, options)
-        self._register(lambda app: app.add_url_rule(rule, endpoint, view, **options))
+
+        def register(app: Flask) -> None:
+            with suggesting_settings(options):
+                app.add_url_rule(rule, endpoint, view, **options)
+
+        self._register(register)
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
         """Register a blueprint: a :class:`WebSocketBlueprint` as it is, a plain one with its views as handlers.
@@ -182,7 +180,7 @@ class WebSocket(Registrar):
 
         self._register(register)
 
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         self._register(lambda app: state_of(app).add(kind, None, function))
         return function
 
@@ -201,7 +199,7 @@ class WebSocket(Registrar):
             them. Those that read nothing for ``WEBSOCKET_SEND_TIMEOUT`` are dropped, as always.
         :raises TypeError: when the message is neither, or *connections* is a single one.
         """
-        if isinstance(connections, Lifecycle):
+        if isinstance(connections, BaseClient):
             raise TypeError("broadcast() takes many connections, not one: use send()")  # else, we would receive from it
         shared = SharedMessage(payload_of(message))
         slow = []
@@ -399,7 +397,8 @@ class _WebSocketRules:
         if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
             assert endpoint is not None  # a blueprint always names it
             view_func, options = self._websocket._make_view(endpoint, view_func, options)
-        self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
+        with suggesting_settings(options):
+            self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
 def _explain_mismatch() -> None:
@@ -421,10 +420,8 @@ def _explain_page(mismatch: WebsocketMismatch) -> None:
         rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
     except HTTPException:  # a page for another method, or elsewhere
         return
-    state = state_of(current_app)
     explanation = f"{rule} is a page: did you mean @websocket.route?"
-    if str(rule) not in state.told_of_pages:
-        state.told_of_pages.add(str(rule))
+    if state_of(current_app).warned.is_first_time("page", str(rule)):
         current_app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
     if current_app.debug:
         mismatch.description = explanation

@@ -1,31 +1,160 @@
-"""The settings of a connection: ``app.config``, then the extension's keywords, then the route's options."""
+"""The settings of a connection: their checks, and where they come from.
+
+A setting is one field of :class:`Settings`, which carries its default and its check, one ``:param`` of its docstring,
+and one entry in ``docs/configuration.md``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from inspect import get_annotations
+from types import NoneType
+from typing import Any, Literal, TypeVar
 
 from .protocol.deflate import Compression
 from .protocol.handshake import check_token, parse_origin
 from .protocol.protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
 
-#: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
-_CONFIG_KEYS = {"origins": "WEBSOCKET_ALLOWED_ORIGINS"}
+T = TypeVar("T")
+
+#: Called with the name and the value of a field. Raises TypeError or ValueError for a wrong value.
+Check = Callable[[str, Any], None]
+
+
+# Fields with a check
+
+
+def setting(default: T, check: Check, key: str | None = None) -> T:
+    """Declare a field of a :class:`Checked` dataclass.
+
+    :param default: the value without configuration.
+    :param check: the check that every other value has to pass.
+    :param key: the key in ``app.config``; ``WEBSOCKET_`` and the field's name in capitals, unless given.
+    """
+    return field(default=default, metadata={"check": check, "key": key})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A dataclass that checks the values of its fields, each one declared by :func:`setting`.
+
+    :raises TypeError: when a value has the wrong type.
+    :raises ValueError: when a value makes no sense.
+    """
+
+    # What errors call a field.
+    _label = "{}"
+
+    def __init_subclass__(cls) -> None:
+        for name in get_annotations(cls):
+            declared = vars(cls).get(name)
+            if not isinstance(declared, Field) or "check" not in declared.metadata:
+                raise TypeError(f"{cls.__name__}.{name} has no check: declare it as {name} = setting(default, check)")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            each.metadata["check"](self._label.format(each.name), getattr(self, each.name))
+
+
+# Checks
 
 
 def check_positive(name: str, value: object) -> None:
-    """Check that a setting is a number above 0.
-
-    :raises ValueError: when it is not.
-    """
+    """Check that a value is a number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name} must be a number above 0, not {value!r}")
 
 
+def check_size(name: str, value: object) -> None:
+    """Check that a value is a size in bytes."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number of bytes, not {value!r}")
+    check_positive(name, value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that a value is a whole number above 0."""
+    if not _is_count(value):
+        raise ValueError(f"{name} is a whole number above 0, not {value!r}")
+
+
+def check_count_or_none(name: str, value: object) -> None:
+    """Check that a value is a whole number above 0 or None."""
+    if value is not None and not _is_count(value):
+        raise ValueError(f"{name} is a whole number above 0 or None, not {value!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_origins(name: str, value: object) -> None:
+    """Check that a value says which origins may connect."""
+    error = f'{name} is "same-origin", "*" or a list of origins, not {value!r}'
+    if isinstance(value, str):
+        if value not in {"same-origin", "*"}:
+            raise ValueError(error)
+    elif not isinstance(value, Collection):
+        raise TypeError(error)
+    else:
+        for origin in value:
+            parse_origin(origin)
+
+
+def check_subprotocols(name: str, value: object) -> None:
+    """Check that a value is a list of subprotocols."""
+    # An iterator would be empty from its second use on.
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(f"{name} is a list of names, not {value!r}")
+    for subprotocol in value:
+        check_token(subprotocol)
+
+
+def optional(check: Check) -> Check:
+    """Return *check*, which passes None, too."""
+
+    def check_optional(name: str, value: object) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_optional
+
+
+def one_of(*choices: str) -> Check:
+    """Return the check of a field that has one of these values."""
+
+    def check_choice(name: str, value: object) -> None:
+        if value not in choices:
+            raise ValueError(f"{name} is {' or '.join(map(_quote, choices))}, not {value!r}")
+
+    return check_choice
+
+
+def _quote(text: str) -> str:
+    return f'"{text}"'
+
+
+def instance_of(*types: type, expected: str) -> Check:
+    """Return the check of a field whose value has one of these types.
+
+    :param expected: the types in words.
+    """
+
+    def check_type(name: str, value: object) -> None:
+        if not isinstance(value, types):
+            raise TypeError(f"{name} is {expected}, not {value!r}")
+
+    return check_type
+
+
+# The settings
+
+
 @dataclass(frozen=True)
-class RateLimit:
+class RateLimit(Checked):
     """How much a client may send on one connection. Above it, the connection is closed with 1008.
 
     It is a token bucket: what was not used is saved up, for at most *burst* seconds. What waits unread because the
@@ -38,20 +167,16 @@ class RateLimit:
     :raises ValueError: when one of them is no number above 0.
     """
 
-    messages: float | None = None
-    bytes: float | None = None
-    burst: float = 2.0
-    frames: float | None = None
+    messages: float | None = setting(None, optional(check_positive))
+    bytes: float | None = setting(None, optional(check_positive))
+    burst: float = setting(2.0, check_positive)
+    frames: float | None = setting(None, optional(check_positive))
 
-    def __post_init__(self) -> None:
-        for name in ("messages", "frames", "bytes", "burst"):
-            value = getattr(self, name)
-            if value is not None or name == "burst":
-                check_positive(f"{name} of a RateLimit", value)
+    _label = "{} of a RateLimit"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What a connection may do and how long it may take. Sizes are in bytes, times in seconds.
 
     :param origins: who may connect from a browser: ``"same-origin"``, ``"*"``, or a list of origins such as
@@ -89,77 +214,75 @@ class Settings:
     :param rate_limit: a :class:`.RateLimit` of what one client may send, or None; beyond it, 1008.
     """
 
-    origins: str | Sequence[str] = "same-origin"
-    max_message_size: int = MAX_MESSAGE_SIZE
-    max_fragments: int = MAX_FRAGMENTS
-    ping_interval: float | None = 25.0
-    ping_timeout: float | None = 20.0
-    close_timeout: float = 5.0
-    shutdown_timeout: float = 5.0
-    send_timeout: float = 30.0
-    send_buffer: int = 2**20
-    min_read_rate: float = 1024
-    max_queue: int = 1024
-    idle_timeout: float | None = None
-    max_lifetime: float | None = None
-    compression: bool | Compression = False
-    subprotocols: Sequence[str] = ()
-    text_as_bytes: bool = False
-    max_connections: int | None = None
-    max_connections_per_ip: int | None = None
-    accept: Literal["lazy", "early"] = "lazy"
-    handshake_timeout: float | None = 60.0
-    rate_limit: RateLimit | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_message_size", "send_buffer"):
-            if not isinstance(getattr(self, name), int):
-                raise TypeError(f"{name} is a whole number of bytes, not {getattr(self, name)!r}")
-            check_positive(name, getattr(self, name))
-        for name in ("close_timeout", "send_timeout", "shutdown_timeout", "min_read_rate"):
-            check_positive(name, getattr(self, name))
-        for name in ("ping_interval", "ping_timeout", "handshake_timeout", "idle_timeout", "max_lifetime"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        for name in ("max_connections", "max_connections_per_ip"):
-            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} is a whole number above 0 or None, not {getattr(self, name)!r}")
-        for name in ("max_fragments", "max_queue"):
-            if not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} is a whole number above 0, not {getattr(self, name)!r}")
-        # An iterator would be empty from its second use on.
-        if isinstance(self.subprotocols, str) or not isinstance(self.subprotocols, Collection):
-            raise TypeError(f"subprotocols is a list of names, not {self.subprotocols!r}")
-        for name in self.subprotocols:
-            check_token(name)
-        if isinstance(self.origins, str):
-            if self.origins not in {"same-origin", "*"}:
-                raise ValueError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
-        elif not isinstance(self.origins, Collection):
-            raise TypeError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
-        else:
-            for origin in self.origins:
-                parse_origin(origin)
-        if self.accept not in ("lazy", "early"):
-            raise ValueError(f'accept is "lazy" or "early", not {self.accept!r}')
-        if not isinstance(self.text_as_bytes, bool):
-            raise TypeError(f"text_as_bytes is True or False, not {self.text_as_bytes!r}")
-        if not isinstance(self.compression, (bool, Compression)):
-            raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
-        if not isinstance(self.rate_limit, (RateLimit, type(None))):
-            raise TypeError(f"rate_limit is a RateLimit or None, not {self.rate_limit!r}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-#: The names of all settings: keywords of the extension, options of a route.
-NAMES = frozenset(field.name for field in fields(Settings))
+    origins: str | Sequence[str] = setting("same-origin", check_origins, key="WEBSOCKET_ALLOWED_ORIGINS")
+    max_message_size: int = setting(MAX_MESSAGE_SIZE, check_size)
+    max_fragments: int = setting(MAX_FRAGMENTS, check_count)
+    ping_interval: float | None = setting(25.0, optional(check_positive))
+    ping_timeout: float | None = setting(20.0, optional(check_positive))
+    close_timeout: float = setting(5.0, check_positive)
+    shutdown_timeout: float = setting(5.0, check_positive)
+    send_timeout: float = setting(30.0, check_positive)
+    send_buffer: int = setting(2**20, check_size)
+    min_read_rate: float = setting(1024, check_positive)
+    max_queue: int = setting(1024, check_count)
+    idle_timeout: float | None = setting(None, optional(check_positive))
+    max_lifetime: float | None = setting(None, optional(check_positive))
+    compression: bool | Compression = setting(
+        False, instance_of(bool, Compression, expected="True, False or a Compression")
+    )
+    subprotocols: Sequence[str] = setting((), check_subprotocols)
+    text_as_bytes: bool = setting(False, instance_of(bool, expected="True or False"))
+    max_connections: int | None = setting(None, check_count_or_none)
+    max_connections_per_ip: int | None = setting(None, check_count_or_none)
+    accept: Literal["lazy", "early"] = setting("lazy", one_of("lazy", "early"))
+    handshake_timeout: float | None = setting(60.0, optional(check_positive))
+    rate_limit: RateLimit | None = setting(None, instance_of(RateLimit, NoneType, expected="a RateLimit or None"))
 
 
 #: The key of each setting in ``app.config``.
-KEYS = {name: _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}") for name in NAMES}
+KEYS = {each.name: each.metadata["key"] or f"WEBSOCKET_{each.name.upper()}" for each in fields(Settings)}
+
+#: The names of all settings: keywords of the extension, options of a route.
+NAMES = frozenset(KEYS)
+
+
+# Where they come from
+
+
+def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
+    """Return the settings that an app's *config* and the *overrides*, weakest first, come to.
+
+    :raises TypeError: for a name in *overrides* that is no setting, or a value of the wrong type.
+    :raises ValueError: for a value that makes no sense.
+    """
+    values = {name: config[key] for name, key in KEYS.items() if key in config}
+    for override in overrides:
+        for name in override:
+            if name not in NAMES:
+                raise TypeError(f"{name} is no setting: {_suggest(name)}")
+        values.update(override)
+    return Settings(**values)
+
+
+@contextmanager
+def suggesting_settings(options: Collection[str]) -> Iterator[None]:
+    """Suggest a setting where Werkzeug's rule does not know one of a WebSocket route's *options*.
+
+    :raises TypeError: for an option that resembles a setting.
+    """
+    try:
+        yield
+    except TypeError as error:
+        for name in options:
+            similar = find_similar(name, NAMES)
+            if similar is not None and repr(name) in str(error):
+                raise TypeError(f"{name} is no option of a WebSocket route: is it {similar}?") from error
+        raise
+
+
+def _suggest(name: str) -> str:
+    similar = find_similar(name, NAMES)
+    return f"the settings are {', '.join(KEYS)}" if similar is None else f"is it {similar}?"
 
 
 def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -168,20 +291,11 @@ def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     names = [key.removeprefix("WEBSOCKET") for key in keys]  # a common prefix would make all keys similar
     for key in config:
         if key.startswith("WEBSOCKET") and key not in keys:
-            for name in get_close_matches(key.removeprefix("WEBSOCKET"), names, 1, 0.65):
-                yield key, f"WEBSOCKET{name}"
+            similar = find_similar(key.removeprefix("WEBSOCKET"), names)
+            if similar is not None:
+                yield key, f"WEBSOCKET{similar}"
 
 
-def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
-    """Return the settings that an app's *config* and the *overrides*, weakest first, come to.
-
-    :raises TypeError: for a keyword that is no setting, or a value of the wrong type.
-    :raises ValueError: for a value that makes no sense.
-    """
-    values: dict[str, Any] = {}
-    for name, key in KEYS.items():
-        if key in config:
-            values[name] = config[key]
-    for override in overrides:
-        values.update(override)
-    return Settings(**values)
+def find_similar(name: str, names: Iterable[str]) -> str | None:
+    """Return the one of *names* that a misspelt *name* resembles most, or None."""
+    return next(iter(get_close_matches(name, names, 1, 0.65)), None)

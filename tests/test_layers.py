@@ -7,6 +7,7 @@ import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ ORDER = [
     "loops",
     "settings",
     "worker",
+    "hooks",
     "state",
     "connection",
     "servers",
     "typing",
+    "dispatch",
     "middleware",
     "views",
     "blueprints",
@@ -52,29 +55,44 @@ def imports(nodes: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
                 yield inner
 
 
-def test_every_module_has_its_place() -> None:
-    assert sorted(ORDER) == sorted(
-        path.stem for path in PACKAGE.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"
-    )
-
-
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imported(module: Path) -> Iterator[Path]:
+    """Yield the modules of the package that a module imports."""
+    for node in imports(ast.parse((PACKAGE / module).read_text()).body):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = PACKAGE.joinpath(*module.parts[: len(module.parts) - node.level])
+            target = start.joinpath(*(node.module or "").split("."))
+            for name in (
+                [target.with_suffix(".py")] if node.module else [start / f"{each.name}.py" for each in node.names]
+            ):
+                if not name.exists():
+                    name = target / "__init__.py"
+                if name.exists():  # else it is compiled
+                    yield name.relative_to(PACKAGE)
+        else:
+            names = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
+            assert PACKAGE.name not in {str(name).partition(".")[0] for name in names}, "import it relatively"
+
+
+def place(module: Path) -> int:
+    return ORDER.index(module.parts[0].removesuffix(".py"))
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(ORDER) == {module.parts[0].removesuffix(".py") for module in MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_a_module_imports_only_what_is_below_its_folder(module: Path) -> None:
-    here = module.parts[0].removesuffix(".py")
-    allowed = ORDER[: ORDER.index(here)]
-    for node in imports(ast.parse((PACKAGE / module).read_text()).body):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            if node.level < len(module.parts):  # its own folder
-                continue
-            assert node.level == len(module.parts), f"line {node.lineno}"
-            names = {node.module.partition(".")[0]} if node.module else {alias.name for alias in node.names}
-            assert names <= set(allowed), f"line {node.lineno}"
-        else:
-            names = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
-            assert PACKAGE.name not in {str(name).partition(".")[0] for name in names}, "import it relatively"
+    for other in imported(module):
+        assert other.parts[0] == module.parts[0] or place(other) < place(module), other
+
+
+def test_no_modules_import_each_other() -> None:
+    order = TopologicalSorter({module: list(imported(module)) for module in MODULES})
+    order.prepare()  # raises a CycleError
 
 
 def run_python(code: str, path: Path | None = None) -> str:

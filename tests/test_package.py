@@ -53,7 +53,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, where nothing else builds."""
     path = tmp_path_factory.mktemp("beside") / Path(PACKAGE).name
     shutil.copytree(ROOT, path, ignore=shutil.ignore_patterns(*LEFT_BY_TOOLS))
-    shutil.copytree(ROOT / ".ci", path / ".ci")
+    for name in (".ci", ".github"):
+        shutil.copytree(ROOT / name, path / name)
+    shutil.copy(ROOT / ".pre-commit-config.yaml", path)
     return path
 
 

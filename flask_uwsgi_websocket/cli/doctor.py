@@ -13,7 +13,7 @@ from typing import Any
 
 from .._uwsgi import number_option, option, option_values, uwsgi
 from ..settings import Settings
-from ..worker.admission import descriptors_for, most_by_cores, most_by_descriptors
+from ..worker.admission import Capacity, descriptors_for, most_by_cores, most_by_descriptors
 from .runner import CLOSE_HEADER, GREENLET_TREE, KEEPALIVE_OPTIONS
 
 #: uWSGI's options by their names: a value, or all of them when an option was given several times; True for a flag.
@@ -131,12 +131,12 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
 
 def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int) -> Iterator[str]:
     cores = _cores(options)
-    queues = 0 if options.keys() & {"gevent", "asyncio"} else cores
-    room, wanted = most_by_descriptors(descriptors, queues), settings.max_connections or most_by_cores(cores)
+    own = Capacity(cores, descriptors_per_core=0 if options.keys() & {"gevent", "asyncio"} else 1).own_descriptors
+    room, wanted = most_by_descriptors(descriptors, own), settings.max_connections or most_by_cores(cores)
     if room < wanted:
         yield (
             f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker should "
-            f"take {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
+            f"take {wanted}: allow {descriptors_for(wanted, own)} by ulimit -n, or LimitNOFILE in systemd's "
             "unit."
         )
 

@@ -21,7 +21,7 @@ import click
 
 from .._uwsgi import uwsgi
 from ..exceptions import AsyncioNotAvailable, UwsgiNotFound
-from ..servers.worker import BLOCK_VARIABLE
+from ..servers.uwsgi_worker import BLOCK_VARIABLE
 from ..state import state_of
 from .startup import describe
 

@@ -94,166 +94,168 @@ cpdef Py_ssize_t memory_of(message) except -1:
 
 cdef class Channel:
     # Whoever runs here holds the interpreter's lock, and the system calls do not wait.
-    cdef readonly Lock _read_lock, _write_lock
-    cdef public object _inbox, _abandoned
-    cdef public bytearray _outbox
-    cdef public int _fd, _run, _waiting
-    cdef public long long _received, _sent, _bytes_received, _bytes_sent, _bytes_stored, _bytes_taken
-    cdef public Py_ssize_t _read_size, _max_message_size
-    cdef public bint _drained, _has_rest, _heard, _plain_input, _plain_output, _may_cork, _is_corked, _is_over
-    cdef public bint _is_receiving
+    cdef readonly Lock read_lock, write_lock
+    cdef public object inbox, abandoned
+    cdef public bytearray outbox
+    cdef public int fd, work, waiting
+    cdef public long long messages_received, messages_sent, bytes_received, bytes_sent, bytes_stored, bytes_taken
+    cdef public Py_ssize_t read_size, max_message_size
+    cdef public bint drained, has_rest, heard, plain_input, plain_output, may_cork, is_corked, is_over
+    cdef public bint is_receiving, has_events
 
     def __cinit__(self):
-        self._fd = -1
-        self._read_lock = Lock()
-        self._write_lock = Lock()
+        self.fd = -1
+        self.read_lock = Lock()
+        self.write_lock = Lock()
 
-    def _receive_blocking(self, loop):
-        self.begin_receive()
+    def receive_blocking(self, loop):
+        self.do_begin_receive()
         try:
             while True:
-                message = self.take()
+                message = self.do_take()
                 if message is not wait:
                     return message
-                if self.is_on_a_run():
+                if self.has_events:
+                    self.deliver()
+                elif self.do_is_on_a_run():
                     run(loop.sleep(0))
-                elif self.enter_wait() >= 0:
+                elif self.do_enter_wait() >= 0:
                     try:
-                        loop.block_until_readable(self._fd)
+                        loop.block_until_readable(self.fd)
                     finally:
-                        self.leave_wait()
+                        self.do_leave_wait()
         finally:
-            self._is_receiving = False
+            self.is_receiving = False
 
-    def _begin_receive(self):
-        self.begin_receive()
+    def begin_receive(self):
+        self.do_begin_receive()
 
-    cdef int begin_receive(self) except -1:
-        if self._is_receiving:
+    cdef int do_begin_receive(self) except -1:
+        if self.is_receiving:
             raise ConcurrencyError(TWO_RECEIVERS)
-        self._is_receiving = True
+        self.is_receiving = True
         return 0
 
-    def _is_on_a_run(self):
-        return self.is_on_a_run()
+    def is_on_a_run(self):
+        return self.do_is_on_a_run()
 
-    cdef bint is_on_a_run(self) noexcept:
-        cdef bint is_long = self._run >= run_length or self._has_rest
-        self._run = 0
+    cdef bint do_is_on_a_run(self) noexcept:
+        cdef bint is_long = self.work >= run_length or self.has_rest
+        self.work = 0
         return is_long
 
-    def _enter_wait(self):
-        return self.enter_wait()
+    def enter_wait(self):
+        return self.do_enter_wait()
 
-    cdef int enter_wait(self) noexcept:
-        if self._fd >= 0:
-            self._waiting += 1
-        return self._fd
+    cdef int do_enter_wait(self) noexcept:
+        if self.fd >= 0:
+            self.waiting += 1
+        return self.fd
 
-    def _leave_wait(self):
-        self.leave_wait()
+    def leave_wait(self):
+        self.do_leave_wait()
 
-    cdef int leave_wait(self) except -1:
-        self._drained = False
-        self._waiting -= 1
-        if self._abandoned is not None and not self._waiting:
-            self._abandoned.close()
+    cdef int do_leave_wait(self) except -1:
+        self.drained = False
+        self.waiting -= 1
+        if self.abandoned is not None and not self.waiting:
+            self.abandoned.close()
         return 0
 
-    def _take(self):
-        return self.take()
+    def take(self):
+        return self.do_take()
 
-    cdef object take(self):
+    cdef object do_take(self):
         # With the lock even where there is nothing to read: another thread may be about to fill the inbox.
-        if self._plain_input and not self._is_over and self._run < run_length and self._read_lock.acquire():
+        if self.plain_input and not self.is_over and self.work < run_length and self.read_lock.acquire():
             try:
                 message = self.take_plain()
             finally:
-                self._read_lock.release()
+                self.read_lock.release()
             if message is not None:
                 return message
-        return self._take_slowly()
+        return self.take_slowly()
 
     cdef object take_plain(self):
         """Return a message, ``WAIT``, or None when there is something else to do."""
         global is_in_use
         cdef Py_ssize_t got, position
         cdef list messages
-        if not self._inbox:
-            if self._is_corked:
-                self._flush()
-            if self._drained:
+        if not self.inbox:
+            if self.is_corked:
+                self.flush()
+            if self.drained:
                 return wait
-            if is_in_use or not 0 < self._read_size <= <Py_ssize_t> sizeof(shared_buffer):
+            if is_in_use or not 0 < self.read_size <= <Py_ssize_t> sizeof(shared_buffer):
                 return None
             is_in_use = True
             try:
-                got = recv(self._fd, shared_buffer, self._read_size, MSG_DONTWAIT)
+                got = recv(self.fd, shared_buffer, self.read_size, MSG_DONTWAIT)
                 if got <= 0:  # the end, or an error, of which the next call tells again
                     return wait if got < 0 and errno == EAGAIN else None
-                self._heard = True
-                self._bytes_received += got
-                self._drained = got < self._read_size
+                self.heard = True
+                self.bytes_received += got
+                self.drained = got < self.read_size
                 messages = []
                 position = parse(
-                    shared_buffer, 0, got, True, self._max_message_size, PY_SSIZE_T_MAX, messages
+                    shared_buffer, 0, got, True, self.max_message_size, PY_SSIZE_T_MAX, messages
                 )
                 rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
             finally:
                 is_in_use = False
             for message in messages:
-                self._bytes_stored += memory_of(message)
-            self._inbox.extend(messages)
+                self.bytes_stored += memory_of(message)
+            self.inbox.extend(messages)
             if rest:
-                self._process(rest)
-            if not self._inbox:
+                self.process(rest)
+            if not self.inbox:
                 return None
-        message = self._inbox.popleft()
-        self._bytes_taken += memory_of(message)
-        self._run += 1 + <int> (len(message) // 512)
-        self._received += 1
+        message = self.inbox.popleft()
+        self.bytes_taken += memory_of(message)
+        self.work += 1 + <int> (len(message) // 512)
+        self.messages_received += 1
         return message
 
-    def _put(self, message, binary=None):
-        if binary is None and (self._plain_output or self._is_corked):
+    def put(self, message, binary=None):
+        if binary is None and (self.plain_output or self.is_corked):
             if type(message) is str and self.put_plain(make_frame(TEXT, message, b"")):
                 return True
             if type(message) is bytes and self.put_plain(make_frame(BINARY, message, b"")):
                 return True
-        return self._put_slowly(message, binary)
+        return self.put_slowly(message, binary)
 
-    def _put_frame(self, bytes whole not None):
-        return self.put_plain(whole) or self._put_frame_slowly(whole)
+    def put_frame(self, bytes whole not None):
+        return self.put_plain(whole) or self.put_frame_slowly(whole)
 
     cdef bint put_plain(self, bytes whole) except -1:
         """Send a frame and return True, or do nothing."""
-        if self._is_over or not (self._plain_output or self._is_corked) or not self._write_lock.acquire():
+        if self.is_over or not (self.plain_output or self.is_corked) or not self.write_lock.acquire():
             return False
         try:
-            if not self._is_corked:
-                if not (self._may_cork and self._inbox):
+            if not self.is_corked:
+                if not (self.may_cork and self.inbox):
                     return self.send_plain(whole)
-                self._is_corked = True
-                self._plain_output = False
-                self._cork()
-            self._outbox.extend(whole)
-            self._run += 1
-            self._sent += 1
-            if not self._inbox or PyByteArray_GET_SIZE(self._outbox) > cork_size:
-                self._flush_now()
+                self.is_corked = True
+                self.plain_output = False
+                self.cork()
+            self.outbox.extend(whole)
+            self.work += 1
+            self.messages_sent += 1
+            if not self.inbox or PyByteArray_GET_SIZE(self.outbox) > cork_size:
+                self.flush_now()
             return True
         finally:
-            self._write_lock.release()
+            self.write_lock.release()
 
     cdef bint send_plain(self, bytes whole) except -1:
         cdef Py_ssize_t sent = send(
-            self._fd, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), MSG_DONTWAIT | MSG_NOSIGNAL
+            self.fd, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), MSG_DONTWAIT | MSG_NOSIGNAL
         )
         if sent < 0:  # the socket is full, or broken, of which the next call tells again
             return False
-        self._bytes_sent += sent
+        self.bytes_sent += sent
         if sent < PyBytes_GET_SIZE(whole):
-            self._keep(whole[sent:])
-        self._run += 1
-        self._sent += 1
+            self.keep(whole[sent:])
+        self.work += 1
+        self.messages_sent += 1
         return True

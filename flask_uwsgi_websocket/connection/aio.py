@@ -19,7 +19,7 @@ from ..exceptions import AsyncioNotAvailable, ConnectionClosed
 from ..loops.greenlets import is_in_gevent
 from ..loops.tasks import AsyncioLoop, background_asyncio_loop, current_asyncio_loop
 from ..protocol.protocol import SharedMessage, payload_of
-from .base import Lifecycle, NotBegun
+from .base import BaseClient, NotBegun
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -58,21 +58,21 @@ def _parent() -> greenlet | None:
     return getcurrent().parent
 
 
-class AsyncioWebSocketClient(Lifecycle):
+class AsyncioWebSocketClient(BaseClient):
     """What a coroutine handler gets: the calls of :class:`WebSocketClient`, to be awaited.
 
     All of them belong to the thread of the event loop; ``recv_nb()`` and ``send_nb()`` alone are no coroutines.
     """
 
     make_loop = staticmethod(_make_loop)
-    _loop: AsyncioLoop
+    loop: AsyncioLoop
 
-    accept = Lifecycle._accept
-    receive = recv = a_recv = Lifecycle._receive
-    receive_json = Lifecycle._receive_json
-    send = a_send = Lifecycle._send
-    ping = Lifecycle._ping
-    close = Lifecycle._close
+    accept = BaseClient._accept
+    receive = recv = a_recv = BaseClient._receive
+    receive_json = BaseClient._receive_json
+    send = a_send = BaseClient._send
+    ping = BaseClient._ping
+    close = BaseClient._close
 
     async def __aiter__(self) -> AsyncIterator[str | bytes]:
         """Receive messages until the connection closes."""
@@ -160,8 +160,8 @@ class AsyncioWebSocketClient(Lifecycle):
         return value
 
     def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        if not _is_in_loop() or current_asyncio_loop() is not self._loop:  # a broadcast from another thread
-            self._loop.submit(coroutine)
+        if not _is_in_loop() or current_asyncio_loop() is not self.loop:  # a broadcast from another thread
+            self.loop.submit(coroutine)
             return
         try:
             awaited = coroutine.send(None)

@@ -9,43 +9,41 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import uuid
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
-from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from blinker import NamedSignal
 from flask import Flask, Response, got_request_exception, has_request_context, request
-from flask.globals import app_ctx, request_ctx
-from flask.sessions import SessionMixin
+from flask.globals import app_ctx
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
-from werkzeug.local import LocalProxy
 
 from .._uwsgi import uwsgi
 from ..exceptions import ConcurrencyError, ConnectionClosed
+from ..hooks import KINDS, Function
 from ..loops.base import Loop
-from ..protocol.deflate import Compression, Deflate
+from ..loops.current import current_blocking_loop
 from ..protocol.handshake import Handshake
 from ..protocol.protocol import SharedMessage, check_close
-from ..servers.base import Server
 from ..signals import (
-    websocket_closed,
-    websocket_connected,
-    websocket_error,
     websocket_message,
-    websocket_rejected,
+    websocket_pong,
     websocket_sent,
 )
-from ..state import Function, Route, state_of
+from ..state import Route
+from ..worker.stats import Counts
 from .channel import REENTERED, RUN_LENGTH
-from .transport import Connection
+from .session import current_session, forget_changes, forget_mere_refresh, forget_session, save_session
+from .transport import Answered, Transport
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from _typeshed.wsgi import WSGIEnvironment
     from flask.ctx import AppContext
 
 #: Seconds between two looks at what another thread, greenlet or task is about to finish.
@@ -61,63 +59,127 @@ ENVIRON_KEY = "flask_uwsgi_websocket.client"
 #: hang a worker; and what awaiting a cancelled task raises, which would end a worker of gunicorn.
 _FAILURES = (Exception, SystemExit, CancelledError)
 
-#: Signals that are not sent by a call, whose caller may have been cancelled.
-_AT_THE_END = (websocket_error, websocket_closed, websocket_rejected)
-
 logger = logging.getLogger("flask_uwsgi_websocket")
 
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 # The connection whose handshake is being prepared here.
-_preparing: ContextVar[Lifecycle | None] = ContextVar("_preparing", default=None)
+_preparing: ContextVar[BaseClient | None] = ContextVar("_preparing", default=None)
 
 
 class NotBegun(CancelledError):
     """A call of the application's functions was cancelled before the function could begin."""
 
 
-class Lifecycle(Connection):
-    """A connection from its upgrade request to its end. Applications use :class:`WebSocketClient` and its relatives."""
+class BaseClient:
+    """A connection in its application, from its upgrade request to its end: what both kinds of clients share.
 
-    #: The subprotocol that was agreed on (RFC 6455 section 1.9), or None.
-    subprotocol: str | None = None
+    Applications use :class:`WebSocketClient` and its relatives. A client has a transport, and is complete when it
+    exists.
 
-    _app: Flask
-    _context: Context
-    _rule = "-"
+    :param environ: the WSGI environ of the upgrade request.
+    :param app: the application.
+    :param route: what the connections of its endpoint have in common.
+    :param transport: the socket, with its buffers.
+    :param handshake: the valid upgrade request.
+    """
 
-    # When the client began to wait for the handshake, on the monotonic clock; set when all else is.
-    _waits_since: float | None = None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} {self._rule}>"
-
-    def attach(self, app: Flask, server: Server, loop: Loop, route: Route, handshake: Handshake) -> None:
-        """Get ready for :meth:`_serve`: take the request's socket, and note the contexts that are current."""
-        _forget_mere_refresh(app)  # now, too: a session that is kept on the server may change meanwhile
-        deflate = None
-        if handshake.deflate is not None:
-            config = route.settings.compression
-            deflate = Deflate(handshake.deflate, config if isinstance(config, Compression) else None)
-        self._attach(server, loop, route.settings, deflate)
+    def __init__(
+        self, environ: WSGIEnvironment, app: Flask, route: Route, transport: Transport, handshake: Handshake
+    ) -> None:
+        #: Unique among all connections.
+        self.id: str = uuid.uuid4().hex
+        #: The WSGI environ of the upgrade request.
+        self.environ: WSGIEnvironment = environ
+        #: The subprotocol that was agreed on (RFC 6455 section 1.9), or None.
+        self.subprotocol: str | None = handshake.subprotocol
         self._app = app
         self._route = route
+        self._transport = transport
+        transport.owner = ref(self)
+        #: How the connection waits.
+        self.loop: Loop = transport.loop
+        self._message_listeners = route.functions["message"]  # looked up for every message
         self._handshake = handshake
-        self.subprotocol = handshake.subprotocol
         self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._context = copy_context()
         # For the log: the path may have a token in it, its rule has none.
-        self._rule = str(request.url_rule)
+        self._rule = str(request.url_rule or "-")
         self._peer = request.remote_addr
-        # Whoever needs the handshake first claims it, with the write lock, and tells its end by _accepted or _refused.
+        # The first caller that needs the handshake claims it, with the write lock. The transport shows its end.
         self._claimed = False
         self._claimant: object = None
         self._telling = False  # websocket_connected is being sent
         self._closed_told = False
         self._untold: tuple[str | bytes, deque[Function]] | None = None
+        # When the client began to wait for the handshake, on the monotonic clock.
         self._waits_since = time.monotonic()
 
+    @classmethod
+    def refused(cls, environ: WSGIEnvironment, app: Flask, route: Route) -> BaseClient:
+        """Return the client of a request that was refused before it had a handshake, for ``websocket_rejected``."""
+        transport = Transport(None, lambda: None, current_blocking_loop(), route.settings)
+        return cls(environ, app, route, transport, Handshake("", (), None, None))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self._rule}>"
+
+    # What can be asked
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the connection; -1 once it is closed."""
+        return self._transport.fd
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be exchanged: the handshake was not refused and neither side has closed."""
+        return self._transport.is_open
+
+    @property
+    def latency(self) -> float | None:
+        """The round trip of the last ping that was answered, in seconds, or None."""
+        return self._transport.latency
+
+    @property
+    def was_slow(self) -> bool:
+        """Whether the connection was dropped because the peer read too slowly."""
+        return self._transport.was_slow
+
+    @property
+    def timeout(self) -> float | None:
+        """The seconds between two pings, as it was in 0.6.1; None when there are none."""
+        return self._route.settings.ping_interval
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the Close frame that ended the connection, whoever sent it; None while it is open.
+
+        1005: it came without a code; 1006: there was none (RFC 6455 section 7.1.5).
+        """
+        closed = self._transport.protocol.closed
+        return None if closed is None else closed.code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason that came with :attr:`close_code`."""
+        closed = self._transport.protocol.closed
+        return None if closed is None else closed.reason
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the handshake was sent."""
+        return self._transport.accepted
+
+    def counts(self) -> Counts:
+        """Return how many messages and bytes have come and gone so far."""
+        return self._transport.counts()
+
     # Calls of the application's functions
+
+    def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run one of the connection's coroutines to its end, from where the request is served."""
+        raise NotImplementedError
 
     def _current_blocker(self) -> object:
         """Return what a call holds up that waits here; None where it suspends instead."""
@@ -134,26 +196,36 @@ class Lifecycle(Connection):
         """Run *coroutine* for a caller that cannot wait: now if it need not wait either, else a little later."""
         raise NotImplementedError
 
-    async def _tell(self, signal: NamedSignal, listeners: Sequence[Function], **kwargs: Any) -> None:
-        """Call the listeners of the route, then the receivers of the signal, each in the connection's contexts.
+    async def _tell(self, kind: str, **kwargs: Any) -> None:
+        """Call the listeners of a kind, then the receivers of its signal, each in the connection's contexts.
 
-        A copy of them: many may run at once, in whatever thread, greenlet or task.
+        Each gets a copy of the contexts: many may run at once, in whatever thread, greenlet or task.
         """
-        receivers = () if signal.is_muted else signal.receivers_for(self._app)
-        await self._tell_each(deque((*listeners, *receivers)), signal, **kwargs)
+        await self._tell_each(self._listeners(kind), kind, **kwargs)
 
-    async def _tell_each(self, untold: deque[Function], signal: NamedSignal, **kwargs: Any) -> None:
+    def _listeners(self, kind: str) -> deque[Function]:
+        signal = KINDS[kind].signal
+        receivers = () if signal is None or signal.is_muted else signal.receivers_for(self._app)
+        return deque((*self._route.functions[kind], *receivers))
+
+    async def _tell_each(self, untold: deque[Function], kind: str, **kwargs: Any) -> None:
         """Call the functions in *untold*, and take each out of it: an interruption leaves the others."""
+        signal = KINDS[kind].signal
         while untold:
-            receiver = untold.popleft()
+            function = untold.popleft()
             try:
-                await self._call(self._context.copy(), receiver, self._app, ws=self, **kwargs)
+                await self._call(self._context.copy(), function, self._app, ws=self, **kwargs)
             except _FAILURES as error:
-                if isinstance(error, CancelledError) and signal not in _AT_THE_END:
+                if isinstance(error, CancelledError) and KINDS[kind].cancellable:
                     if isinstance(error, NotBegun):
-                        untold.appendleft(receiver)
+                        untold.appendleft(function)
                     raise
-                self._app.logger.exception("%r failed on the signal %s of %r", receiver, signal.name, self)
+                self._app.logger.exception("%r failed on the signal %s of %r", function, signal and signal.name, self)
+
+    def on_event(self, event: Answered) -> None:
+        """Take an event of the transport, without a lock: in the caller of receive(), or beside the housekeeper."""
+        if websocket_pong.receivers or self._route.functions["pong"]:
+            self._run_aside(self._tell("pong", latency=event.latency))
 
     def message_context(self) -> AppContext:
         """Return a fresh application context, to be entered by ``with`` in the handler or a receiver.
@@ -191,22 +263,22 @@ class Lifecycle(Connection):
     async def _ensure_accepted(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = (), *, saves_session: bool = True
     ) -> None:
-        if self._refused:
-            raise self._refused_error()
+        if self._transport.refused:
+            raise self._transport.refused_error()
         blocker = self._current_blocker()
-        with self._write_lock:
+        with self._transport.write_lock:
             is_mine = not self._claimed
             if is_mine:
                 self._claimed, self._claimant = True, blocker
         if not is_mine:
             if _preparing.get() is self:
                 raise RuntimeError("an after_websocket hook runs before the handshake: it cannot send or receive")
-            if not self._accepted and blocker is not None and blocker == self._claimant:
+            if not self._transport.accepted and blocker is not None and blocker == self._claimant:
                 raise ConcurrencyError(REENTERED)  # it would wait for itself
-            while not self._accepted and not self._refused:
-                await self._loop.sleep(PATIENCE)
-            if self._refused:
-                raise self._refused_error()
+            while not self._transport.accepted and not self._transport.refused:
+                await self.loop.sleep(PATIENCE)
+            if self._transport.refused:
+                raise self._transport.refused_error()
             return
         try:
             more = await self._prepare(headers, saves_session)
@@ -216,18 +288,18 @@ class Lifecycle(Connection):
             # _serve() raises it for the handler that it belongs to; here may be another one's, in a broadcast.
             error = _as_exception(error)
             is_interrupt = not isinstance(error, Exception)
-            self._handshake_error = RuntimeError("the handshake was interrupted") if is_interrupt else error
-            self._refuse()
+            self._transport.handshake_error = RuntimeError("the handshake was interrupted") if is_interrupt else error
+            self._transport.refuse()
             if is_interrupt:
                 raise
-            self._refusal = f"the handshake was refused: {error!r}"
-            raise self._refused_error() from error
+            self._transport.refusal = f"the handshake was refused: {error!r}"
+            raise self._transport.refused_error() from error
         self._telling = True
         try:
-            self._start(response)
-            state_of(self._app).stats.on_open(self)
+            self._transport.start(response)
+            self._route.stats.on_open(self._transport)
             logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
-            await self._tell(websocket_connected, self._route.connect)
+            await self._tell("connect")
         finally:
             self._telling = False
 
@@ -237,18 +309,18 @@ class Lifecycle(Connection):
         response.headers = Headers(headers)
         context = self._context.copy()
         context.run(_preparing.set, self)
-        for hook in self._route.after:
+        for hook in self._route.functions["after"]:
             response = await self._call(context, hook, response)
             if not isinstance(response, Response):
                 raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
-        context.run(_save_session if saves_session else _forget_changes, self._app, response)
+        context.run(save_session if saves_session else forget_changes, self._app, response)
         return response.headers
 
     def tick(self, *, read_ahead: bool = True) -> None:
         """Do what is due, without waiting. Before the handshake, check whether the client still waits for it."""
-        if self._accepted:
-            super().tick(read_ahead=read_ahead)
-        elif self._waits_since is not None and not self._refused:
+        if self._transport.accepted:
+            self._transport.tick(read_ahead=read_ahead)
+        elif not self._transport.refused:
             self._watch_handshake(time.monotonic() - self._waits_since)
 
     def _watch_handshake(self, age: float) -> None:
@@ -256,10 +328,12 @@ class Lifecycle(Connection):
 
         The handler goes on, as nothing can end what it waits for, and stays counted as a connection.
         """
-        timeout = self._settings.handshake_timeout
-        if self._has_left():
+        timeout = self._route.settings.handshake_timeout
+        if self._transport.has_left():
             gone = Response(status="499 Client Closed Request")  # as nginx calls it in its log; nobody reads it
-            if self._refuse_unasked("the client has left before the handshake was sent", HTTPException(response=gone)):
+            if self._transport.refuse_unasked(
+                "the client has left before the handshake was sent", HTTPException(response=gone)
+            ):
                 logger.info(
                     "WebSocket %s: the client has left before the handshake was sent, %s from %s, %.1f s",
                     self.id,
@@ -269,7 +343,7 @@ class Lifecycle(Connection):
                 )
         elif timeout is not None and age > timeout:
             error = ServiceUnavailable("The handshake was not sent in time.")
-            if self._refuse_unasked(f"the handshake was not sent within {timeout:g} s", error, _UNAVAILABLE):
+            if self._transport.refuse_unasked(f"the handshake was not sent within {timeout:g} s", error, _UNAVAILABLE):
                 logger.warning(
                     "WebSocket %s: the handler of %s has not sent the handshake within %g s, and the client got 503. "
                     'A handler that waits for another event calls ws.accept() first, or its route has accept="early". '
@@ -291,10 +365,10 @@ class Lifecycle(Connection):
         :raises ConnectionClosed: when it is called again after the end.
         :raises ConcurrencyError: when somebody else is receiving.
         """
-        if not self._accepted:
+        if not self._transport.accepted:
             await self._ensure_accepted()
-        message = await self._receive_message(timeout)
-        if (websocket_message.receivers or self._route.message) and message is not None:
+        message = await self._transport.receive(timeout)
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as telling:
                 await telling
         return message
@@ -308,14 +382,13 @@ class Lifecycle(Connection):
         if self._untold is not None and self._untold[0] is message:
             untold = self._untold[1]
         else:
-            receivers = () if websocket_message.is_muted else websocket_message.receivers_for(self._app)
-            untold = deque((*self._route.message, *receivers))
+            untold = self._listeners("message")
         self._untold = None
         try:
-            yield self._tell_each(untold, websocket_message, message=message)
+            yield self._tell_each(untold, "message", message=message)
         except BaseException:
             self._untold = message, untold
-            self._give_back(message)
+            self._transport.give_back(message)
             raise
 
     async def _receive_json(self, timeout: float | None = None) -> Any:
@@ -326,7 +399,7 @@ class Lifecycle(Connection):
         """
         message = await self._receive(timeout)
         if message is None:
-            raise self._end_error()
+            raise self._transport.end_error()
         try:
             return self._app.json.loads(message)
         except RecursionError:
@@ -338,12 +411,12 @@ class Lifecycle(Connection):
         :raises ConnectionClosed: when the connection has closed.
         :raises ConcurrencyError: when somebody else is receiving.
         """
-        if not self._accepted:
+        if not self._transport.accepted:
             self._run_aside(self._ensure_accepted())
-            if not self._accepted:
+            if not self._transport.accepted:
                 return None
-        message = self._receive_now()
-        if (websocket_message.receivers or self._route.message) and message is not None:
+        message = self._transport.receive_now()
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as telling:
                 self._run_aside(telling)
         return message
@@ -362,11 +435,11 @@ class Lifecycle(Connection):
         :raises TypeError: when the message is neither.
         :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
         """
-        if not self._accepted:
+        if not self._transport.accepted:
             await self._ensure_accepted()
-        if not self._put(message, binary):
-            await self._send_when_possible(message, binary, timeout)
-        if self._run >= RUN_LENGTH or websocket_sent.receivers:
+        if not self._transport.put(message, binary):
+            await self._transport.send_when_possible(message, binary, timeout)
+        if self._transport.work >= RUN_LENGTH or websocket_sent.receivers:
             await self._after_send(message)
 
     async def _send_when_possible(
@@ -374,7 +447,7 @@ class Lifecycle(Connection):
     ) -> None:
         began = time.monotonic()
         try:
-            await super()._send_when_possible(message, binary, timeout)
+            await self._transport.send_when_possible(message, binary, timeout)
         finally:
             if timeout is None and (waited := time.monotonic() - began) > LONG_WAIT:
                 self._tell_of_wait(waited)
@@ -382,9 +455,7 @@ class Lifecycle(Connection):
     def _tell_of_wait(self, seconds: float) -> None:
         """Log, once, that the handler of another connection has waited for this connection's peer."""
         sender = _current_client()
-        state = state_of(self._app)
-        if sender not in {None, self} and not state.told_of_wait:
-            state.told_of_wait = True
+        if sender not in {None, self} and self._route.warned.is_first_time("wait"):
             self._app.logger.warning(
                 "%r has waited %.1f s to send to %r, whose client does not read. To send to others, use broadcast(), "
                 "which waits for nobody, send(timeout=), or a queue from which each handler sends by itself. This is "
@@ -404,11 +475,11 @@ class Lifecycle(Connection):
         await self._send(uwsgi.sharedarea_read(id, pos), binary)
 
     async def _after_send(self, message: str | ReadableBuffer) -> None:
-        if self._run >= RUN_LENGTH:
-            self._run = 0
-            await self._loop.sleep(0)
+        if self._transport.work >= RUN_LENGTH:
+            self._transport.work = 0
+            await self.loop.sleep(0)
         if websocket_sent.receivers:
-            await self._tell(websocket_sent, (), message=message)
+            await self._tell("sent", message=message)
 
     def offer(self, shared: SharedMessage) -> bool:
         """Send a message of a broadcast without waiting; return False, having sent nothing, when the output is full.
@@ -416,13 +487,13 @@ class Lifecycle(Connection):
         :raises ConnectionClosed: when the connection has closed.
         """
         message = shared.message
-        if not self._accepted:
+        if not self._transport.accepted:
             self._run_aside(self._send(message))
             return True
-        whole = None if self._settings.text_as_bytes else self._protocol.shared_frame(shared)
-        was_sent = self._put(message) if whole is None else self._put_frame(whole)
+        whole = None if self._route.settings.text_as_bytes else self._transport.protocol.shared_frame(shared)
+        was_sent = self._transport.put(message) if whole is None else self._transport.put_frame(whole)
         if was_sent and websocket_sent.receivers:
-            self._run_aside(self._tell(websocket_sent, (), message=message))
+            self._run_aside(self._tell("sent", message=message))
         return was_sent
 
     async def _ping(self) -> None:
@@ -430,9 +501,9 @@ class Lifecycle(Connection):
 
         :raises ConnectionClosed: when the connection has closed.
         """
-        if not self._accepted:
+        if not self._transport.accepted:
             await self._ensure_accepted()
-        self._ping_now()
+        self._transport.ping()
 
     async def _close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
         """Close the connection and wait, at most ``WEBSOCKET_CLOSE_TIMEOUT``, until the peer has agreed.
@@ -446,13 +517,13 @@ class Lifecycle(Connection):
         :raises ValueError: when they are not that.
         """
         check_close(code, reason)
-        if not self._refused:
-            if not self._accepted:
+        if not self._transport.refused:
+            if not self._transport.accepted:
                 # A caller from outside, such as a logout, may just have ended the session, too.
                 await self._ensure_accepted(saves_session=_current_client() is self)
-            self._begin_close(code, reason)
+            self._transport.begin_close(code, reason)
             if wait:
-                await self._finish_close()
+                await self._transport.finish_close()
 
     # The whole
 
@@ -467,51 +538,58 @@ class Lifecycle(Connection):
                 value = await self._call_before_hooks()
                 if value is None:
                     self._context = copy_context()
-                    if self._settings.accept == "early":
+                    if self._route.settings.accept == "early":
                         await self._ensure_accepted()
                     value = await handler()
             except BaseException as error:
-                if self._refuse():
+                if self._transport.refuse():
                     failure = _as_exception(error)
-                    if self.is_end(error) and self._handshake_error is not None:
-                        failure = self._handshake_error
+                    if self.is_end(error) and self._transport.handshake_error is not None:
+                        failure = self._transport.handshake_error
                     raise failure from failure.__cause__
                 failure = error
                 await self._fail(error)
                 if not _is_failure(error):
                     raise
             else:
-                if value is not None and self._refuse() and self._handshake_error is None:
+                if value is not None and self._transport.refuse() and self._transport.handshake_error is None:
                     return value
             with suppress(ConnectionClosed):  # the handshake is refused only now
                 await self._close()
-            if self._handshake_error is not None:
-                failure = self._handshake_error
+            if self._transport.handshake_error is not None:
+                failure = self._transport.handshake_error
                 raise failure
             return None
         finally:
-            self._detach()
-            if self._accepted:
+            self.detach()
+            if self._transport.accepted:
                 await self._tell_closed()
                 self._check_session()
             else:
-                _forget_mere_refresh(self._app)
-                if self._is_answered or not _current_session().modified:
+                forget_mere_refresh(self._app)
+                if self._transport.is_answered or not current_session().modified:
                     forget_session(self._app)
             if isinstance(failure, HTTPException) or self.is_end(failure):
                 failure = None  # these are answers, not failures
-            for hook in self._route.teardown:
+            for hook in self._route.functions["teardown"]:
                 try:
                     await self._call(None, hook, failure)
                 except _FAILURES:
                     self._app.logger.exception("the teardown_websocket hook %r failed", hook)
+
+    def detach(self) -> None:
+        """Give the socket back. Harmless when that was done."""
+        self._transport.detach()
+        if self.environ.get(ENVIRON_KEY) is self:
+            # uWSGI uses its environ again, for another request. The client in it would keep itself alive.
+            self.environ = {key: value for key, value in self.environ.items() if value is not self}
 
     def is_end(self, error: BaseException | None) -> bool:
         """Return whether *error* is the end of this connection. The end of another one is an error of the handler."""
         return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
 
     async def _call_before_hooks(self) -> Any:
-        for hook in self._route.before:
+        for hook in self._route.functions["before"]:
             value = await self._call(None, hook)
             if value is not None:
                 return value
@@ -520,11 +598,11 @@ class Lifecycle(Connection):
     async def _fail(self, error: BaseException) -> None:
         """Begin to close after an exception that has left the handler, and tell of it."""
         if self.is_end(error):
-            self._begin_close(1000, "")
+            self._transport.begin_close(1000, "")
         elif isinstance(error, HTTPException):
-            self._begin_close(*closing_of(error))
+            self._transport.begin_close(*closing_of(error))
         else:
-            self._begin_close(*closing_of(error), "error")
+            self._transport.begin_close(*closing_of(error), "error")
             if _is_failure(error):
                 got_request_exception.send(self._app, exception=error)
                 hint = ""
@@ -532,92 +610,87 @@ class Lifecycle(Connection):
                     hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
                     hint += "ConnectionClosed around that send(), or use broadcast()"
                 self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=sys.exc_info())
-                await self._tell(websocket_error, self._route.error, exception=error)
+                await self._tell("error", exception=error)
 
     # The end of the worker
 
     @property
     def shutdown_timeout(self) -> float:
         """The seconds that the handler has when the worker ends."""
-        return self._settings.shutdown_timeout
+        return self._route.settings.shutdown_timeout
 
     def begin_shutdown(self, code: int, reason: str) -> None:
         """Begin to close, if the handshake was made, because the worker ends."""
-        if self._accepted:
-            self._begin_close(code, reason, "shutdown")
+        if self._transport.accepted:
+            self._transport.begin_close(code, reason, "shutdown")
 
     def end_if_silent(self) -> None:
         """End TCP although the client has not answered the Close frame, as the handler may be waiting for just that.
 
         The system goes on to deliver what was sent, the Close frame too: a client that is only slow is not to see 1006.
         """
-        if self._accepted and not self._done():
-            with self._write_lock:
-                self._lose()
+        if self._transport.accepted and not self._transport.is_done():
+            with self._transport.write_lock:
+                self._transport.lose()
 
     async def abandon(self) -> None:
         """Tell of the end of a connection whose handler has not ended in time, and never will."""
-        if self._accepted:
-            self._abort("the server has ended")
+        if self._transport.accepted:
+            self._transport.abort("the server has ended")
             self._telling = False  # it may hang just there
             await self._tell_closed()
 
     async def _tell_closed(self) -> None:
-        with self._write_lock:
+        with self._transport.write_lock:
             was_told, self._closed_told = self._closed_told, True
         if was_told:
             return
         while self._telling:  # first the one signal, then the other
-            await self._loop.sleep(PATIENCE)
-        closed = self._protocol.closed
+            await self.loop.sleep(PATIENCE)
+        closed = self._transport.protocol.closed
         assert closed is not None
-        duration = time.monotonic() - self._started_at
-        state_of(self._app).stats.on_close(self, closed.code)
+        duration = time.monotonic() - self._transport.started_at
+        self._route.stats.on_close(self._transport, closed.code)
         logger.info(
             "WebSocket %s closed: %s %r by %s, %s from %s, %.1f s, %d messages received, %d sent",
             self.id,
             closed.code,
             closed.reason,  # quoted: it is the peer's, and could forge a line
-            self._who_ended(),
+            self._transport.who_ended(),
             self._rule,
             self._peer,
             duration,
-            self._received,
-            self._sent,
+            self._transport.messages_received,
+            self._transport.messages_sent,
         )
         await self._tell(
-            websocket_closed,
-            self._route.close,
+            "close",
             code=closed.code,
             reason=closed.reason,
-            initiator=self._who_ended(),
+            initiator=self._transport.who_ended(),
             duration=duration,
-            messages_received=self._received,
-            messages_sent=self._sent,
+            messages_received=self._transport.messages_received,
+            messages_sent=self._transport.messages_sent,
         )
 
     def _check_session(self) -> None:
         """Say once that changes of the session after the handshake are lost: no response carries them."""
-        state = state_of(self._app)
-        current = _current_session()
+        current = current_session()
         is_null = self._app.session_interface.is_null_session(current)
-        if current.modified and not is_null and not state.told_of_session:
-            state.told_of_session = True
+        if current.modified and not is_null and self._route.warned.is_first_time("session"):
             self._app.logger.warning(
                 "The session was changed in %r after the handshake, and is not saved: change it before the first "
                 "receive() or send(), or in an HTTP view.",
                 request.path,
             )
 
-    async def tell_rejected(self, app: Flask, response: Response) -> None:
+    async def tell_rejected(self, response: Response) -> None:
         """Send ``websocket_rejected``: Flask answers the upgrade request with *response*."""
-        self._app = app
-        self._context = copy_context()
-        state_of(app).stats.on_rejection()
-        await self._tell(websocket_rejected, (), response=response)
+        self._route.stats.on_rejection()
+        await self._tell("rejected", response=response)
 
 
-def _current_client() -> Lifecycle | None:
+def _current_client() -> BaseClient | None:
     """Return the connection whose handler, hook or listener is running here, if one is."""
     return request.environ.get(ENVIRON_KEY) if has_request_context() else None
 
@@ -635,68 +708,6 @@ def _as_exception(error: BaseException) -> BaseException:
     failure = RuntimeError(f"a handler or hook of a WebSocket raised {error!r} before its handshake")
     failure.__cause__ = error
     return failure
-
-
-def _save_session(app: Flask, response: Response) -> None:
-    """Let the session add its cookie, if it has changed.
-
-    Flask also refreshes the cookie of a permanent session that has not. The handshake may be sent long after the
-    request has come, when a logout has deleted that cookie: to refresh it would undo the logout.
-    """
-    _forget_mere_refresh(app)
-    current = _current_session()
-    if current.modified and not app.session_interface.is_null_session(current):
-        app.session_interface.save_session(app, current, response)
-        current.modified = False  # what is changed from now on, is lost
-
-
-def _forget_mere_refresh(app: Flask) -> None:
-    """Mark the session as unchanged if it equals the one that the request's cookie leads to.
-
-    ``session.permanent = True`` in a ``before_request`` function marks it as modified in each request.
-    """
-    current = _current_session()
-    if current.modified and not app.session_interface.is_null_session(current):
-        original = app.session_interface.open_session(app, request)
-        if original is not None and dict(original) == dict(current):
-            current.modified = False
-
-
-def _forget_changes(app: Flask, response: Response) -> None:
-    _current_session().modified = False
-
-
-def _current_session() -> SessionMixin:
-    """Return the session, without taking it for accessed: Flask would then add ``Vary: Cookie`` to the response."""
-    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
-    current: SessionMixin = getattr(context, _session_attribute(context))
-    return current
-
-
-def forget_session(app: Flask) -> None:
-    """Keep Flask from saving the session at the end. It stays as it is for ``after_request`` and teardown functions.
-
-    It was saved with the handshake, or has not changed. By now it is old, and a session may have changed since, or
-    been ended by a logout, which must not be undone.
-    """
-    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
-    current = _current_session()
-    proxy_class = _proxy_class(type(app.session_interface.make_null_session(app)))
-    setattr(context, _session_attribute(context), proxy_class(lambda: current))
-
-
-@cache
-def _proxy_class(null_class: type) -> type[LocalProxy[SessionMixin]]:
-    """Return a class of proxies that Flask takes for null sessions, which it does not save.
-
-    A real null session could not be written to, which Flask-Login does after each request with
-    ``REMEMBER_COOKIE_REFRESH_EACH_REQUEST``.
-    """
-    return type("ForgottenSession", (LocalProxy,), {"__class__": null_class})
-
-
-def _session_attribute(context: object) -> str:
-    return "_session" if "_session" in vars(context) else "session"  # in newer and older versions of Flask
 
 
 def closing_of(error: BaseException) -> tuple[int, str]:

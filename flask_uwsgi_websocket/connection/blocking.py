@@ -10,14 +10,14 @@ from ..exceptions import ConnectionClosed
 from ..loops.base import BlockingLoop, run
 from ..loops.current import current_blocker, current_blocking_loop
 from ..signals import websocket_message, websocket_sent
-from .base import Lifecycle
+from .base import BaseClient
 from .channel import RUN_LENGTH
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class WebSocketClient(Lifecycle):
+class WebSocketClient(BaseClient):
     """What a handler gets: one WebSocket connection.
 
     The handshake is sent by the first call that needs it: until then the handler may still refuse the connection
@@ -26,7 +26,7 @@ class WebSocketClient(Lifecycle):
 
     make_loop = staticmethod(current_blocking_loop)
     _current_blocker = staticmethod(current_blocker)
-    _loop: BlockingLoop
+    loop: BlockingLoop
 
     def accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send the handshake now (RFC 6455 section 4.2.2). Once it is sent, this does nothing.
@@ -52,8 +52,10 @@ class WebSocketClient(Lifecycle):
         :raises ConnectionClosed: when it is called again after the end.
         :raises ConcurrencyError: when somebody else is receiving.
         """
-        if timeout is None and self._accepted and not websocket_message.receivers and not self._route.message:
-            return self._receive_blocking(self._loop)  # as _receive() does, without its coroutines, which cost time
+        transport = self._transport
+        if timeout is None and transport.accepted and not websocket_message.receivers and not self._message_listeners:
+            # As _receive() does, without its coroutines, which cost time.
+            return transport.receive_blocking(self.loop)
         return run(self._receive(timeout))
 
     recv = receive
@@ -88,11 +90,12 @@ class WebSocketClient(Lifecycle):
         :raises ValueError: when it has lone surrogates, or is to be sent as text and not UTF-8.
         """
         # As in _send(), but without a coroutine for what happens all the time.
-        if not self._accepted:
+        transport = self._transport
+        if not transport.accepted:
             run(self._ensure_accepted())
-        if not self._put(message, binary):
+        if not transport.put(message, binary):
             run(self._send_when_possible(message, binary, timeout))
-        if self._run >= RUN_LENGTH or websocket_sent.receivers:
+        if transport.work >= RUN_LENGTH or websocket_sent.receivers:
             run(self._after_send(message))
 
     def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:

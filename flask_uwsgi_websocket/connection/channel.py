@@ -1,8 +1,9 @@
 """The hot path of a connection: the next message from its socket, the wait for it, the next message to it.
 
-This is the pure-Python twin, which leaves the messages to :class:`.connection.Connection`. The compiled one, in
-``_channel.pyx``, does the common case (whole messages, nothing compressed) with one system call and without the
-interpreter, and leaves only the rest.
+The class here is the pure-Python twin, which leaves all messages to :class:`.transport.Transport`. The compiled twin,
+in ``_channel.pyx``, handles the common case (whole messages, nothing compressed) with one system call and without the
+interpreter, and leaves only the rest. The class here is also their contract: its attributes are those that both share
+with the transport, and its methods that raise ``NotImplementedError`` are what both call on the transport.
 """
 
 from __future__ import annotations
@@ -81,112 +82,154 @@ class Lock:
 
 
 class Channel:
-    """What the hot path of a connection needs to know, and its calls."""
+    """The hot path of one connection.
 
-    # Held around the input and the output.
-    _read_lock: Lock
-    _write_lock: Lock
-    _fd: int
-    _read_size: int
-    _max_message_size: int
+    It is inherited by the transport, and no part of it: a call from one object to another for each message would cost
+    as much as the message itself.
+    """
+
+    # Held around the input, and around the output.
+    read_lock: Lock
+    write_lock: Lock
+    fd: int
+    read_size: int
+    max_message_size: int
     #: Messages that nobody has received yet.
-    _inbox: deque[str | bytes]
+    inbox: deque[str | bytes]
     # The bytes of memory of all messages that were put into the inbox, counted with the read lock, and of those taken
     # out, counted by the caller in receive().
-    _bytes_stored: int
-    _bytes_taken: int
+    bytes_stored: int
+    bytes_taken: int
     #: What the socket has not taken, or what is held back to go out together.
-    _outbox: bytearray
+    outbox: bytearray
     #: The last read took all there was, and nobody has waited since.
-    _drained: bool
+    drained: bool
     #: Some of what was read is not parsed yet, so that nobody may wait for more. With the read lock.
-    _has_rest: bool
+    has_rest: bool
     #: Something was read since the last look.
-    _heard: bool
+    heard: bool
     #: The work since the last wait, as RUN_LENGTH counts it.
-    _run: int
+    work: int
     #: All messages that were received and sent.
-    _received: int
-    _sent: int
-    _bytes_received: int
-    _bytes_sent: int
-    # Whether whole frames, uncompressed, may be read and written as they come: the one is set with the read lock, the
-    # other with the write lock, and the third is only ever set.
-    _plain_input: bool
-    _plain_output: bool
-    _is_over: bool
+    messages_received: int
+    messages_sent: int
+    bytes_received: int
+    bytes_sent: int
+    # Whether whole frames, uncompressed, may be read and written as they come: the first is set with the read lock, the
+    # second with the write lock. Neither counts once the third is set, which stays set.
+    plain_input: bool
+    plain_output: bool
+    is_over: bool
+    #: Events wait to be delivered, without a lock.
+    has_events: bool
     # Whether output may be held back while there are messages in the inbox, and whether it is, with the write lock.
-    _may_cork: bool
-    _is_corked: bool
+    may_cork: bool
+    is_corked: bool
     #: Somebody is in receive().
-    _is_receiving: bool
+    is_receiving: bool
     # How many wait for the socket, and the socket when it is to be closed as soon as the last one has left.
-    _waiting: int
-    _abandoned: RawSocket | None
+    waiting: int
+    abandoned: RawSocket | None
 
     def __init__(self) -> None:
-        self._fd = -1
-        self._read_lock = Lock()
-        self._write_lock = Lock()
+        self.fd = -1
+        self.read_lock = Lock()
+        self.write_lock = Lock()
 
-    def _receive_blocking(self, loop: BlockingLoop) -> str | bytes | None:
+    def receive_blocking(self, loop: BlockingLoop) -> str | bytes | None:
         """Return the next message, or None once at the end."""
-        self._begin_receive()
+        self.begin_receive()
         try:
-            while (message := self._take()) is WAIT:
-                if self._is_on_a_run():
+            while (message := self.take()) is WAIT:
+                if self.has_events:
+                    self.deliver()
+                elif self.is_on_a_run():
                     run(loop.sleep(0))
-                elif (fd := self._enter_wait()) >= 0:
+                elif (fd := self.enter_wait()) >= 0:
                     try:
                         loop.block_until_readable(fd)
                     finally:
-                        self._leave_wait()
+                        self.leave_wait()
             return message
         finally:
-            self._is_receiving = False
+            self.is_receiving = False
 
-    def _begin_receive(self) -> None:
-        with self._read_lock:
-            if self._is_receiving:
+    def begin_receive(self) -> None:
+        """Note that somebody receives.
+
+        :raises ConcurrencyError: when somebody else does.
+        """
+        with self.read_lock:
+            if self.is_receiving:
                 raise ConcurrencyError(TWO_RECEIVERS)
-            self._is_receiving = True
+            self.is_receiving = True
 
-    def _is_on_a_run(self) -> bool:
-        """Tell whether to let the others run instead of waiting for input, and begin a new run."""
-        is_long, self._run = self._run >= RUN_LENGTH or self._has_rest, 0
+    def is_on_a_run(self) -> bool:
+        """Return whether to let the others run instead of waiting for input, and begin a new run."""
+        is_long, self.work = self.work >= RUN_LENGTH or self.has_rest, 0
         return is_long
 
-    def _enter_wait(self) -> int:
+    def enter_wait(self) -> int:
         """Return the descriptor to wait for, or -1. It stays open until nobody waits: its number could be another's."""
-        with self._write_lock:
-            if self._fd >= 0:
-                self._waiting += 1
-            return self._fd
+        with self.write_lock:
+            if self.fd >= 0:
+                self.waiting += 1
+            return self.fd
 
-    def _leave_wait(self) -> None:
-        with self._write_lock:
-            self._drained = False
-            self._waiting -= 1
-            if self._abandoned is not None and not self._waiting:
-                self._abandoned.close()
+    def leave_wait(self) -> None:
+        """Give the descriptor of :meth:`enter_wait` back."""
+        with self.write_lock:
+            self.drained = False
+            self.waiting -= 1
+            if self.abandoned is not None and not self.waiting:
+                self.abandoned.close()
 
-    def _take(self) -> str | bytes | Wait | None:
+    def take(self) -> str | bytes | Wait | None:
         """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""
-        return self._take_slowly()
+        return self.take_slowly()
 
-    def _put(self, message: str | ReadableBuffer, binary: bool | None = None) -> bool:
+    def put(self, message: str | ReadableBuffer, binary: bool | None = None) -> bool:
         """Send a message; return False, having sent nothing, when the output is full."""
-        return self._put_slowly(message, binary)
+        return self.put_slowly(message, binary)
 
-    def _put_frame(self, whole: bytes) -> bool:
+    def put_frame(self, whole: bytes) -> bool:
         """Send a frame that was built for many; return False, having sent nothing, when the output is full."""
-        return self._put_frame_slowly(whole)
+        return self.put_frame_slowly(whole)
 
-    def _take_slowly(self) -> str | bytes | Wait | None:
+    # The transport's part
+
+    def take_slowly(self) -> str | bytes | Wait | None:
+        """Do the work of :meth:`take` for any message."""
         raise NotImplementedError
 
-    def _put_slowly(self, message: str | ReadableBuffer, binary: bool | None) -> bool:
+    def put_slowly(self, message: str | ReadableBuffer, binary: bool | None) -> bool:
+        """Do the work of :meth:`put` for any message."""
         raise NotImplementedError
 
-    def _put_frame_slowly(self, whole: bytes) -> bool:
+    def put_frame_slowly(self, whole: bytes) -> bool:
+        """Do the work of :meth:`put_frame` at any time."""
+        raise NotImplementedError
+
+    def process(self, data: bytes) -> None:
+        """Act on input that is more than whole messages. Called with the read lock."""
+        raise NotImplementedError
+
+    def deliver(self) -> None:
+        """Deliver the events that wait. Called without a lock."""
+        raise NotImplementedError
+
+    def cork(self) -> None:
+        """Have the output that is held back sent soon. Called with the write lock."""
+        raise NotImplementedError
+
+    def keep(self, rest: bytes) -> None:
+        """Keep what the socket has not taken until it does. Called with the write lock."""
+        raise NotImplementedError
+
+    def flush(self) -> bool:
+        """Send what is kept; return whether there is more."""
+        raise NotImplementedError
+
+    def flush_now(self) -> bool:
+        """Do the work of :meth:`flush`, with the write lock."""
         raise NotImplementedError

@@ -38,6 +38,9 @@ class Loop(Protocol):
     def forget(self, fd: int) -> None:
         """Drop the callback for *fd*. It is not closed while somebody waits for it."""
 
+    def run_aside(self, function: Callable[[], None]) -> None:
+        """Call *function* where it may wait and holds nobody up. Called by a tick."""
+
     def run_every(self, interval: float, tick: Tick) -> None:
         """Call *tick* in *interval* seconds, and again whenever it says."""
 

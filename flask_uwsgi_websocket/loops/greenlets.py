@@ -109,6 +109,11 @@ class GeventLoop:
             watcher.stop()
             watcher.close()
 
+    def run_aside(self, function: Callable[[], None]) -> None:
+        from gevent import spawn
+
+        spawn(function)
+
     def run_every(self, interval: float, tick: Tick) -> None:
         from gevent import spawn
 

@@ -94,6 +94,9 @@ class AsyncioLoop:
         for future in self._writers.pop(fd, ()):
             _set_result(future, True)
 
+    def run_aside(self, function: Callable[[], None]) -> None:
+        function()  # in the loop's thread nothing waits but tasks
+
     def run_every(self, interval: float, tick: Tick) -> None:
         self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, tick)
 

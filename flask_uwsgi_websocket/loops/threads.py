@@ -49,6 +49,9 @@ class ThreadLoop:
         with self._lock:
             self._writers.pop(fd, None)
 
+    def run_aside(self, function: Callable[[], None]) -> None:
+        threading.Thread(target=function, name="flask-uwsgi-websocket-aside", daemon=True).start()
+
     def run_every(self, interval: float, tick: Tick) -> None:
         pair = socket.socketpair()  # not in the thread: its caller is to hear that there are no more descriptors
         try:

@@ -1,1 +1,1 @@
-"""The WSGI servers, one module for each: how it lends the socket of a request, how many it serves, how it ends."""
+"""The WSGI servers, one file each: how it lends its sockets, how many requests it serves, how its process ends."""

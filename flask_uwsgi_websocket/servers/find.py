@@ -1,35 +1,49 @@
-"""Which server serves a request."""
+"""The servers in their order, and which one serves a request."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._uwsgi import uwsgi
+from ..worker.admission import UNLIMITED, Capacity
 from .base import Server
 from .gevent import GeventServer
-from .gunicorn import GunicornServer
+from .gunicorn import GunicornPywsgiServer, GunicornServer
 from .uwsgi import UwsgiServer
 from .werkzeug import WerkzeugServer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+#: All servers. The first one that serves a request has it.
+SERVERS: tuple[type[Server], ...] = (UwsgiServer, WerkzeugServer, GunicornServer, GunicornPywsgiServer, GeventServer)
+
 
 def find_server(environ: WSGIEnvironment) -> Server:
     """Return the server that serves the request of *environ*.
 
-    :raises RuntimeError: when it is none that is known, or cannot serve a WebSocket as it was started.
+    :raises RuntimeError: when it is unknown, or cannot serve a WebSocket as it was started.
     """
-    if uwsgi is not None:
-        return UwsgiServer(environ)
-    if "werkzeug.socket" in environ:
-        return WerkzeugServer(environ)
-    if "gunicorn.socket" in environ:
-        return GunicornServer(environ)
+    server = _first_that_serves(environ)
+    if server is not None:
+        return server(environ)
     software = environ.get("SERVER_SOFTWARE", "it has no name")
-    if software.startswith("gevent/"):
-        return GeventServer(environ)
     raise RuntimeError(
         f"this server ({software}) does not lend its sockets, so it cannot serve WebSockets: run the app in uWSGI, "
         "with app.run() or the uwsgi command. To develop, flask run, gunicorn and gevent's WSGIServer will do, too."
     )
+
+
+def find_capacity(environ: WSGIEnvironment) -> Capacity:
+    """Return how many requests the server of *environ* serves at once in this process; any number if it is unknown."""
+    server = _first_that_serves(environ)
+    return UNLIMITED if server is None else server.capacity()
+
+
+def prepare_servers() -> None:
+    """Prepare this process for whichever server it runs in. Called when an app is initialised."""
+    for server in SERVERS:
+        server.prepare()
+
+
+def _first_that_serves(environ: WSGIEnvironment) -> type[Server] | None:
+    return next((server for server in SERVERS if server.serves(environ)), None)

@@ -1,4 +1,7 @@
-"""gevent's ``pywsgi.WSGIServer``."""
+"""gevent's server: https://www.gevent.org/api/gevent.pywsgi.html
+
+Its process ends as the script ends that has started it, after ``WSGIServer.stop()``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ if TYPE_CHECKING:
 
 class GeventServer(SocketServer):
     """gevent's ``pywsgi.WSGIServer``, whose environ has the socket behind its input only."""
+
+    @classmethod
+    def serves(cls, environ: WSGIEnvironment) -> bool:
+        """Return whether the server calls itself gevent's."""
+        return str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/")
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         reader: Any = environ["wsgi.input"]  # buffered, or a reader of bodies around such a one

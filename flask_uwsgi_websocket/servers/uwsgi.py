@@ -1,4 +1,7 @@
-"""uWSGI: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html"""
+"""uWSGI: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
+
+This module has the socket and the capacity. :mod:`.uwsgi_worker` has the life and the end of uWSGI's workers.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,34 @@ from werkzeug.exceptions import BadRequest
 
 from .._uwsgi import uwsgi
 from ..loops.base import allocate_lock
-from .base import EARLY_DATA
+from ..worker.admission import Capacity
+from .base import EARLY_DATA, Server
+from .uwsgi_worker import handle_signals_in_gevent, prepare_workers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class UwsgiServer:
-    """uWSGI: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
+class UwsgiServer(Server):
+    """uWSGI, in each of its loop engines.
 
-    To be used from the thread or greenlet that serves the request: uWSGI finds the request by it.
+    Use it from the thread or greenlet that serves the request: uWSGI finds the request by it.
     """
+
+    @classmethod
+    def serves(cls, environ: WSGIEnvironment) -> bool:
+        """Return whether this process is uWSGI's."""
+        return uwsgi is not None
+
+    @classmethod
+    def capacity(cls) -> Capacity:
+        """Return how many cores this worker has. Each thread waits for requests with a descriptor of its own."""
+        return Capacity(uwsgi.cores, descriptors_per_core=0 if uwsgi.loop in {b"gevent", b"asyncio"} else 1)
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Prepare every worker, after its fork, if this is uWSGI's process."""
+        prepare_workers()
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         options = uwsgi.opt
@@ -38,6 +58,10 @@ class UwsgiServer:
             )
         self._fd: int = uwsgi.connection_fd()
 
+    def watch(self) -> None:
+        """Hear of the worker's end in gevent, in case the application has replaced uWSGI's ``post_fork_hook``."""
+        handle_signals_in_gevent()
+
     def open(self) -> RawSocket:
         """Duplicate ``uwsgi.connection_fd()``."""
         _null_device()
@@ -50,7 +74,7 @@ class UwsgiServer:
         return sock
 
     def _has_read_data(self, sock: RawSocket) -> bool:
-        """Tell whether uWSGI has read more than the request into its own buffer, which it does not give back.
+        """Return whether uWSGI has read more than the request into its own buffer, which it does not give back.
 
         ``chunked_read_nb()`` looks there, and then at the socket, whose place is taken by one that is silent: what
         happens to the client's meanwhile is for the duplicate to find. It returns None when it then finds EAGAIN in
@@ -76,10 +100,10 @@ class UwsgiServer:
 
 
 def _has_data(sock: RawSocket) -> bool:
-    """Tell whether there is something to be read from *sock*, which does not block."""
+    """Return whether there is something to be read from *sock*, which does not block."""
     try:
         return bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:  # nothing yet; or a reset, which whoever reads will find
+    except OSError:  # nothing yet; or a reset, which the next read finds
         return False
 
 

@@ -1,4 +1,4 @@
-"""Limits: how many connections a worker takes, and how much one client may send."""
+"""Admission: how many connections a worker takes, of what its server serves and of the files that it may open."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 from math import inf
 from time import monotonic
+from typing import NamedTuple
 
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
-from .._uwsgi import uwsgi
 from ..loops.base import allocate_lock
-from ..servers.gunicorn import gunicorn_worker
 
 #: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
 RETRY_AFTER = 10
@@ -30,8 +29,25 @@ SILENCE = 60.0
 #: may open is kept.
 RESERVED_DESCRIPTORS = 32
 
-
 logger = logging.getLogger("flask_uwsgi_websocket")
+
+
+class Capacity(NamedTuple):
+    """How many requests a process serves at once. Its server knows."""
+
+    #: The number of requests; None when the server has no limit, or does not report it.
+    cores: int | None = None
+    #: How many files each core keeps open by itself, besides those of its connection.
+    descriptors_per_core: int = 0
+
+    @property
+    def own_descriptors(self) -> int:
+        """How many files the cores together keep open by themselves."""
+        return (self.cores or 0) * self.descriptors_per_core
+
+
+#: The capacity of a server that serves any number of requests.
+UNLIMITED = Capacity()
 
 
 class Admissions:
@@ -44,18 +60,21 @@ class Admissions:
         self._total = 0  # of a worker with thousands of addresses, too dear to be summed up for each handshake
 
     @contextmanager
-    def admit(self, address: str | None, most: int | None, most_per_address: int | None) -> Iterator[None]:
+    def admit(
+        self, address: str | None, most: int | None, most_per_address: int | None, capacity: Capacity = UNLIMITED
+    ) -> Iterator[None]:
         """Count a connection while the block runs.
 
         :param address: where it comes from, as far as the application knows; None if it does not.
         :param most: the most connections of the worker; None for as many as leave the server something for HTTP. Its
             descriptors are a limit in any case.
         :param most_per_address: the connections of one address, or None for any number.
+        :param capacity: that of the server.
         :raises ServiceUnavailable: when the worker has no room for it (503).
         :raises TooManyRequests: when its address has too many already (429).
         """
         network = _network(address)
-        room = self._room(most)
+        room = self._room(most, capacity)
         with self._lock:
             if self._total >= room:
                 raise ServiceUnavailable(
@@ -78,12 +97,12 @@ class Admissions:
                 if not self._open[network]:
                     del self._open[network]
 
-    def _room(self, most: int | None) -> float:
+    def _room(self, most: int | None, capacity: Capacity) -> float:
         """Return for how many connections this process has room: each takes a core of its server, and descriptors."""
-        cores, descriptors = _cores(), descriptor_limit()
-        by_cores = inf if cores is None else most_by_cores(cores)
+        descriptors = descriptor_limit()
+        by_cores = inf if capacity.cores is None else most_by_cores(capacity.cores)
         wanted = by_cores if most is None else most
-        by_descriptors = most_by_descriptors(descriptors, _queues())
+        by_descriptors = most_by_descriptors(descriptors, capacity.own_descriptors)
         if self._total >= by_descriptors < wanted and not self._told_of_descriptors:
             self._told_of_descriptors = True
             logger.warning(
@@ -137,42 +156,27 @@ def _network(address: str | None) -> str | None:
     return str(ip)
 
 
-def _cores() -> int | None:
-    """Return how many requests this process serves at once; None when its server has no limit, or tells none."""
-    cores: int
-    if uwsgi is not None:
-        cores = uwsgi.cores
-        return cores
-    worker = gunicorn_worker()
-    if worker is None:
-        return None
-    cores = worker.cfg.threads if hasattr(worker, "tpool") else worker.cfg.worker_connections  # of gevent
-    return cores
-
-
-def _queues() -> int:
-    """Return how many descriptors the cores of uWSGI take by themselves: each thread waits with one of its own."""
-    return uwsgi.cores if uwsgi is not None and uwsgi.loop not in {b"gevent", b"asyncio"} else 0
-
-
 def most_by_cores(cores: int) -> int:
     """Return for how many connections a worker with so many cores has room: each occupies one."""
     return max(1, cores - reserved_cores(cores))
 
 
-def most_by_descriptors(limit: int, queues: int) -> int:
+def most_by_descriptors(limit: int, own: int) -> int:
     """Return for how many connections a process has room that may open so many files.
 
     Each takes two descriptors, the server's and its duplicate.
 
-    :param queues: how many descriptors the cores of uWSGI take by themselves.
+    :param own: how many files the cores of the server keep open by themselves.
     """
-    return max(1, (limit - limit // 16 - RESERVED_DESCRIPTORS - queues) // 2)
+    return max(1, (limit - limit // 16 - RESERVED_DESCRIPTORS - own) // 2)
 
 
-def descriptors_for(connections: int, queues: int) -> int:
-    """Return how many files a process has to be allowed to open for so many connections."""
-    return -(-(2 * connections + RESERVED_DESCRIPTORS + queues) * 16 // 15)
+def descriptors_for(connections: int, own: int) -> int:
+    """Return how many files a process has to be allowed to open for so many connections.
+
+    :param own: how many files the cores of the server keep open by themselves.
+    """
+    return -(-(2 * connections + RESERVED_DESCRIPTORS + own) * 16 // 15)
 
 
 def descriptor_limit() -> int:

@@ -20,7 +20,7 @@ from ..loops.base import Loop, allocate_lock
 from .stats import publish_all
 
 if TYPE_CHECKING:
-    from ..connection.base import Lifecycle
+    from ..connection.base import BaseClient
 
 #: Seconds between two rounds: deadlines are kept to within this.
 INTERVAL = 1.0
@@ -46,14 +46,14 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()  # held around what follows, from any thread
-        self._parts: list[set[Lifecycle]] = [set() for _ in range(PARTS)]
+        self._parts: list[set[BaseClient]] = [set() for _ in range(PARTS)]
         self._running = False
         # The current round: parts and connections that have not had their turn, and slices so far. The housekeeper's.
-        self._rest_of_parts: list[set[Lifecycle]] = []
-        self._rest: list[Lifecycle] = []
+        self._rest_of_parts: list[set[BaseClient]] = []
+        self._rest: list[BaseClient] = []
         self._slices = 0
 
-    def add(self, connection: Lifecycle, loop: Loop) -> None:
+    def add(self, connection: BaseClient, loop: Loop) -> None:
         """Look after *connection* from now on, in rounds that *loop* runs.
 
         :raises ServiceUnavailable: when the worker takes no more.
@@ -73,15 +73,15 @@ class Housekeeper:
                     self._running = False
                 raise
 
-    def remove(self, connection: Lifecycle) -> None:
+    def remove(self, connection: BaseClient) -> None:
         """Forget *connection*; harmless when it is not known."""
         with self._lock:
             self._part_of(connection).discard(connection)
 
-    def _part_of(self, connection: Lifecycle) -> set[Lifecycle]:
+    def _part_of(self, connection: BaseClient) -> set[BaseClient]:
         return self._parts[hash(connection) % PARTS]
 
-    def connections(self) -> list[Lifecycle]:
+    def connections(self) -> list[BaseClient]:
         """Return the connections that it looks after."""
         with self._lock:
             return [connection for part in self._parts for connection in part]
@@ -128,7 +128,7 @@ def housekeeper_of(loop: Loop) -> Housekeeper:
     return housekeeper
 
 
-def connections() -> list[Lifecycle]:
+def connections() -> list[BaseClient]:
     """Return all connections of this worker."""
     return [connection for housekeeper in list(_housekeepers.values()) for connection in housekeeper.connections()]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..loops.base import Loop
 
 if TYPE_CHECKING:
-    from ..connection.base import Lifecycle
+    from ..connection.base import BaseClient
 
 #: Seconds between two looks at the connections.
 INTERVAL = 0.05
@@ -31,14 +31,14 @@ class Shutdown:
     """
 
     def __init__(
-        self, loop: Loop, connections: Callable[[], list[Lifecycle]], *, restarts: bool, mercy: float = inf
+        self, loop: Loop, connections: Callable[[], list[BaseClient]], *, restarts: bool, mercy: float = inf
     ) -> None:
         self._loop = loop
         self._connections = connections
         self._code = 1012 if restarts else 1001
         self._reason = "the server restarts" if restarts else "the server stops"
         self._longest = mercy - min(2, mercy / 2)
-        self._closing_at: dict[Lifecycle, float] = {}
+        self._closing_at: dict[BaseClient, float] = {}
 
     async def finish(self) -> bool:
         """Close all connections and wait for their handlers; return whether they have ended in time."""

@@ -26,10 +26,10 @@ class Counted(Protocol):
     #: Whether it was dropped because the peer read too slowly.
     was_slow: bool
     # Attributes, as a call for each of thousands of connections would hold up the loop.
-    _received: int
-    _sent: int
-    _bytes_received: int
-    _bytes_sent: int
+    messages_received: int
+    messages_sent: int
+    bytes_received: int
+    bytes_sent: int
 
 
 class Stats:
@@ -95,10 +95,10 @@ def _sum(counts: Counts, connections: Iterable[Counted]) -> Counts:
     """Return *counts* with those of connections added."""
     received, sent, bytes_received, bytes_sent = counts
     for each in connections:
-        received += each._received
-        sent += each._sent
-        bytes_received += each._bytes_received
-        bytes_sent += each._bytes_sent
+        received += each.messages_received
+        sent += each.messages_sent
+        bytes_received += each.bytes_received
+        bytes_sent += each.bytes_sent
     return Counts(received, sent, bytes_received, bytes_sent)
 
 

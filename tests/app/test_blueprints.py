@@ -538,6 +538,36 @@ def test_an_unknown_option_is_told_at_registration() -> None:
         Flask("app").register_blueprint(chat)
 
 
+@pytest.mark.parametrize("owner", ["the extension", "a blueprint", "a plain blueprint"])
+def test_an_option_that_resembles_a_setting_is_answered_with_the_setting(owner: str) -> None:
+    def register(option: str) -> None:
+        websocket = WebSocket(app := Flask("app"))
+        blueprint = WebSocketBlueprint("chat", __name__)
+        options: dict[str, Any] = {option: 7}
+        if owner == "the extension":
+            websocket.add_url_rule("/", "x", where, **options)
+        elif owner == "a blueprint":
+            blueprint.add_websocket_rule("/", "x", where, **options)
+            app.register_blueprint(blueprint)
+        else:
+            plain = Blueprint("plain", __name__)
+            plain.add_url_rule("/", "x", where, **options)
+            websocket.register_blueprint(plain)
+
+    with pytest.raises(TypeError) as error:
+        register("max_mesage_size")
+    assert str(error.value) == "max_mesage_size is no option of a WebSocket route: is it max_message_size?"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        register("colour")
+
+
+def test_an_option_of_a_view_is_answered_by_flask() -> None:
+    chat = WebSocketBlueprint("chat", __name__)
+    chat.add_url_rule("/", "x", lambda: "", max_queue=7)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_queue'"):
+        Flask("app").register_blueprint(chat)
+
+
 @pytest.mark.parametrize("kind", ["two handlers", "a handler and a view"])
 def test_endpoints_that_clash_fail_with_flasks_message(kind: str) -> None:
     chat = WebSocketBlueprint("chat", __name__)

@@ -24,6 +24,7 @@ from flask_uwsgi_websocket import (
     WebSocketClient,
     WebSocketMiddleware,
 )
+from flask_uwsgi_websocket.state import Warned
 from support.inprocess import DEADLINE, MODES, Site, serving
 from support.wire import TEXT
 
@@ -497,6 +498,18 @@ def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: 
     assert "send_buffer must be a number above 0" in str(blocking.logged().exc_info)
 
 
+# Warnings
+
+
+def test_a_warning_is_logged_once_for_each_of_its_subjects_and_for_so_many_at_most() -> None:
+    warned = Warned()
+    assert [warned.is_first_time("session") for _ in range(2)] == [True, False]
+    assert [warned.is_first_time("page", rule) for rule in ("/a", "/b", "/a")] == [True, True, False]
+    assert [warned.is_first_time("origin", name, 2) for name in ("a", "a", "b", "c", "b")] == [
+        *(True, False, True, False, False)
+    ]
+
+
 # Flask around the handler
 
 
@@ -697,7 +710,7 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
             return self.worker
 
     uwsgi = Uwsgi()
-    monkeypatch.setattr("flask_uwsgi_websocket.servers.worker.uwsgi", uwsgi)
+    monkeypatch.setattr("flask_uwsgi_websocket.servers.uwsgi_worker.uwsgi", uwsgi)
     loops: list[Any] = []
     monkeypatch.setattr(asyncio, "set_event_loop", loops.append)
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from blinker import NamedSignal
 from flask import Blueprint, abort, g, redirect, request, session
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 
-from flask_uwsgi_websocket import ConnectionClosed, WebSocketBlueprint
+from flask_uwsgi_websocket import ConnectionClosed, WebSocketBlueprint, signals
+from flask_uwsgi_websocket.hooks import KINDS, AppRegistrar, Hooks, Kind
 from support.inprocess import DEADLINE, Site, serving
 from support.wire import TEXT
 
@@ -148,6 +150,51 @@ def test_the_decorators_give_back_their_functions(blocking: Site) -> None:
             assert getattr(owner, name)(hook) is hook
     for name in ("before_app_websocket", "after_app_websocket", "teardown_app_websocket"):
         assert getattr(owner, name)(hook) is hook
+
+
+# The table of kinds
+
+
+def test_every_kind_has_its_decorators_and_every_decorator_its_kind() -> None:
+    class Recorder(AppRegistrar):
+        def _add(self, kind: str, function: Any) -> Any:
+            return kind, None
+
+        def _add_for_app(self, kind: str, function: Any) -> Any:
+            return kind, "app"
+
+    expected = {}
+    for name, kind in KINDS.items():
+        if kind.signal is None:
+            expected |= {f"{name}_websocket": (name, None), f"{name}_app_websocket": (name, "app")}
+        elif name not in {"sent", "rejected"}:
+            expected[f"on_{name}"] = (name, None)
+    decorators = [name for name in dir(Recorder) if not name.startswith("_")]
+    assert {name: getattr(Recorder(), name)(None) for name in decorators} == expected
+
+
+def test_every_signal_belongs_to_one_kind() -> None:
+    known = [value.name for value in vars(signals).values() if isinstance(value, NamedSignal)]
+    assert sorted(kind.signal.name for kind in KINDS.values() if kind.signal is not None) == sorted(known)
+
+
+def test_a_new_kind_is_an_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_uwsgi_websocket.hooks.KINDS", {**KINDS, "pong": Kind(), "dive": Kind(inside_out=True)})
+    hooks = Hooks()
+    for kind in ("pong", "dive"):
+        for owner in ("outer.inner", None, "outer", "other"):
+            hooks.add(kind, owner, str(owner).upper)
+    functions = hooks.functions(["outer.inner", "outer"])
+    assert [function() for function in functions["pong"]] == ["NONE", "OUTER", "OUTER.INNER"]
+    assert [function() for function in functions["dive"]] == ["OUTER.INNER", "OUTER", "NONE"]
+    assert functions["message"] == ()
+    with pytest.raises(TypeError):
+        functions["message"] = ()  # type: ignore[index]
+
+
+def test_a_kind_that_is_not_in_the_table_is_an_error() -> None:
+    with pytest.raises(KeyError, match="pong"):
+        Hooks().add("pong", None, print)
 
 
 # Refusal

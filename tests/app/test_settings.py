@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import re
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
 
 from flask_uwsgi_websocket import Compression, RateLimit
-from flask_uwsgi_websocket.settings import NAMES, Settings, resolve
+from flask_uwsgi_websocket.settings import NAMES, Settings, check_count, resolve, setting
 
 
 def test_without_configuration_there_are_defaults() -> None:
@@ -151,3 +152,46 @@ def test_text_as_bytes_is_a_bool(value: Any) -> None:
 def test_a_setting_that_does_not_exist_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="ping_intervall"):
         resolve({}, {"ping_intervall": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("max_quue", "is it max_queue?"),
+        ("origin", "is it origins?"),
+        ("colour", "the settings are origins, max_message_size, max_fragments, "),
+    ],
+)
+def test_a_name_that_is_no_setting_is_answered_with_the_nearest_or_with_all(name: str, advice: str) -> None:
+    with pytest.raises(TypeError) as error:
+        resolve({}, {name: 1})
+    assert str(error.value).startswith(f"{name} is no setting: {advice}")
+
+
+def test_a_setting_without_a_check_is_an_error_where_it_is_declared() -> None:
+    for declared in (1, field(default=1), field(default=1, metadata={"key": "X"})):
+        with pytest.raises(TypeError, match=r"More\.unchecked has no check: declare it as unchecked = setting\("):
+
+            class More(Settings):
+                unchecked: int = declared  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="has no check"):
+
+        class Bare(Settings):
+            bare: int
+
+
+def test_a_setting_that_is_added_is_checked() -> None:
+    @dataclass(frozen=True)
+    class More(Settings):
+        rooms: int = setting(1, check_count)
+
+    assert More(rooms=2).rooms == 2
+    with pytest.raises(ValueError, match="rooms is a whole number above 0, not 0"):
+        More(rooms=0)
+    with pytest.raises(ValueError, match="max_queue is a whole number above 0, not 0"):
+        More(max_queue=0)
+
+
+def test_the_docstring_has_every_setting_in_its_order() -> None:
+    assert re.findall(r":param (\w+):", str(Settings.__doc__)) == [each.name for each in fields(Settings)]

@@ -20,6 +20,7 @@ from flask_uwsgi_websocket import (
     websocket_connected,
     websocket_error,
     websocket_message,
+    websocket_pong,
     websocket_rejected,
     websocket_sent,
 )
@@ -31,6 +32,7 @@ SIGNALS: dict[str, NamedSignal] = {
     for signal in (
         websocket_connected,
         websocket_message,
+        websocket_pong,
         websocket_sent,
         websocket_closed,
         websocket_rejected,
@@ -88,11 +90,18 @@ def test_each_signal_has_its_keywords_and_the_app_as_its_sender(site: Site, echo
         await ws.accept()
         raise KeyError("oops")
 
+    @site.route("/pings")
+    async def pings(ws: Any) -> None:
+        await ws.ping()
+        await ws.receive()
+
     told: list[Any] = []
     with ExitStack() as stack:
         for name, receiver in receivers(lambda name, app, **kwargs: told.append((name, app, kwargs))).items():
             stack.enter_context(SIGNALS[name].connected_to(receiver))
         talk(site)
+        with site.connect("/pings"):
+            wait_until(lambda: any(name == "pong" for name, _, _ in told))
         with pytest.raises(ClientSawClose, match="1011"):
             site.connect("/fails").recv(DEADLINE)
         assert site.refusal("/nowhere").status == 404
@@ -105,6 +114,7 @@ def test_each_signal_has_its_keywords_and_the_app_as_its_sender(site: Site, echo
     assert {name: sorted(kwargs) for name, kwargs in keywords.items()} == {
         "connected": ["ws"],
         "message": ["message", "ws"],
+        "pong": ["latency", "ws"],
         "sent": ["message", "ws"],
         "closed": sorted([*closed, "ws"]),
         "rejected": ["response", "ws"],

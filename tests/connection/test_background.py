@@ -64,7 +64,7 @@ def test_messages_are_sent_from_the_thread_of_a_page_also_before_the_handshake(s
     async def handler(ws: Any) -> None:
         waiting.append(ws)
         arrived.set()
-        while not ws._accepted:
+        while not ws._transport.accepted:
             await asyncio.sleep(0.001)
         await ws.receive()
 

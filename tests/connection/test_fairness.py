@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import tracemalloc
 import zlib
+from _socket import socket as RawSocket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,12 +16,11 @@ import gevent
 import pytest
 
 from flask_uwsgi_websocket.connection.channel import RUN_LENGTH, WAIT
-from flask_uwsgi_websocket.connection.transport import LOST, Connection
+from flask_uwsgi_websocket.connection.transport import LOST, Transport
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.settings import Settings
-from fuzz.targets import Lender
 from support.inprocess import DEADLINE, Flood, Site
 from support.wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
@@ -207,10 +208,9 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield theirs, ours
 
 
-def open_connection(ours: socket.socket, settings: Settings, deflate: Deflate | None = None) -> Connection:
-    connection = Connection({})
-    connection._attach(Lender(ours), ThreadLoop(), settings, deflate)  # type: ignore[arg-type]
-    connection._start(b"")
+def open_connection(ours: socket.socket, settings: Settings, deflate: Deflate | None = None) -> Transport:
+    connection = Transport(RawSocket(fileno=os.dup(ours.fileno())), lambda: None, ThreadLoop(), settings, deflate)
+    connection.start(b"")
     return connection
 
 
@@ -221,15 +221,15 @@ def test_nobody_waits_for_the_socket_while_something_is_left_of_what_was_read(
     connection = open_connection(ours, Settings())
     theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
     takes = 0
-    while (message := connection._take()) is WAIT:
+    while (message := connection.take()) is WAIT:
         takes += 1
-        connection._run = 0  # as another thread may do that has sent something
-        assert connection._is_on_a_run()
+        connection.work = 0  # as another thread may do that has sent something
+        assert connection.is_on_a_run()
     assert message == "end"
     assert takes >= 200 // RUN_LENGTH
-    assert connection._take() is WAIT
-    assert not connection._is_on_a_run()
-    connection._detach()
+    assert connection.take() is WAIT
+    assert not connection.is_on_a_run()
+    connection.detach()
 
 
 def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
@@ -239,14 +239,14 @@ def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
     connection = open_connection(ours, Settings())
     theirs.sendall(flood_of_all(b"a", b"b"))
     for message in (b"a", b"b"):
-        assert connection._receive_now() == message * 300
-    assert connection._receive_now() is None  # whoever waits for the descriptor now, misses nothing
-    assert not connection._has_rest
+        assert connection.receive_now() == message * 300
+    assert connection.receive_now() is None  # whoever waits for the descriptor now, misses nothing
+    assert not connection.has_rest
     theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
-    assert connection._take() is WAIT
-    connection._detach()
+    assert connection.take() is WAIT
+    connection.detach()
     with pytest.raises(ConnectionClosed):
-        connection._receive_now()
+        connection.receive_now()
 
 
 def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_that_fails(
@@ -261,10 +261,10 @@ def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_
             sent += theirs.send(frame(PING, key=KEY) * 100)
     theirs.close()
     with pytest.raises(ConnectionClosed):
-        connection._put("too late")
-    assert connection._bytes_received < sent
+        connection.put("too late")
+    assert connection.bytes_received < sent
     assert connection.close_reason == LOST
-    connection._detach()
+    connection.detach()
 
 
 def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
@@ -275,10 +275,10 @@ def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
     theirs.sendall(frame(TEXT, b"x", key=KEY) * 1_000 + frame(CLOSE, close_body(4000), key=KEY))
     theirs.close()
     with pytest.raises(ConnectionClosed):
-        connection._put("too late")
+        connection.put("too late")
     assert connection.close_code == 4000
-    assert len(connection._inbox) == 1_000
-    connection._detach()
+    assert len(connection.inbox) == 1_000
+    connection.detach()
 
 
 def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
@@ -287,15 +287,15 @@ def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
     theirs, ours = sockets
     connection = open_connection(ours, Settings())
     theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
-    assert connection._take() is WAIT
-    assert connection._is_on_a_run()
+    assert connection.take() is WAIT
+    assert connection.is_on_a_run()
     assert connection._has_input()
-    connection._abort("enough")
+    connection.abort("enough")
     assert not connection._has_input()
-    assert connection._take() is None
-    assert not connection._is_on_a_run()
+    assert connection.take() is None
+    assert not connection.is_on_a_run()
     assert connection.close_reason == "enough"
-    connection._detach()
+    connection.detach()
 
 
 @pytest.mark.parametrize("size", [100_000, 2**20])
@@ -321,8 +321,8 @@ def test_the_worst_that_is_compressed_makes_no_more_be_kept_than_is_documented(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    kept = sum(map(len, connection._inbox))
+    kept = sum(map(len, connection.inbox))
     assert size < kept <= 2 * size + 1024 * RUN_LENGTH
     # Besides, what arrives, which is twice there when it is complete, and zlib's window.
     assert peak < kept + 2.5 * size + 100_000
-    connection._detach()
+    connection.detach()

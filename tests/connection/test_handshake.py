@@ -10,7 +10,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_uwsgi_websocket import Compression, WebSocket
-from flask_uwsgi_websocket.middleware import ORIGINS_TOLD
+from flask_uwsgi_websocket.dispatch import ORIGINS_TOLD
 from support.inprocess import ACCEPT, REQUEST, Response, Site
 from support.wire import TEXT
 

@@ -21,6 +21,7 @@ from flask import Flask, Response
 
 from flask_uwsgi_websocket import Compression, ConcurrencyError, ConnectionClosed, WebSocketClient
 from flask_uwsgi_websocket.connection.channel import REENTERED, Lock
+from flask_uwsgi_websocket.connection.transport import Transport
 from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.protocol.handshake import Handshake
 from flask_uwsgi_websocket.protocol.protocol import CLOSE, PING, PONG, TEXT, Protocol, SharedMessage
@@ -80,11 +81,9 @@ def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connect
     ours, theirs = socket.socketpair()
     theirs.settimeout(DEADLINE)
     server = WerkzeugServer({"werkzeug.socket": ours, "wsgi.input": io.BytesIO(), "wsgi.multithread": True})
-    client = WebSocketClient({})
     handshake = Handshake("AAAAAAAAAAAAAAAAAAAAAA==", (), None, None)
     app = Flask(__name__)
     received: list[Any] = []
-    reader = threading.Thread(target=lambda: received.append(client.receive()))
 
     def handler(ws: WebSocketClient) -> None:
         ws.accept()
@@ -93,7 +92,10 @@ def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connect
 
     with ours, theirs:
         with app.test_request_context():
-            client.attach(app, server, client.make_loop(), State().route("x", [], {}, {}), handshake)
+            route = State().route("x", [], {}, {})
+            transport = Transport(server.open(), server.release, WebSocketClient.make_loop(), route.settings)
+            client = WebSocketClient({}, app, route, transport, handshake)
+            reader = threading.Thread(target=lambda: received.append(client.receive()))
             with pytest.raises(KeyboardInterrupt):
                 client.serve(handler, {})
         reader.join(DEADLINE)
@@ -255,7 +257,7 @@ def test_what_a_client_leaves_behind_that_resets_costs_no_more_than_what_is_read
 
     client = blocking.upgrade(sec_websocket_extensions="permessage-deflate")
     ws = blocking.noted()
-    with ws._read_lock:  # the housekeeper does not read either
+    with ws._transport.read_lock:  # the housekeeper does not read either
         client.send(bombs(200))
         client.reset()
     go_on.set()
@@ -280,7 +282,7 @@ def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site
                 try:
                     client.offer(SharedMessage("from a finalizer"))
                     if what == "close":
-                        client._begin_close(1000, "")
+                        client._transport.begin_close(1000, "")
                     outcomes.add("sent")
                 except ConcurrencyError as error:
                     outcomes.add(str(error))
@@ -367,13 +369,13 @@ def test_a_finalizer_that_runs_within_the_handshake_does_not_wait_for_it(site: S
         assert site.noted() == "refused"
 
 
-@pytest.mark.parametrize("lock", ["_read_lock", "_write_lock"])
+@pytest.mark.parametrize("lock", ["read_lock", "write_lock"])
 def test_a_call_within_a_section_of_its_own_connection_is_refused(blocking: Site, lock: str) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        with getattr(ws, lock), pytest.raises(ConcurrencyError, match="__del__"):
-            await ws.send("x") if lock == "_write_lock" else ws.recv_nb()
+        with getattr(ws._transport, lock), pytest.raises(ConcurrencyError, match="__del__"):
+            await ws.send("x") if lock == "write_lock" else ws.recv_nb()
         await ws.receive()
         blocking.note("went on")
 

@@ -141,7 +141,7 @@ def test_what_was_received_before_the_limit_is_delivered(site: Site) -> None:
     async def handler(ws: Any) -> None:
         async for message in ws:
             site.note(message)
-        site.note((ws.close_code, ws._who_ended()))
+        site.note((ws.close_code, ws._transport.who_ended()))
 
     client = site.upgrade()
     for number in range(20):

@@ -347,7 +347,7 @@ def test_messages_that_nobody_receives_are_read_ahead_to_a_bound(site: Site) -> 
         gate = site.mode.gate()
         site.note(gate)
         await gate.passed()
-        site.note(sum(map(len, ws._inbox)))
+        site.note(sum(map(len, ws._transport.inbox)))
         count = 0
         async for message in ws:
             assert message == b"x" * 1000
@@ -372,7 +372,7 @@ def test_many_tiny_messages_that_nobody_receives_are_bounded_too(site: Site) -> 
         gate = site.mode.gate()
         site.note(gate)
         await gate.passed()
-        site.note(len(ws._inbox))
+        site.note(len(ws._transport.inbox))
 
     client = site.upgrade()
     gate = site.noted()

@@ -124,7 +124,7 @@ def test_a_peer_that_reads_nothing_gets_no_more_pongs_than_it_has_room_for(site:
     async def handler(ws: Any) -> None:
         await ws.send(b"x" * ROOM)
         assert await ws.receive() == "done"
-        site.note(len(ws._outbox))
+        site.note(len(ws._transport.outbox))
 
     client = site.upgrade()
     for _ in range(5000):

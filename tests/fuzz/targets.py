@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException
 
 import flask_uwsgi_websocket.protocol._frames as _frames
 from flask_uwsgi_websocket.connection.channel import WAIT
-from flask_uwsgi_websocket.connection.transport import Connection
+from flask_uwsgi_websocket.connection.transport import Transport
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.protocol import frames, protocol
@@ -162,33 +162,23 @@ def fuzz_connection(data: bytes) -> None:
         expected = [echo_by_protocol(oracle, part) for part in parts]
     theirs, ours = socketpair()
     theirs.setblocking(False)
-    connection = Connection({})
+    duplicate = RawSocket(fileno=os.dup(ours.fileno()))
+    settings = Settings(max_message_size=subject.limit)
+    connection = Transport(duplicate, lambda: None, ThreadLoop(), settings, subject.deflate())
     try:
-        connection._attach(Lender(ours), ThreadLoop(), Settings(max_message_size=subject.limit), subject.deflate())
-        connection._start(b"")
+        connection.start(b"")
         for part, (messages, sent) in zip(parts, expected, strict=True):
             with suppress(OSError):  # it has shut down
                 theirs.send(part)
             assert echo_by_connection(connection) == messages
             assert receive(theirs) == sent
-        assert connection.close_code == (oracle.closed and oracle.closed.code)
+        assert (connection.protocol.closed and connection.protocol.closed.code) == (
+            oracle.closed and oracle.closed.code
+        )
     finally:
-        connection._detach()
+        connection.detach()
         theirs.close()
         ours.close()
-
-
-class Lender:
-    """A server that lends a socket."""
-
-    def __init__(self, sock: RawSocket) -> None:
-        self._sock = sock
-
-    def open(self) -> RawSocket:
-        return RawSocket(fileno=os.dup(self._sock.fileno()))
-
-    def release(self) -> None:
-        pass
 
 
 def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], bytes]:
@@ -201,20 +191,20 @@ def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], 
     return messages, sent
 
 
-def echo_by_connection(connection: Connection) -> list[str | bytes]:
+def echo_by_connection(connection: Transport) -> list[str | bytes]:
     """Take all messages that are there, and send them back."""
     messages: list[str | bytes] = []
-    connection._enter_wait()
-    connection._leave_wait()
+    connection.enter_wait()
+    connection.leave_wait()
     with suppress(ConnectionClosed):  # after the end
-        while (message := connection._take()) is not None:
+        while (message := connection.take()) is not None:
             if message is not WAIT:
                 messages.append(message)
-            elif not connection._is_on_a_run():
+            elif not connection.is_on_a_run():
                 break
     with suppress(ConnectionClosed):
         for message in messages:
-            assert connection._put(message)
+            assert connection.put(message)
     return messages
 
 

@@ -17,7 +17,8 @@ from flask import Flask
 from flask.cli import run_command, shell_command
 
 from flask_uwsgi_websocket import WebSocket
-from flask_uwsgi_websocket.servers import process
+from flask_uwsgi_websocket.servers import ending, gunicorn
+from flask_uwsgi_websocket.servers.werkzeug import WerkzeugServer
 from flask_uwsgi_websocket.worker import housekeeper, shutdown
 from support.inprocess import DEADLINE, RawClient, Site, serving
 from support.wire import CLOSE, close_body
@@ -31,7 +32,7 @@ def _reopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test closes, is not closed for the next one, and a busy machine is no blocked event loop."""
     monkeypatch.setattr(housekeeper, "_is_closed", False)
     monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
-    monkeypatch.setattr(process, "BLOCKED_TIME", DEADLINE)
+    monkeypatch.setattr(ending, "BLOCKED_TIME", DEADLINE)
 
 
 @pytest.fixture(params=["threads", "background"])
@@ -71,7 +72,7 @@ def expect_the_end(site: Site, client: RawClient, body: bytes) -> None:
 @pytest.mark.parametrize(("restarts", "body"), [(True, RESTARTS), (False, STOPS)])
 def test_connections_are_closed_and_their_handlers_waited_for(site: Site, restarts: bool, body: bytes) -> None:
     client = open_one(site, shutdown_timeout=0.2)
-    process.close_connections(restarts=restarts)
+    ending.close_connections(restarts=restarts)
     expect_the_end(site, client, body)
 
 
@@ -102,7 +103,7 @@ def test_connections_of_both_kinds_of_handlers_end_in_one_process(site: Site, ot
     site.upgrade()
     other_site.upgrade()
     try:
-        process.close_connections(restarts=False)
+        ending.close_connections(restarts=False)
         assert told == ["shutdown", "shutdown"]
     finally:
         released.set()
@@ -113,8 +114,8 @@ def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released, finished = threading.Event(), threading.Event()
-    monkeypatch.setattr(process, "BLOCKED_TIME", 0.1)
-    monkeypatch.setattr(process, "LONGEST_SPREAD", 0)
+    monkeypatch.setattr(ending, "BLOCKED_TIME", 0.1)
+    monkeypatch.setattr(ending, "LONGEST_SPREAD", 0)
 
     class Shutdown(shutdown.Shutdown):
         async def finish(self) -> bool:
@@ -123,7 +124,7 @@ def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
             finally:
                 finished.set()
 
-    monkeypatch.setattr(process, "Shutdown", Shutdown)
+    monkeypatch.setattr(ending, "Shutdown", Shutdown)
 
     @site.route("/", shutdown_timeout=0.1)
     async def handler(ws: Any) -> None:
@@ -134,7 +135,7 @@ def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
     site.upgrade()
     assert site.noted() == "blocks"
     try:
-        process.close_connections(restarts=False)
+        ending.close_connections(restarts=False)
         assert "a coroutine blocks the event loop" in site.logged().getMessage()
     finally:
         released.set()
@@ -164,12 +165,12 @@ def test_a_listener_that_hangs_holds_up_neither_the_end_nor_the_news_of_it(site:
 
     site.route("/", shutdown_timeout=0.1)(_receive_all)
     site.upgrade()
-    ending = threading.Thread(target=process.close_connections, kwargs={"restarts": False})
-    ending.start()
+    thread = threading.Thread(target=ending.close_connections, kwargs={"restarts": False})
+    thread.start()
     try:
         assert site.noted() == 1001
-        ending.join(DEADLINE)
-        assert not ending.is_alive()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
     finally:
         released.set()
 
@@ -182,7 +183,7 @@ def test_at_the_end_of_flask_run_connections_are_closed_as_its_exit_code_says(
 ) -> None:
     client = open_one(site, shutdown_timeout=0.2)
     with suppress(SystemExit, KeyboardInterrupt), click.Context(run_command):
-        process.prepare_process()
+        WerkzeugServer.prepare()
         if error is not None:
             raise error
     expect_the_end(site, client, body)
@@ -190,17 +191,17 @@ def test_at_the_end_of_flask_run_connections_are_closed_as_its_exit_code_says(
 
 def test_flask_run_makes_an_exit_of_sigterm_and_no_other_command_does(sigterm: None) -> None:
     with click.Context(shell_command):
-        process.prepare_process()
+        WerkzeugServer.prepare()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with click.Context(run_command):
-        process.prepare_process()
+        WerkzeugServer.prepare()
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
 
         def own(signum: int, frame: object) -> None: ...
 
         signal.signal(signal.SIGTERM, own)
-        process.prepare_process()
+        WerkzeugServer.prepare()
         assert signal.getsignal(signal.SIGTERM) is own
 
 
@@ -221,10 +222,17 @@ def test_a_worker_of_gunicorn_that_is_about_to_end_closes_its_connections(
 ) -> None:
     worker = Worker()
     monkeypatch.setitem(sys.modules, "gunicorn.workers.base", SimpleNamespace(Worker=Worker))
-    monkeypatch.setattr(process, "CHECK_INTERVAL", 0.02)
-    monkeypatch.setattr(process, "ACCEPTING_TIME", 0.02)
+    monkeypatch.setattr(gunicorn, "CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(gunicorn, "ACCEPTING_TIME", 0.02)
     signal.signal(signal.SIGTERM, worker.handle_exit)
-    process.watch_process.cache_clear()
+    wsgi_app = site.app.wsgi_app
+
+    def with_socket_of_gunicorn(environ: Any, start_response: Any) -> Any:
+        environ["gunicorn.socket"] = environ.pop("werkzeug.socket")
+        return wsgi_app(environ, start_response)
+
+    site.app.wsgi_app = with_socket_of_gunicorn  # type: ignore[method-assign]
+    gunicorn.watch_worker.cache_clear()
     try:
         client = open_one(site, shutdown_timeout=0.2)
         others = [site.upgrade() for _ in range(8)]
@@ -234,7 +242,7 @@ def test_a_worker_of_gunicorn_that_is_about_to_end_closes_its_connections(
         for _ in range(1 + len(others)):
             assert site.noted() == "ended"
     finally:
-        process.watch_process.cache_clear()
+        gunicorn.watch_worker.cache_clear()
 
 
 def test_an_app_prepares_its_process_when_it_is_initialised(sigterm: None) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from socketserver import ThreadingMixIn
+from types import SimpleNamespace
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import gevent
 import gevent.socket
@@ -18,18 +22,28 @@ import gevent.ssl
 import pytest
 from flask import Flask
 from gevent import pywsgi
+from websockets.sync.client import connect
 
 from flask_uwsgi_websocket import WebSocket
-from flask_uwsgi_websocket.servers.find import find_server
-from support.inprocess import RawClient
+from flask_uwsgi_websocket.servers import find, gunicorn, uwsgi
+from flask_uwsgi_websocket.servers.base import SocketServer
+from flask_uwsgi_websocket.servers.find import find_capacity, find_server
+from flask_uwsgi_websocket.servers.gunicorn import GunicornPywsgiServer, GunicornServer
+from flask_uwsgi_websocket.worker.admission import Capacity
+from support.inprocess import DEADLINE, RawClient
+
+#: gevent's server, by itself and in a worker of gunicorn.
+GEVENTS = {"gevent", "gunicorn's gevent"}
 
 
 def environ_of(server: str, sock: Any, *, has_body_reader: bool = False) -> dict[str, Any]:
     """Return what a server puts into the environ of a request on *sock*."""
     environ: dict[str, Any] = {"wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.input": io.BytesIO()}
-    if server == "gevent":  # whose input depends on how the client has written its headers
+    if server in GEVENTS:  # whose input depends on how the client has written its headers
         reader = sock.makefile("rb")
         environ["SERVER_SOFTWARE"] = "gevent/26.9 Python/3.13"
+        if server != "gevent":
+            environ["gunicorn.sock"] = sock
         environ["wsgi.input"] = pywsgi.Input(reader, None) if has_body_reader else reader
     else:
         environ[f"{server}.socket"] = sock
@@ -61,14 +75,15 @@ def test_a_socket_that_carries_tls_is_refused_in_words(pair: Any, server: str, l
 
 
 @pytest.mark.parametrize(
-    ("server", "has_body_reader"), [("werkzeug", False), ("gunicorn", False), ("gevent", False), ("gevent", True)]
+    ("server", "has_body_reader"),
+    [("werkzeug", False), ("gunicorn", False), ("gevent", False), ("gevent", True), ("gunicorn's gevent", True)],
 )
 @pytest.mark.parametrize("default", [None, 5])
 def test_the_servers_own_socket_stays_as_it_is_until_it_is_released(
     pair: Any, server: str, has_body_reader: bool, default: Any
 ) -> None:
     ours, theirs = pair
-    if server == "gevent":
+    if server in GEVENTS:
         ours = gevent.socket.socket(fileno=os.dup(ours.fileno()))
     with ours:
         environ = environ_of(server, ours, has_body_reader=has_body_reader)
@@ -85,8 +100,14 @@ def test_the_servers_own_socket_stays_as_it_is_until_it_is_released(
         assert theirs.recv(100) == b"refused"
         lender.release()
         assert theirs.recv(100) == b""
-        if server == "gevent":
+        if server in GEVENTS:
             getattr(environ["wsgi.input"], "rfile", environ["wsgi.input"]).close()
+
+
+class Quiet(WSGIRequestHandler):
+    """A handler of the standard library's server that prints nothing."""
+
+    def log_message(self, *args: Any) -> None: ...
 
 
 def test_a_server_that_is_not_known_is_told_which_are() -> None:
@@ -104,9 +125,6 @@ def test_a_server_that_is_not_known_is_told_which_are() -> None:
             start_response("500 Internal Server Error", [])
             return []
 
-    class Quiet(WSGIRequestHandler):
-        def log_message(self, *args: Any) -> None: ...
-
     with make_server("127.0.0.1", 0, catching, handler_class=Quiet) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
@@ -119,3 +137,139 @@ def test_a_server_that_is_not_known_is_told_which_are() -> None:
     assert "(WSGIServer" in sentence
     for known in ("uWSGI", "flask run", "gunicorn", "gevent's WSGIServer"):
         assert known in sentence
+
+
+# Capacity
+
+
+class Worker:
+    """As much as is looked at of gunicorn's."""
+
+    cfg = SimpleNamespace(threads=10, worker_connections=20)
+
+    def handle_exit(self, signum: int, frame: object) -> None: ...
+
+
+class ThreadWorker(Worker):
+    tpool = None
+
+
+@pytest.mark.parametrize(
+    ("server", "worker", "capacity"),
+    [
+        ("gunicorn", ThreadWorker, Capacity(10)),
+        ("gunicorn", Worker, Capacity(20)),
+        ("gunicorn's gevent", Worker, Capacity(20)),
+        ("gunicorn", None, Capacity()),
+        ("gevent", None, Capacity()),
+        ("werkzeug", None, Capacity()),
+        ("unknown", None, Capacity()),
+    ],
+)
+def test_each_server_knows_how_many_requests_it_serves_at_once(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, server: str, worker: Any, capacity: Capacity
+) -> None:
+    environ = environ_of(server, pair[0])
+    before = signal.getsignal(signal.SIGTERM)
+    if worker is not None:
+        monkeypatch.setitem(sys.modules, "gunicorn.workers.base", SimpleNamespace(Worker=Worker))
+        signal.signal(signal.SIGTERM, worker().handle_exit)
+    try:
+        assert find_capacity(environ) == capacity
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        environ["wsgi.input"].close()
+
+
+@pytest.mark.parametrize(("loop", "descriptors"), [(None, 16), (b"uwsgi", 16), (b"gevent", 0), (b"asyncio", 0)])
+def test_a_thread_of_uwsgi_keeps_a_descriptor_and_a_greenlet_or_task_does_not(
+    monkeypatch: pytest.MonkeyPatch, loop: bytes | None, descriptors: int
+) -> None:
+    monkeypatch.setattr(uwsgi, "uwsgi", SimpleNamespace(cores=16, loop=loop))
+    capacity = find_capacity({})
+    assert capacity.cores == 16
+    assert capacity.own_descriptors == descriptors
+
+
+@pytest.mark.parametrize(
+    ("server", "kind"), [("gunicorn", GunicornServer), ("gunicorn's gevent", GunicornPywsgiServer)]
+)
+def test_a_worker_of_gunicorn_is_watched_whichever_server_is_in_it(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, server: str, kind: type[SocketServer]
+) -> None:
+    watched: list[bool] = []
+    monkeypatch.setattr(gunicorn, "watch_worker", lambda: watched.append(True))
+    environ = environ_of(server, pair[0])
+    found = find_server(environ)
+    assert type(found) is kind
+    found.watch()
+    assert watched == [True]
+    environ["wsgi.input"].close()
+
+
+# Another server
+
+
+def test_another_server_is_one_class_in_the_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class WsgirefServer(SocketServer):
+        """The server of the standard library, with two threads."""
+
+        @classmethod
+        def serves(cls, environ: Any) -> bool:
+            return "wsgiref.socket" in environ
+
+        @classmethod
+        def capacity(cls) -> Capacity:
+            return Capacity(cores=2)
+
+        @classmethod
+        def prepare(cls) -> None:
+            calls.append("prepare")
+
+        def __init__(self, environ: Any) -> None:
+            super().__init__(environ["wsgiref.socket"])
+            self._reader = environ["wsgi.input"]
+
+        def watch(self) -> None:
+            calls.append("watch")
+
+        def release(self) -> None:
+            super().release()
+            calls.append("release")
+
+        def _has_early_data(self) -> bool:
+            return self._has_read(self._reader)
+
+    class Handler(Quiet):
+        def get_environ(self) -> Any:
+            return {**super().get_environ(), "wsgiref.socket": self.connection}
+
+    class ThreadingServer(ThreadingMixIn, WSGIServer):
+        daemon_threads = False  # else their ends would not be waited for
+
+    monkeypatch.setattr(find, "SERVERS", (*find.SERVERS, WsgirefServer))
+    app = Flask(__name__)
+
+    def echo(ws: Any) -> None:
+        for message in ws:
+            ws.send(message)
+
+    WebSocket(app).add_url_rule("/", "echo", echo)
+    assert calls == ["prepare"]
+    with make_server("127.0.0.1", 0, app, server_class=ThreadingServer, handler_class=Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with connect(f"ws://127.0.0.1:{server.server_port}/") as client:
+                client.send("hello")
+                assert client.recv(DEADLINE) == "hello"
+                other = RawClient(server.server_port)
+                other.request()
+                assert other.response().status == 503  # one of the two threads is for HTTP
+                other.close()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert calls == ["prepare", "watch", "release"]

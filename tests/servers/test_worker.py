@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flask_uwsgi_websocket.servers import worker
+from flask_uwsgi_websocket.servers import uwsgi_worker as worker
 from flask_uwsgi_websocket.worker import housekeeper, shutdown
 from support.inprocess import Site, run
 from support.wire import CLOSE, close_body
@@ -252,7 +252,7 @@ def test_a_worker_knows_when_uwsgi_wants_it_to_end(
 
 def test_what_uwsgidecorators_replaces_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "uwsgidecorators.py").write_text(
-        "from flask_uwsgi_websocket.servers.worker import uwsgi\n"
+        "from flask_uwsgi_websocket.servers.uwsgi_worker import uwsgi\n"
         "uwsgi.spooler = None\n"
         "uwsgi.post_fork_hook = lambda: uwsgi.called.append('theirs')\n"
     )

@@ -124,8 +124,8 @@ def test_a_connection_that_has_nothing_due_is_not_touched(blocking: Site) -> Non
 
     client = blocking.upgrade()
     ws = kept_client(blocking)
-    wait_until(lambda: ws._is_receiving)
-    with ws._read_lock, ws._write_lock:  # which it would ask for in vain
+    wait_until(lambda: ws._transport.is_receiving)
+    with ws._transport.read_lock, ws._transport.write_lock:  # which it would ask for in vain
         ws.tick()
     client.close()
 
@@ -148,12 +148,12 @@ def test_a_connection_without_messages_is_closed_after_the_idle_timeout(site: Si
     client = site.upgrade()
     ws = kept_client(site)
     for _ in range(3):
-        since = ws._idle_since
+        since = ws._transport._lifespan._idle_since
         clock.put_forward(80)
         client.frame(TEXT, b"still here")
         assert client.read_frame() == (TEXT, b"still here")
         clock.put_forward(11)  # it looks every ten seconds
-        wait_until(lambda since=since: ws._idle_since > since, "the messages were not noticed")
+        wait_until(lambda since=since: ws._transport._lifespan._idle_since > since, "the messages were not noticed")
     clock.put_forward(101)
     assert client.read_frame() == (CLOSE, close_body(1001, b"no message for 100 s"))
     client.frame(CLOSE, close_body(1001))
@@ -196,7 +196,7 @@ def test_a_connection_whose_messages_wait_for_a_busy_handler_is_not_idle(blockin
     for count in (1, 2, 3):
         clock.put_forward(80)
         client.frame(TEXT, b"still here")
-        wait_until(lambda count=count: len(ws._inbox) == count, "it is not read")
+        wait_until(lambda count=count: len(ws._transport.inbox) == count, "it is not read")
         clock.put_forward(11)
         ws.tick()
     gate.open()
@@ -250,11 +250,11 @@ def test_a_peer_that_reads_drop_by_drop_is_dropped(site: Site, clock: Clock) -> 
 
     client = site.upgrade()
     ws = kept_client(site)
-    wait_until(lambda: ws._outbox)
+    wait_until(lambda: ws._transport.outbox)
     clock.put_forward(16)
-    before = ws._bytes_sent
+    before = ws._transport.bytes_sent
     client.read(ROOM // 8)
-    wait_until(lambda: ws._bytes_sent > before, "the rest is not sent")  # so it is not one that reads nothing
+    wait_until(lambda: ws._transport.bytes_sent > before, "the rest is not sent")  # so it is not one that reads nothing
     clock.put_forward(15)
     assert site.noted() == (1006, "the peer has read less than 1000000 bytes/s for 30 s", True)
 
@@ -271,12 +271,14 @@ def test_a_peer_that_reads_fast_enough_stays_however_long_it_takes(site: Site, c
 
     client = site.upgrade()
     ws = kept_client(site)
-    wait_until(lambda: ws._outbox)
+    wait_until(lambda: ws._transport.outbox)
     header = 10
     for _ in range(8):
-        before = ws._bytes_sent
+        before = ws._transport.bytes_sent
         client.read(ROOM // 8)
-        wait_until(lambda before=before: ws._bytes_sent > before or not ws._outbox, "the rest is not sent")
+        wait_until(
+            lambda before=before: ws._transport.bytes_sent > before or not ws._transport.outbox, "the rest is not sent"
+        )
         clock.put_forward(16)
     client.read(header)
     client.frame(TEXT, b"all is here")
@@ -292,7 +294,7 @@ def test_no_more_messages_wait_for_the_handler_than_the_queue_takes(site: Site) 
         gate = site.mode.gate()
         site.note(gate)
         await gate.passed()
-        site.note(len(ws._inbox))
+        site.note(len(ws._transport.inbox))
         for number in range(5000):
             assert await ws.receive() == b"%d" % number
         site.note("all in order")

@@ -21,10 +21,10 @@ from werkzeug.serving import is_running_from_reloader
 
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket import ConnectionClosed, WebSocketClient, uwsgi
-from flask_uwsgi_websocket.servers import process
+from flask_uwsgi_websocket.servers import gunicorn
 from flask_uwsgi_websocket.worker import housekeeper
 
-housekeeper.INTERVAL = process.CHECK_INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
+housekeeper.INTERVAL = gunicorn.CHECK_INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
 
 MODULE = importlib.import_module(os.environ["LIVE_SLEEP"])
 IS_ASYNCIO = os.environ["LIVE_CLASS"] == "AsyncioWebSocket"

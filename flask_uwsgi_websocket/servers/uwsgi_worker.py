@@ -180,7 +180,7 @@ def _go_on_or_end() -> float | None:
 
 
 def is_worn_out() -> bool:
-    """Tell whether uWSGI lets this worker end after its next request, or has done so after the last one (utils.c)."""
+    """Return whether uWSGI lets this worker end after its next request, or has done so after the last one (utils.c)."""
     others = uwsgi.worker_id() - 1  # before this one
     worker = uwsgi.workers()[others]
     age = time.time() - worker["last_spawn"]
@@ -196,7 +196,7 @@ def is_worn_out() -> bool:
 
 
 def _is_busy() -> bool:
-    """Tell whether any request of this worker has not ended."""
+    """Return whether any request of this worker has not ended."""
     status: bytes = uwsgi.workers()[uwsgi.worker_id() - 1]["status"]
     return status == b"busy"
 
@@ -227,7 +227,7 @@ def handle_signals_in_gevent() -> None:
 
     It is called with each connection, too, as an application may have replaced the ``post_fork_hook``.
     """
-    if uwsgi is None or uwsgi.loop != b"gevent":
+    if uwsgi.loop != b"gevent":
         return
     from gevent import Greenlet, get_hub, joinall, sleep
 
