@@ -23,21 +23,10 @@ from support.pages import PACKAGE, block_not_run
 from support.paths import ROOT
 from support.ports import reserved_port
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.once, pytest.mark.timeout(300)]
 
 #: What is not the project's own, but left by its tools.
-LEFT_BY_TOOLS = (
-    "__pycache__",
-    ".*",
-    "build",
-    "dist",
-    "instance",
-    "*.egg-info",
-    "*.so",
-    "*.py[cod]",
-    "_frames.c",
-    "_channel.c",
-)
+LEFT_BY_TOOLS = ("__pycache__", ".*", "build", "dist", "instance", "*.egg-info", "*.so", "*.py[cod]", "_*.c")
 
 DEADLINE = 30
 

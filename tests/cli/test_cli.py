@@ -32,6 +32,8 @@ from flask_uwsgi_websocket.cli.startup import describe
 from flask_uwsgi_websocket.cli.wsgi import load_app
 from support.projects import DEADLINE, change, environment, run, serving, write
 
+pytestmark = pytest.mark.once
+
 FACTORY = """
 import os
 from flask import Flask

@@ -21,7 +21,7 @@ from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
 from flask_uwsgi_websocket.settings import Settings
-from support.inprocess import DEADLINE, Site
+from support.inprocess import DEADLINE, Flood, Site
 from support.wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
 
@@ -161,6 +161,40 @@ def test_pings_of_a_flood_are_answered_while_the_handler_does_not_receive(site: 
         assert client.read_frame() == (PONG, b"p")
     gate.open()
     assert site.noted() == b"a" * 300
+
+
+def test_a_flood_after_an_error_does_not_starve_the_others(site: Site, echo: Any) -> None:
+    site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 3600
+
+    flooding = site.upgrade()
+    with site.connect() as other:
+        flooding.frame(3)
+        with Flood(flooding):
+            for _ in range(50):
+                other.send("x")
+                assert other.recv(DEADLINE) == "x"
+
+
+@pytest.mark.parametrize("kind", ["messages", "pings", "fragments"])
+def test_a_flooding_client_does_not_starve_the_others(site: Site, kind: str) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        async for _ in ws:
+            pass
+
+    @site.route("/echo")
+    async def echo(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    flooding = site.upgrade()
+    with site.connect("/echo") as other:
+        if kind == "fragments":
+            flooding.frame(TEXT, fin=False)
+        with Flood(flooding, {"messages": TEXT, "pings": PING, "fragments": CONTINUATION}[kind]):
+            for _ in range(20):
+                other.send("x")
+                assert other.recv(DEADLINE) == "x"
 
 
 # The connection alone
