@@ -21,6 +21,6 @@ COMPILED = frame.__module__.endswith("._frames")
 FALLBACK = (
     ""
     if COMPILED or _pure_is_asked_for
-    else "pure Python, because this package was installed without a C compiler: install gcc and Python's header files, "
+    else "missing, as there was no C compiler, and pure Python runs instead: install gcc and Python's header files, "
     "then reinstall this package"
 )
