@@ -243,7 +243,7 @@ def test_a_port_that_cannot_be_is_told_in_a_sentence(command: str, project: Path
     write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=65536)"})
     arguments = COMMANDS[command]
     result = run(project, *arguments, *["65536"] * (arguments[-1] == "--port"))
-    said = "There is no port 65536: choose one from 1 to 65535.\n"  # uWSGI would listen on another
+    said = "There is no port 65536: choose one up to 65535.\n"  # uWSGI would listen on another
     assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
 
 

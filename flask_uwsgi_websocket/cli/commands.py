@@ -191,7 +191,7 @@ def show_stats(address: str) -> None:
         raise click.ClickException(f"uWSGI's stats server does not answer at {address}: {error}") from None
     counters = {name: metric["value"] for name, metric in metrics.items() if name.startswith("websocket.")}
     if not counters:
-        raise click.ClickException("this uWSGI has no metrics of WebSockets: add those in docs/observability.md")
+        raise click.ClickException("this uWSGI has no metrics of WebSockets: add the metrics in docs/observability.md")
     width = max(map(len, counters))
     for name, value in counters.items():
         click.echo(f"{name:<{width}}  {value:,}")

@@ -23,7 +23,7 @@ def configuration(kind: str, mode: str, options: Iterable[tuple[str, str]], dire
     :param kind: a key of :data:`FILES`.
     :param mode: ``threads``, ``gevent`` or ``asyncio``.
     :param options: uWSGI's options that load the app.
-    :param directory: the directory where uWSGI loads the app, and of the files ``uwsgi.ini`` and ``tls.pem``.
+    :param directory: the directory where uWSGI loads the app, with the files ``uwsgi.ini`` and ``tls.pem``.
     :param host: the host name of the site; an example unless given.
     :raises UwsgiNotFound: when there is no uWSGI binary.
     :raises ValueError: when a path needs quoting, which differs between the kinds of files, or the host has characters

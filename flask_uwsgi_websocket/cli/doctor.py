@@ -34,7 +34,7 @@ _REMEDIES = {
 def diagnose(
     options: Options, settings: Settings, engines: Collection[str], descriptors: int | None = None
 ) -> Iterator[str]:
-    """Yield a sentence for each option that harms WebSockets, or that they need and that is missing.
+    """Yield a sentence for each option that harms WebSockets, and for each missing option that they need.
 
     :param options: the options of uWSGI.
     :param settings: the settings of the app.

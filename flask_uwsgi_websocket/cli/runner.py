@@ -254,7 +254,7 @@ def _check_ports(options: Mapping[str, list[Any]]) -> None:
         for address in map(str, options.get(name, ()) if "reuse-port" not in options else ()):
             host, _, port = address.partition(",")[0].rpartition(":")
             if port.isdecimal() and int(port) > 65535:
-                raise SystemExit(f"There is no port {port}: choose one from 1 to 65535.")
+                raise SystemExit(f"There is no port {port}: choose one up to 65535.")
             if port.isdecimal() and _is_in_use(host.strip("[]"), int(port)):
                 raise SystemExit(
                     f"Port {port} is in use by another program. Stop that program, or choose another port by port= of "
