@@ -208,7 +208,7 @@ def parse_origin(origin: str) -> tuple[str, str, int | None]:
         raise ValueError(f"{origin!r} is not an origin: {_ORIGIN}")
     domain = split.hostname.removeprefix("*.")
     if "*" in domain or not domain:
-        raise ValueError(f"{origin!r} is not an origin: use * for subdomains only, as in https://*.example.com")
+        raise ValueError(f"{origin!r} is not an origin: a * stands for subdomains, as in https://*.example.com")
     return split.scheme, split.hostname, port
 
 
