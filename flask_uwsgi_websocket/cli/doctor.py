@@ -136,8 +136,8 @@ def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int
     if room < wanted:
         yield (
             f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker should "
-            f"take {wanted}: allow {descriptors_for(wanted, queues)} files by ulimit -n, or by LimitNOFILE in the unit "
-            "of systemd."
+            f"take {wanted}: allow {descriptors_for(wanted, queues)} by ulimit -n, or LimitNOFILE in systemd's "
+            "unit."
         )
 
 
