@@ -5,7 +5,7 @@
 # make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
 # make wheel  build what goes to PyPI into dist: the source, and a wheel with its extension for this machine's Linux
 # make soak   every fault at once for half an hour: is the server unharmed and flat? (make soak SOAK="--mode threads")
-# make fuzz   fuzz the engine, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
+# make fuzz   fuzz the protocol, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
 # make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean  remove the virtual environments and whatever was built
 #
@@ -65,7 +65,7 @@ clean:
 
 # Tests, chosen by the markers that pyproject.toml explains: what needs no server on every interpreter, on one of them
 # with the coverage; what is live on the oldest and the newest, or once on the newest. One of these runs all of it on the
-# pure-Python engine.
+# pure-Python functions.
 
 NEWEST := $(lastword $(SUPPORTED))
 
