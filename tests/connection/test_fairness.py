@@ -20,6 +20,7 @@ from flask_uwsgi_websocket.connection.transport import LOST, Transport
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
+from flask_uwsgi_websocket.protocol.protocol import Close
 from flask_uwsgi_websocket.settings import Settings
 from support.inprocess import DEADLINE, Flood, Site
 from support.wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
@@ -208,6 +209,11 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield theirs, ours
 
 
+def close_of(connection: Transport) -> Close:
+    assert connection.protocol.closed is not None
+    return connection.protocol.closed
+
+
 def open_connection(ours: socket.socket, settings: Settings, deflate: Deflate | None = None) -> Transport:
     connection = Transport(RawSocket(fileno=os.dup(ours.fileno())), lambda: None, ThreadLoop(), settings, deflate)
     connection.start(b"")
@@ -263,7 +269,7 @@ def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_
     with pytest.raises(ConnectionClosed):
         connection.put("too late")
     assert connection.bytes_received < sent
-    assert connection.close_reason == LOST
+    assert close_of(connection).reason == LOST
     connection.detach()
 
 
@@ -276,7 +282,7 @@ def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
     theirs.close()
     with pytest.raises(ConnectionClosed):
         connection.put("too late")
-    assert connection.close_code == 4000
+    assert close_of(connection).code == 4000
     assert len(connection.inbox) == 1_000
     connection.detach()
 
@@ -294,7 +300,7 @@ def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
     assert not connection._has_input()
     assert connection.take() is None
     assert not connection.is_on_a_run()
-    assert connection.close_reason == "enough"
+    assert close_of(connection).reason == "enough"
     connection.detach()
 
 
