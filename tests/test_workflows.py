@@ -14,7 +14,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+from support.paths import ROOT
+
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted(GITHUB.glob("workflows/*.yml"))
 PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md")]

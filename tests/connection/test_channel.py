@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from flask_uwsgi_websocket.connection import channel, transport
+from flask_uwsgi_websocket.connection import transport
 from flask_uwsgi_websocket.connection.channel import Channel
+from support.paths import ROOT
 
-SOURCE = Path(channel.__file__).with_name("_channel.pyx").read_text().partition("cdef class Channel:")[2]
+SOURCE = (ROOT / "flask_uwsgi_websocket/connection/_channel.pyx").read_text().partition("cdef class Channel:")[2]
 
 #: The attributes that the compiled twin shares with the transport.
 ATTRIBUTES = {

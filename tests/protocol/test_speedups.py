@@ -71,7 +71,7 @@ def compiled_in_another_process(pure: str | None, code: str = "") -> bool:
         environ["FLASK_UWSGI_WEBSOCKET_PURE"] = pure
     code = f"import sys; {code}\nfrom flask_uwsgi_websocket.protocol.speedups import COMPILED; print(COMPILED)"
     command = [sys.executable, "-W", "error", "-c", code]
-    site = Path(protocol.__file__).parents[1]
+    site = Path(protocol.__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=site, check=True, timeout=60)
     return {"True": True, "False": False}[done.stdout.strip()]
 
