@@ -206,5 +206,5 @@ def tell_of_rejection(response: Response) -> Response:
         state = state_of(app)
         route = Route(Settings(), Hooks().functions(()), state.stats, state.warned)
         rejected = client or client_class.refused(request.environ, app, route)
-        rejected.drive(rejected.tell_rejected(response))
+        rejected.drive(rejected.notify_rejected(response))
     return response

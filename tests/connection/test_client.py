@@ -372,7 +372,7 @@ def test_outside_of_uwsgi_there_is_no_shared_area(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         for send in (ws.send_from_sharedarea, ws.send_binary_from_sharedarea):
-            with pytest.raises(RuntimeError, match="the shared area is uWSGI's"):
+            with pytest.raises(RuntimeError, match="only uWSGI has shared areas"):
                 await send(1, 2)
         await ws.send("fine")
 
@@ -1067,7 +1067,7 @@ def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
     if case == "another":
         message = site.logged().getMessage()
         assert "/speaks> has waited " in message
-        assert "/listens>, whose client does not read. To send to others, use broadcast()" in message
+        assert "/listens>, whose client does not read. To send to other connections, use broadcast()" in message
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
