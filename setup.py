@@ -10,7 +10,7 @@ readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 readme = re.sub(r"(!\[[^]]*\])\((?!https?:)", rf"\1({FILES}/raw/HEAD/", readme)
 readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)
 
-# All other metadata is in setup.cfg. Where the extension cannot be built, the pure-Python engine serves.
+# All other metadata is in setup.cfg. Where the C extension cannot be built, pure Python is used.
 setup(
     long_description=readme,
     ext_modules=[

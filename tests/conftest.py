@@ -30,6 +30,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _FDS = next(path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.exists())
 
 
+#: The markers of all tests in a folder. Others are where they are needed; pyproject.toml explains them.
+MARKERS = {
+    "connection": "compiled",
+    "docs": "once",
+    "live": "live",
+    "live/every_server": "matrix",
+    "protocol": "compiled",
+}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    folder = item.path.parent.relative_to(Path(__file__).parent)
+    for each in (folder, *folder.parents):
+        if marker := MARKERS.get(str(each)):
+            item.add_marker(marker)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     return _no_skips((yield))

@@ -1,1 +1,1 @@
-"""The commands: flask uwsgi, flask websocket, flask routes; and what uWSGI is started with."""
+"""The commands ``flask uwsgi``, ``flask websocket`` and ``flask routes``, and how they start uWSGI."""

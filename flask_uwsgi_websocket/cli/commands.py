@@ -1,4 +1,4 @@
-"""Commands of ``flask``: ``flask uwsgi``, ``flask websocket``, and ``flask routes`` with marks."""
+"""The commands ``flask uwsgi`` and ``flask websocket``, and a ``flask routes`` that marks WebSocket routes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from .runner import (
     with_defaults,
 )
 
-#: uWSGI's options that come with a mode.
+#: The uWSGI option that a mode needs besides its own.
 _COMPANIONS = {"gevent": "gevent-early-monkey-patch", "asyncio": "greenlet"}
 
-#: Where uWSGI finds whatever the ``flask`` command does.
+#: The callable with which uWSGI loads the app that the ``flask`` command has found.
 LOADER = f"{__package__}.wsgi:load_app()"
 
 uwsgi_cli = AppGroup("uwsgi", help="Serve the app with uWSGI.")
@@ -47,11 +47,11 @@ uwsgi_cli = AppGroup("uwsgi", help="Serve the app with uWSGI.")
 @uwsgi_cli.command("run")
 @click.option("--host", "-h", default="localhost", help="The name or address to listen on.", show_default=True)
 @click.option("--port", "-p", default=5000, help="The port to listen on.", show_default=True)
-@click.option("--threads", type=int, help="Serve that many requests per worker, in threads.")
-@click.option("--gevent", type=int, help="Serve that many requests per worker, in greenlets.")
-@click.option("--asyncio", type=int, help="Serve that many requests per worker, in tasks.")
+@click.option("--threads", type=int, help="The number of requests that a worker serves at once, in threads.")
+@click.option("--gevent", type=int, help="The number of requests that a worker serves at once, in greenlets.")
+@click.option("--asyncio", type=int, help="The number of requests that a worker serves at once, in tasks.")
 @click.option("--processes", type=int, help="The number of workers.")
-@click.option("--reload/--no-reload", default=None, help="Reload when a module changes: the default in debug mode.")
+@click.option("--reload/--no-reload", default=None, help="Reload when a module changes; the default in debug mode.")
 @click.option("--debug/--no-debug", default=None, help="Set debug mode.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- UWSGI'S OPTIONS]")
 @pass_script_info
@@ -66,10 +66,10 @@ def run(
     arguments: tuple[str, ...],
     **modes: int | None,
 ) -> None:
-    """Replace this process by uWSGI, serving the app.
+    """Serve the app with uWSGI, which replaces this process.
 
-    The mode is that of the app's extension, unless there is an option for another. What comes after -- goes to uWSGI as
-    it is, and wins: flask uwsgi run -- --http-socket 127.0.0.1:8000
+    The app's extension sets the mode, unless an option sets another. Arguments after -- go to uWSGI unchanged and
+    override all others: flask uwsgi run -- --http-socket 127.0.0.1:8000
     """
     if len(chosen := {mode: cores for mode, cores in modes.items() if cores is not None}) > 1:
         raise click.UsageError(f"A worker has one mode: choose one of {', '.join(f'--{mode}' for mode in chosen)}.")
@@ -78,7 +78,7 @@ def run(
     debug = get_debug_flag() or debug_requested()
     if reload is None:
         reload = debug
-    # Chosen, and not to be spelled a second time.
+    # These options count as chosen, and *arguments* spells them already.
     options: dict[str, Any] = dict.fromkeys(read_arguments(arguments), ())
     options.update(chosen, processes=processes)
     options.update((_COMPANIONS[mode], True) for mode in chosen if mode in _COMPANIONS)
@@ -95,7 +95,7 @@ def run(
 @click.argument("kind", type=click.Choice(list(FILES)))
 @pass_script_info
 def show_config(info: ScriptInfo, /, kind: str) -> None:
-    """Print configuration that serves the app from this directory: nginx's, uWSGI's ini file, systemd's unit."""
+    """Print the configuration of nginx, uWSGI or systemd that serves the app from this directory."""
     mode = next((mode for mode in _COMPANIONS if mode in state_of(current_app).run_options), "threads")
     try:
         app, environment = _locate(info)
@@ -113,8 +113,8 @@ def _app() -> Flask:
 
 
 def _locate(info: ScriptInfo) -> tuple[Flask | str, list[str]]:
-    """Return what uWSGI is to load for the app of a ``flask`` command, and the environment that this needs."""
-    if info.create_app is not None:  # no variable names the app of a command that a project has made itself
+    """Return what uWSGI loads for the app of a ``flask`` command, and the environment variables that this needs."""
+    if info.create_app is not None:  # the command is a project's own, and no variable names its app
         return _app(), []
     path = info.app_import_path
     return LOADER, [check_literal(f"FLASK_APP={path}")] if path else []
@@ -122,7 +122,7 @@ def _locate(info: ScriptInfo) -> tuple[Flask | str, list[str]]:
 
 @contextmanager
 def _marked(url_map: Map) -> Iterator[None]:
-    """Give the WebSocket rules a method of their own."""
+    """Give the WebSocket rules the method ``WEBSOCKET`` for a while."""
     methods = [(rule, rule.methods) for rule in url_map.iter_rules() if rule.websocket]
     for rule, _ in methods:
         rule.methods = {"WEBSOCKET"}
@@ -139,12 +139,12 @@ def _show_routes(**options: Any) -> None:
         click.get_current_context().invoke(flasks_routes_command, **options)
 
 
-#: Flask's ``flask routes``, which tells the WebSocket routes from the others; an entry point in ``flask.commands``.
+#: Flask's ``flask routes``, with WebSocket routes marked. It is an entry point in ``flask.commands``.
 routes_command = copy(flasks_routes_command)
 routes_command.callback = _show_routes
 
 
-websocket_cli = AppGroup("websocket", help="Look after WebSockets: routes, counters, uWSGI's options.")
+websocket_cli = AppGroup("websocket", help="Show WebSocket routes and counters, and check uWSGI's options.")
 
 
 @websocket_cli.command("routes")
@@ -161,21 +161,21 @@ def list_routes() -> None:
 @websocket_cli.command("doctor")
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def doctor(config: Path) -> None:
-    """Say what in uWSGI's CONFIG, an ini file, will hurt WebSockets; exit with 1 if anything does."""
+    """Check CONFIG, an ini file of uWSGI, for options that harm WebSockets. Exit with 1 if there are any."""
     state = state_of(current_app)
     try:
         options = read_ini(config)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if FALLBACK:
-        click.echo(f"The engine is {FALLBACK}.")
-    descriptors = number_option(options, "max-fd", 0) or None  # else it is the service's, and not this shell's
+        click.echo(f"The C extension is {FALLBACK}.")
+    descriptors = number_option(options, "max-fd", 0) or None  # without max-fd, the service sets it, not this shell
     complaints = list(diagnose(options, state.settings(current_app.config), state.engines, descriptors))
     for complaint in complaints:
         click.echo(f"- {complaint}")
     if complaints:
         raise SystemExit(1)
-    click.echo(f"Nothing in {config} hurts.")
+    click.echo(f"Nothing in {config} harms WebSockets.")
 
 
 @websocket_cli.command("stats")
@@ -183,7 +183,7 @@ def doctor(config: Path) -> None:
 def show_stats(address: str) -> None:
     """Show the counters of all workers, from uWSGI's stats server at ADDRESS (host:port, or a socket's path).
 
-    uWSGI needs --stats ADDRESS, and metrics of the names websocket.open and so on.
+    uWSGI needs --stats ADDRESS, and metrics named websocket.open and so on.
     """
     try:
         metrics = json.loads(_read_all(address)).get("metrics", {})
@@ -191,7 +191,7 @@ def show_stats(address: str) -> None:
         raise click.ClickException(f"uWSGI's stats server does not answer at {address}: {error}") from None
     counters = {name: metric["value"] for name, metric in metrics.items() if name.startswith("websocket.")}
     if not counters:
-        raise click.ClickException("this uWSGI has no metrics of WebSockets: docs/observability.md has the options")
+        raise click.ClickException("this uWSGI has no metrics of WebSockets: add the metrics in docs/observability.md")
     width = max(map(len, counters))
     for name, value in counters.items():
         click.echo(f"{name:<{width}}  {value:,}")

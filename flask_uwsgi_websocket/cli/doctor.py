@@ -1,6 +1,6 @@
-"""What in uWSGI's options will hurt WebSockets, in words.
+"""Check uWSGI's options for settings that harm WebSockets.
 
-It is told when the app is loaded, and by ``flask websocket doctor``.
+The extension does this when uWSGI loads the app, and ``flask websocket doctor`` does it for an ini file.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ..settings import Settings
 from ..worker.admission import Capacity, descriptors_for, most_by_cores, most_by_descriptors
 from .runner import CLOSE_HEADER, GREENLET_TREE, KEEPALIVE_OPTIONS
 
-#: uWSGI's options by their names: a value, or all of them when an option was given several times; True for a flag.
+#: uWSGI's options by their names: a value, or a list when an option is given several times; True for a flag.
 Options = Mapping[str, Any]
 
-#: Seconds, unless the option says more (uWSGI's defaults).
+#: uWSGI's defaults in seconds.
 _HTTP_TIMEOUT = 60
 _MERCY = 60
 
-#: What to add where an engine is missing.
+#: What to add when the option of a loop engine is missing.
 _REMEDIES = {
     "gevent": "gevent = 100 and gevent-early-monkey-patch = true",
     "asyncio": "asyncio = 100",
@@ -34,12 +34,12 @@ _REMEDIES = {
 def diagnose(
     options: Options, settings: Settings, engines: Collection[str], descriptors: int | None = None
 ) -> Iterator[str]:
-    """Yield a sentence for everything that will hurt.
+    """Yield a sentence for each option that harms WebSockets, and for each missing option that they need.
 
-    :param options: those that uWSGI runs with, or will.
-    :param settings: the app's.
-    :param engines: the options that the extension is made for, such as ``gevent``.
-    :param descriptors: how many files each worker may open, if that is known.
+    :param options: the options of uWSGI.
+    :param settings: the settings of the app.
+    :param engines: the options for loop engines that the extension needs, such as ``gevent``.
+    :param descriptors: how many files each worker may open, or None if unknown.
     """
     if missing := set(engines) - options.keys():
         remedy = " and ".join(_REMEDIES[engine] for engine in sorted(missing))
@@ -48,7 +48,7 @@ def diagnose(
         yield f"{' and '.join(sorted(missing))} {verb} missing, which {extension} needs: add {remedy}."
     if "https-socket" in options:
         yield (
-            "https-socket keeps TLS to itself, so that no WebSocket can be served: use https, or a proxy that ends TLS."
+            "https-socket keeps TLS to itself and cannot serve WebSockets: use https, or a proxy that terminates TLS."
         )
     yield from _diagnose_http(options)
     yield from _diagnose_router(options, settings)
@@ -59,18 +59,18 @@ def diagnose(
         )
     if "max-requests" in options:
         yield (
-            f"max-requests = {option(options, 'max-requests')} ends a worker and closes all its connections after so "
-            "many requests, of which each WebSocket is one."
+            f"max-requests = {option(options, 'max-requests')} ends a worker and closes all its connections after that "
+            "many requests. Each WebSocket counts as one request."
         )
     mercy = number_option(options, "worker-reload-mercy", _MERCY)
-    # Whoever develops would rather have a reload soon.
+    # In development, a fast reload matters more.
     if mercy < settings.shutdown_timeout + 2 and "python-autoreload" not in options:
         yield (
             f"worker-reload-mercy = {mercy} leaves handlers less time to end than WEBSOCKET_SHUTDOWN_TIMEOUT "
-            f"({settings.shutdown_timeout:g} s): it has to be two seconds more."
+            f"({settings.shutdown_timeout:g} s): make it two seconds longer than that."
         )
     if "master" not in options:
-        yield "master is missing: a worker that dies is not replaced, and nothing can be reloaded."
+        yield "master is missing: uWSGI cannot reload, and does not replace a worker that dies."
     yield from _diagnose_concurrency(options)
     if descriptors is not None:
         yield from _diagnose_descriptors(options, settings, descriptors)
@@ -85,14 +85,14 @@ def _diagnose_http(options: Options) -> Iterator[str]:
     is_http = options.keys() & {"http", "https", "http-socket", "https-socket"}
     if is_http and "connection:close" not in headers and not options.keys() & KEEPALIVE_OPTIONS:
         yield (
-            "uWSGI closes a connection after each response without saying so, and clients that keep their connections "
+            "uWSGI closes a connection after each response without saying so, and clients that reuse their connections "
             f"lose requests: add add-header = {CLOSE_HEADER}."
         )
     for address in map(str, option_values(options, "http-socket")):
         if address.rpartition(":")[0] in {"", "0.0.0.0", "[::]"}:
             yield (
                 f"http-socket = {address} lets any client occupy a core for hours by sending its headers slowly: "
-                "listen on 127.0.0.1 behind a front such as nginx, or on an address that only the front can reach."
+                "listen on 127.0.0.1 behind a proxy such as nginx, or on an address that only the proxy can reach."
             )
 
 
@@ -100,14 +100,14 @@ def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
     if not options.keys() & {"http", "https"}:
         return
     if not options.keys() & {"http-websockets", "http-raw-body"}:
-        yield "http-websockets is missing: uWSGI's router drops what WebSocket clients send."
+        yield "http-websockets is missing: uWSGI's router drops the messages of WebSocket clients."
     timeout = number_option(options, "http-timeout", _HTTP_TIMEOUT)
     if settings.ping_interval is None:
         yield f"uWSGI's router ends connections that are silent for {timeout} s, and WEBSOCKET_PING_INTERVAL is None."
     elif timeout <= settings.ping_interval:
         yield (
-            f"http-timeout = {timeout} ends connections that are silent for so long, and they are pinged only every "
-            f"{settings.ping_interval:g} s (WEBSOCKET_PING_INTERVAL)."
+            f"http-timeout = {timeout} ends silent connections before their next ping, as WEBSOCKET_PING_INTERVAL is "
+            f"{settings.ping_interval:g} s: make it longer than the interval."
         )
 
 
@@ -115,18 +115,18 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
     if "gevent" in options:
         environ = {**os.environ, **dict(value.partition("=")[::2] for value in map(str, option_values(options, "env")))}
         if sys.version_info >= (3, 15) and environ.get(GREENLET_TREE) != "0":
-            yield f"on Python 3.15 uWSGI with gevent crashes at its start: add env = {GREENLET_TREE}=0."
+            yield f"on Python 3.15, uWSGI with gevent crashes at its start: add env = {GREENLET_TREE}=0."
         if not options.keys() & {"gevent-early-monkey-patch", "gevent-monkey-patch"} and not _is_patched():
             yield (
-                "gevent-early-monkey-patch is missing: whatever waits in the standard library, such as a database, "
-                "holds up all connections."
+                "gevent-early-monkey-patch is missing: a call that waits in the standard library, such as a query of a "
+                "database, blocks all connections."
             )
     elif "asyncio" not in options and "async" in options:
-        yield "async without gevent or asyncio: a WebSocket holds up all other requests of its worker. Use gevent."
+        yield "async without gevent or asyncio: a WebSocket blocks all other requests of its worker. Use gevent."
     elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
-        yield "enable-threads is missing: no thread looks after the connections, so there are no pings and deadlines."
+        yield "enable-threads is missing: the housekeeper needs a thread. Without it, there are no pings and deadlines."
     if _cores(options) < 2:
-        yield "each worker has one core: one WebSocket takes it, and nothing else is served. Use threads or gevent."
+        yield "each worker has one core: one WebSocket takes it and blocks all other requests. Use threads or gevent."
 
 
 def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _is_patched() -> bool:
 def read_ini(path: Path) -> Options:
     """Read the section ``[uwsgi]`` of a configuration file of uWSGI.
 
-    :raises ValueError: when a line is none of an ini file's.
+    :raises ValueError: when a line does not belong in an ini file.
     """
     options: dict[str, Any] = {}
     section = ""

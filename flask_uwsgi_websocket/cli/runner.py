@@ -1,4 +1,4 @@
-"""Run a Flask application in uWSGI: find the binary, find the application, replace this process by uWSGI."""
+"""Run a Flask application in uWSGI: find the binary, find the application, replace this process with uWSGI."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-#: uWSGI options that choose how one worker serves several requests at once: each replaces the defaults of
-#: another. ``processes`` is not among them, since it multiplies whatever a worker does.
+#: uWSGI options that choose how one worker serves several requests at once. Each of them replaces the defaults of
+#: another mode. ``processes`` is not one of them, because it only multiplies workers.
 CONCURRENCY_OPTIONS = frozenset({"async", "asyncio", "gevent", "loop", "threads", "tornado", "ugreen"})
 
 #: uWSGI options that name an address to listen on.
@@ -44,17 +44,17 @@ LISTEN_OPTIONS = frozenset({"http", "httprouter", "https", "https2", "socket"}).
 #: to the closed connection.
 CLOSE_HEADER = "Connection: close"
 
-#: The options with which uWSGI does not close connections.
+#: The options that make uWSGI keep connections open.
 KEEPALIVE_OPTIONS = frozenset({"http-keepalive", "http11-socket"})
 
-#: The variable that turns off gevent's notes of greenlets, which are for debugging. With them, uWSGI on Python 3.15
-#: crashes at its start, whatever app it serves.
+#: The environment variable that turns off gevent's tracking of greenlets, which is for debugging. With it on, uWSGI on
+#: Python 3.15 crashes at its start, whatever app it serves.
 GREENLET_TREE = "GEVENT_TRACK_GREENLET_TREE"
 
-#: In the order in which uWSGI needs them.
+#: uWSGI options that load plugins, in the order in which uWSGI needs them.
 _PLUGIN_OPTIONS = ("plugin-dir", "plugins-dir", "plugin", "plugins", "need-plugin", "need-plugins")
 _MAIN_GUARDS = frozenset({"__name__ == '__main__'", "'__main__' == __name__"})
-#: What uWSGI expands in the value of any option, and what would end the option's line in a file.
+#: Finds what uWSGI expands in the value of any option, and what would end the line of an option in a file.
 _find_special = re.compile(r"[$%@]\(|[\r\n]").search
 _VIRTUALENV_OPTIONS = frozenset({"home", "pyhome", "venv", "virtualenv"})
 
@@ -62,11 +62,11 @@ _VIRTUALENV_OPTIONS = frozenset({"home", "pyhome", "venv", "virtualenv"})
 def find_uwsgi(uwsgi_binary: str | None = None) -> str:
     """Return the path of the uWSGI binary.
 
-    Looked for, in this order: the argument, the environment variable ``FLASK_UWSGI_BINARY``, ``uwsgi`` beside
-    the running Python (where ``pip install`` puts it), ``uwsgi`` on ``PATH``.
+    The first of these is used: the argument, the environment variable ``FLASK_UWSGI_BINARY``, ``uwsgi`` beside the
+    running Python (where ``pip install`` puts it), ``uwsgi`` on ``PATH``.
 
     :param uwsgi_binary: a path, or the name of a command on ``PATH``.
-    :raises UwsgiNotFound: there is none, or what was asked for is not an executable file.
+    :raises UwsgiNotFound: when there is no uWSGI, or when the argument or the variable names no executable file.
     """
     for source, binary in (
         ("uwsgi_binary", uwsgi_binary),
@@ -81,15 +81,15 @@ def find_uwsgi(uwsgi_binary: str | None = None) -> str:
     found = shutil.which("uwsgi", path=directory) or shutil.which("uwsgi")
     if found is None:
         raise UwsgiNotFound(
-            f"There is no uWSGI: no 'uwsgi' in {directory} and none on PATH. 'pip install uwsgi' needs a C "
-            "compiler and the Python headers (python3-dev), since it compiles it; 'pip install pyuwsgi' is "
-            "precompiled. Or name a binary with uwsgi_binary= or the environment variable FLASK_UWSGI_BINARY."
+            f"There is no uWSGI: no 'uwsgi' in {directory} and none on PATH. Run 'pip install uwsgi', which needs a C "
+            "compiler and the Python headers (python3-dev), or 'pip install pyuwsgi', which is precompiled. Or name a "
+            "binary with uwsgi_binary= or the environment variable FLASK_UWSGI_BINARY."
         )
     return found
 
 
 def _is_pyuwsgi(binary: str) -> bool:
-    """Return whether a uWSGI binary is the script of pyuwsgi, which is uWSGI as a Python extension."""
+    """Return whether a uWSGI binary is the script of pyuwsgi, which is uWSGI as a Python module."""
     try:
         with open(binary, "rb") as file:
             return b"from pyuwsgi import" in file.read(8192)
@@ -98,14 +98,14 @@ def _is_pyuwsgi(binary: str) -> bool:
 
 
 def debug_requested() -> bool:
-    """Return whether ``FLASK_UWSGI_DEBUG`` asks for debugging: it is set, and not ``0``, ``false`` or ``no``."""
+    """Return whether ``FLASK_UWSGI_DEBUG`` asks for debug mode: it is set, and not ``0``, ``false`` or ``no``."""
     return os.environ.get("FLASK_UWSGI_DEBUG", "").lower() not in {"", "0", "false", "no"}
 
 
 def with_defaults(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
-    """Return uWSGI options completed by the defaults of a mode, unless they choose another mode.
+    """Return uWSGI options with the defaults of a mode added, unless the options choose another mode.
 
-    ``gevent=500`` replaces a default ``gevent=100`` and keeps the rest, while ``threads=4`` drops them all.
+    ``gevent=500`` replaces a default ``gevent=100`` and keeps the other defaults, while ``threads=4`` drops them all.
 
     :param options: the user's options, as for :func:`run_uwsgi`.
     :param defaults: the options of the mode, one of :data:`CONCURRENCY_OPTIONS` among them.
@@ -128,25 +128,25 @@ def uwsgi_arguments(
 
     Parameters and exceptions are those of :func:`run_uwsgi`.
 
-    :param binary: path of the uWSGI binary.
+    :param binary: the path of the uWSGI binary.
     :param reload: reload when a module changes.
-    :param options: uWSGI options; they win over the defaults.
+    :param options: uWSGI options; they override the defaults.
     """
     chosen = _dashed(options or {})
-    # The keepalive housekeeper of the threaded mode is a Python thread. SIGTERM would only reload uWSGI.
+    # In the threads mode, the housekeeper is a Python thread. Without die-on-term, SIGTERM would only reload uWSGI.
     defaults: dict[str, object] = {"master": True, "enable-threads": True, "die-on-term": True}
     if not LISTEN_OPTIONS & chosen.keys():
         defaults["http"] = f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
-    # The HTTP router drops WebSockets without it; to the other sockets it means nothing.
+    # Without it, the HTTP router drops WebSockets. The other sockets ignore it.
     defaults["http-websockets"] = True
     if reload:
-        # An open WebSocket would hold a reload for uWSGI's usual 60 seconds.
+        # An open WebSocket would delay a reload for 60 seconds, uWSGI's default.
         defaults.update({"python-autoreload": 1, "worker-reload-mercy": 3})
     else:
-        # Better to end with the traceback than to answer every request with 500.
+        # uWSGI ends with the traceback of an app that it cannot load, instead of answering every request with 500.
         defaults["need-app"] = True
     if _is_pyuwsgi(binary):
-        # To reload, uWSGI would run the Python behind the virtual environment, which has no pyuwsgi.
+        # For a reload, uWSGI would otherwise run the Python behind the virtual environment, which has no pyuwsgi.
         defaults["binary-path"] = sys.executable
     if sys.prefix != sys.base_prefix and not _VIRTUALENV_OPTIONS & chosen.keys():
         defaults["virtualenv"] = check_literal(sys.prefix)
@@ -154,9 +154,9 @@ def uwsgi_arguments(
     arguments = {**defaults, **chosen}
     if not any(_is_on(chosen.get(name)) for name in KEEPALIVE_OPTIONS):
         arguments["add-header"] = [*_values(chosen.get("add-header")), CLOSE_HEADER]
-    # uWSGI knows the options of a plugin only after it has loaded it.
+    # uWSGI knows the options of a plugin only after it has loaded the plugin.
     plugins = {name: arguments.pop(name) for name in _PLUGIN_OPTIONS if name in arguments}
-    # uWSGI puts each pythonpath before the last: the user's wins over the application's own directory.
+    # uWSGI puts each pythonpath before the previous one, so the user's comes before the application's own directory.
     location = {name: check_literal(value) for name, value in locate_app(app).items()}
     return [binary, *_spell(plugins), *_spell(location), *_spell(arguments)]
 
@@ -164,8 +164,8 @@ def uwsgi_arguments(
 def check_literal(value: str) -> str:
     """Return *value*, the value of an option, if uWSGI takes it literally.
 
-    :raises RuntimeError: uWSGI would change it. It expands ``$(``, ``%(`` and ``@(`` to variables of the environment,
-        options and files, and nothing quotes them.
+    :raises RuntimeError: when uWSGI would change the value. It expands ``$(``, ``%(`` and ``@(`` to environment
+        variables, options and files, and they cannot be quoted.
     """
     if match := _find_special(value):
         raise RuntimeError(
@@ -183,23 +183,23 @@ def run_uwsgi(
     uwsgi_binary: str | None = None,
     **options: object,
 ) -> None:
-    """Replace this process by uWSGI serving an application.
+    """Replace this process with uWSGI, which serves an application.
 
-    It returns only when there is nothing to run, because uWSGI or the ``flask`` command has imported the
-    application already and serves it; one sentence on stderr says so.
+    The call returns only when uWSGI or the ``flask`` command has loaded the application already and serves it. A
+    sentence on stderr says so.
 
     :param app: the application, or where uWSGI finds it: ``"module:variable"`` or ``"module:factory()"``.
-    :param debug: reload when a module changes, and run the application in debug mode; so does the environment
-        variable ``FLASK_UWSGI_DEBUG``.
-    :param host: name or address to listen on.
-    :param port: TCP port to listen on.
+    :param debug: reload when a module changes, and run the application in debug mode. The environment variable
+        ``FLASK_UWSGI_DEBUG`` does the same.
+    :param host: the name or address to listen on.
+    :param port: the TCP port to listen on.
     :param uwsgi_binary: as for :func:`find_uwsgi`.
-    :param options: uWSGI options by their names, ``_`` for ``-``: ``True`` is a flag, ``False`` and ``None``
-        leave the option out, a list or tuple repeats it. An address to listen on (``http="..."``,
-        ``http_socket="..."``, ``socket="..."``) replaces ``host`` and ``port``.
-    :raises UwsgiNotFound: there is no uWSGI.
-    :raises AsyncioNotAvailable: the asyncio engine is asked for, and this uWSGI has none.
-    :raises RuntimeError: no importable name leads to the application.
+    :param options: uWSGI options by their names, with ``_`` for ``-``. ``True`` is a flag, ``False`` and ``None`` leave
+        the option out, a list or tuple repeats it. An address to listen on (``http="..."``, ``http_socket="..."``,
+        ``socket="..."``) replaces ``host`` and ``port``.
+    :raises UwsgiNotFound: when there is no uWSGI binary.
+    :raises AsyncioNotAvailable: when the options ask for the asyncio loop engine, which this uWSGI lacks.
+    :raises RuntimeError: when no importable name leads to the application.
     """
     if uwsgi is not None:
         server = "uWSGI"
@@ -208,8 +208,8 @@ def run_uwsgi(
     else:
         debug = debug or debug_requested()
         if debug:
-            # The autoreloader watches only what was imported: it would never see a script again that was saved with
-            # a mistake.
+            # The autoreloader watches imported modules only. Once a script was saved with a mistake, it would not see
+            # the script change again.
             options = {"touch_reload": getattr(sys.modules["__main__"], "__file__", None), **options}
         arguments = uwsgi_arguments(
             app, binary=find_uwsgi(uwsgi_binary), host=host, port=port, reload=debug, options=options
@@ -219,13 +219,13 @@ def run_uwsgi(
 
 
 def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn:
-    """Replace this process by uWSGI, and say so: in a terminal by a block of lines, otherwise by one.
+    """Replace this process with uWSGI, and print the start-up block in a terminal, or else the command line.
 
-    :param arguments: those of :func:`uwsgi_arguments`.
-    :param app: the application, if it is here already.
+    :param arguments: the result of :func:`uwsgi_arguments`.
+    :param app: the application, if it is loaded already.
     :param debug: run the application in debug mode.
-    :raises AsyncioNotAvailable: the asyncio engine is asked for, and this uWSGI has none.
-    :raises SystemExit: a port is in use.
+    :raises AsyncioNotAvailable: when the arguments ask for the asyncio loop engine, which this uWSGI lacks.
+    :raises SystemExit: when a port is in use.
     """
     options = read_arguments(arguments)
     _check_engine(arguments[0], options)
@@ -233,12 +233,12 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
     environ = dict(os.environ)
     if not sys.stdout.isatty():
         click.echo(f"Running: {shlex.join(arguments)}")
-    elif app is not None and state_of(app).coroutines is not None:  # its worker shows the block, when the app is loaded
+    elif app is not None and state_of(app).coroutines is not None:  # the worker prints the block once the app is loaded
         environ[BLOCK_VARIABLE] = describe(arguments, options, app, debug)
     else:
         click.echo(describe(arguments, options, app, debug))
     if debug:
-        # Flask's own variable is for what a factory does before there is an extension.
+        # Flask's own variable is for the code of a factory that runs before the extension is initialised.
         environ.update(FLASK_DEBUG="true", FLASK_UWSGI_DEBUG="true")
     if sys.version_info >= (3, 15) and "gevent" in options:
         environ.setdefault(GREENLET_TREE, "0")
@@ -246,19 +246,19 @@ def exec_uwsgi(arguments: list[str], app: Flask | None, debug: bool) -> NoReturn
 
 
 def _check_ports(options: Mapping[str, list[Any]]) -> None:
-    """Check that the ports to listen on are free: uWSGI itself would end in a line about ``bind()``.
+    """Check that the ports to listen on are free. uWSGI itself would only report a failed ``bind()``.
 
-    :raises SystemExit: a port is in use, or is no port. The text is a sentence, as that of Flask's own server.
+    :raises SystemExit: when a port is in use or too high. The text is a sentence, as from Flask's own server.
     """
     for name in ("http", "http-socket", "https"):
         for address in map(str, options.get(name, ()) if "reuse-port" not in options else ()):
             host, _, port = address.partition(",")[0].rpartition(":")
             if port.isdecimal() and int(port) > 65535:
-                raise SystemExit(f"There is no port {port}: the last one is 65535.")
+                raise SystemExit(f"There is no port {port}: choose one up to 65535.")
             if port.isdecimal() and _is_in_use(host.strip("[]"), int(port)):
                 raise SystemExit(
-                    f"Port {port} is in use by another program. Stop that one, or choose another port: port= of "
-                    "app.run(), --port of flask uwsgi run."
+                    f"Port {port} is in use by another program. Stop that program, or choose another port by port= of "
+                    "app.run() or --port of flask uwsgi run."
                 )
 
 
@@ -273,19 +273,19 @@ def _is_in_use(host: str, port: int) -> bool:
 
 
 def _check_engine(binary: str, options: Mapping[str, object]) -> None:
-    """Check that uWSGI has an asyncio engine where one is needed: itself, it would say "unrecognized option"."""
+    """Check that uWSGI has the asyncio loop engine if the options ask for it: uWSGI says only "unrecognized option"."""
     if "asyncio" not in options or options.keys() & set(_PLUGIN_OPTIONS):  # a plugin may bring it
         return
     known = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False).stdout.split()
     if not {"--asyncio", "--greenlet"} <= set(known):
         raise AsyncioNotAvailable(
             f"{binary} was compiled without the plugins asyncio and greenlet, which the asyncio mode needs: "
-            "docs/modes.md has the commands that compile it with them. To develop, 'flask run' will do."
+            "docs/modes.md has the commands that compile it with them. For development, 'flask run' is enough."
         )
 
 
 def read_arguments(arguments: Iterable[str]) -> dict[str, list[Any]]:
-    """Return the options among uWSGI's arguments by their long names: all values of each, True for a flag."""
+    """Return the options among uWSGI's arguments by their long names, each with all its values; True for a flag."""
     options: dict[str, list[Any]] = {}
     values: list[Any] = []
     for argument in arguments:
@@ -301,12 +301,12 @@ def read_arguments(arguments: Iterable[str]) -> dict[str, list[Any]]:
 def locate_app(app: Flask | str) -> dict[str, str]:
     """Return the uWSGI options that make it load an application.
 
-    A Flask object is looked for by identity in ``__main__`` and in the module of its import name, among the
-    variables that an import binds: what a script binds below ``if __name__ == "__main__":``, uWSGI will not
-    see. Failing that, a factory ``create_app()`` or ``make_app()`` there is called.
+    For a Flask object, the options name a variable that holds it, in ``__main__`` or in the module of its import name.
+    A variable that a script binds below ``if __name__ == "__main__":`` does not count, because uWSGI does not see it.
+    If there is no such variable, the options name a factory ``create_app()`` or ``make_app()`` in these modules.
 
     :param app: the application, ``"module:variable"`` or ``"module:factory()"``.
-    :raises RuntimeError: no importable name leads to the application.
+    :raises RuntimeError: when no importable name leads to the application.
     """
     if isinstance(app, str):
         return {**_import_root(app.partition(":")[0]), "module": app}
@@ -323,8 +323,8 @@ def locate_app(app: Flask | str) -> dict[str, str]:
             if _needs_no_arguments(variables.get(name)):
                 return _load_options(module, f"{name}()")
     raise RuntimeError(
-        f"uWSGI imports the application, and no name leads it to {app!r}: no variable of {' or '.join(names)} "
-        "holds it, not counting those of functions and those below if __name__ == '__main__', and there is no "
+        f"uWSGI imports the application by a name, and no name leads to {app!r}: no variable of {' or '.join(names)} "
+        "holds it (variables of functions and below if __name__ == '__main__' do not count), and there is no "
         "create_app() or make_app() without required arguments. Bind it to a variable at the top level of a "
         'module, or pass app="module:variable" or app="module:factory()".'
     )
@@ -335,7 +335,8 @@ def _load_options(module: ModuleType, variable: str) -> dict[str, str]:
     name = module.__name__
     if name == "__main__":
         spec = module.__spec__
-        # A spec tells python -m package.module from python file.py, and from python directory/ by its name.
+        # Only python -m package.module has a spec with the module's name: python file.py has none, and that of
+        # python directory/ is named __main__.
         if spec is None or spec.name == "__main__":
             return _load_script_options(os.path.realpath(str(module.__file__)), variable)
         name = spec.name
@@ -346,34 +347,34 @@ def _load_script_options(path: str, variable: str) -> dict[str, str]:
     """Return the uWSGI options that load a variable, or a ``factory()``, of a script."""
     directory, file = os.path.split(path)
     name, suffix = os.path.splitext(file)
-    options = {"pythonpath": glob.escape(directory)}  # uWSGI takes a pattern
-    # Inside uWSGI the modules __main__ and uwsgi are its own.
+    options = {"pythonpath": glob.escape(directory)}  # uWSGI reads it as a pattern
+    # Inside uWSGI, the names __main__ and uwsgi belong to modules of uWSGI.
     if suffix == ".py" and name.isidentifier() and name not in {"__main__", "uwsgi"}:
         return {**options, "module": f"{name}:{variable}"}
     if variable.endswith("()"):
         raise RuntimeError(
-            f"uWSGI calls factories of importable modules only, and {variable} is in the file {file!r}. Give "
-            "the file a module's name, or bind the application to a variable at its top level."
+            f"uWSGI calls factories of importable modules only, and {variable} is in the file {file!r}. Give the file "
+            "the name of a module, such as app.py, or bind the application to a variable at its top level."
         )
     return {**options, "wsgi-file": path, "callable": variable}
 
 
 def _import_root(name: str) -> dict[str, str]:
-    """Return the uWSGI option for the directory that a module is imported from, if it takes one."""
+    """Return the uWSGI option for the directory that a module is imported from, if uWSGI needs one."""
     try:
         spec = importlib.util.find_spec(name.partition(".")[0])
     except ValueError:  # a module made by hand has no spec
         return {}
     locations = [] if spec is None else list(spec.submodule_search_locations or [spec.origin or ""])
     root = os.path.dirname(locations[0]) if locations else ""
-    # Installed packages are found without, and should not come before the standard library.
+    # Python finds installed packages without it, and they should not come before the standard library.
     if not root or os.path.basename(root) in {"site-packages", "dist-packages"}:
         return {}
     return {"pythonpath": glob.escape(os.path.abspath(root))}
 
 
 def _importable_variables(module: ModuleType) -> Mapping[str, object]:
-    """Return the variables of a module that it also has when it is imported rather than run."""
+    """Return the variables that a module also has when it is imported instead of run."""
     if module.__name__ != "__main__":
         return vars(module)
     try:
@@ -405,28 +406,28 @@ def _needs_no_arguments(factory: object) -> bool:
         return False
     try:
         inspect.signature(factory).bind()
-    except (TypeError, ValueError):  # there is one without a default; it has no signature
+    except (TypeError, ValueError):  # an argument has no default; the factory has no signature
         return False
     return True
 
 
 def _dashed(options: Mapping[str, object]) -> dict[str, object]:
-    """Return options under the names that uWSGI gives them."""
+    """Return options under uWSGI's own names, with ``-`` for ``_``."""
     return {name.replace("_", "-"): value for name, value in options.items()}
 
 
 def _is_on(value: object) -> bool:
-    """Return whether an option's value puts it on the command line. 0 and the empty string do."""
+    """Return whether an option with this value goes on the command line. With 0 and the empty string it does."""
     return value is not None and value is not False
 
 
 def _values(value: object) -> list[object]:
-    """Return the values that an option puts on the command line, each with the option's name."""
+    """Return the values of an option that go on the command line, each with the option's name."""
     return [item for item in (value if isinstance(value, list | tuple) else [value]) if _is_on(item)]
 
 
 def _spell(options: Mapping[str, object]) -> Iterator[str]:
-    """Yield options as arguments, with ``=``: getopt takes an optional value in no other form."""
+    """Yield options as arguments, with ``=``, because getopt accepts an optional value in no other form."""
     for name, value in options.items():
         for item in _values(value):
             yield f"--{name}" if item is True else f"--{name}={item}"

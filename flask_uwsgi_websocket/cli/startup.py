@@ -1,4 +1,4 @@
-"""What a terminal shows when uWSGI has started: how the application is served, its WebSocket routes, its address."""
+"""The start-up block in a terminal: how uWSGI serves the application, its WebSocket routes, its address."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..protocol.speedups import FALLBACK
 if TYPE_CHECKING:
     from flask import Flask
 
-#: More routes than this are only counted.
+#: The most routes to show. Further routes are only counted.
 ROUTES_SHOWN = 10
 
-#: uWSGI's options that make HTTP addresses, with the scheme of each; the ones that clients are to use come first.
+#: uWSGI's options for HTTP addresses, with the scheme of each. The address that clients should use comes first.
 _HTTP_OPTIONS = {"https": "https", "http": "http", "http-socket": "http"}
 
 #: Hosts that stand for all addresses of this machine.
@@ -23,10 +23,10 @@ _ALL_ADDRESSES = {"", "0.0.0.0", "[::]"}
 
 
 class Address(NamedTuple):
-    """Where a server is reached.
+    """The address of a server.
 
     :param scheme: ``http`` or ``https``.
-    :param host: a name or an address, with the port.
+    :param host: a name or an IP address, with the port.
     :param is_everywhere: whether the server listens on all addresses of this machine.
     """
 
@@ -36,19 +36,19 @@ class Address(NamedTuple):
 
 
 def describe(arguments: Sequence[str], options: Mapping[str, Any], app: Flask | None, debug: bool) -> str:
-    """Return the block of lines that says what is about to run.
+    """Return the start-up block.
 
     :param arguments: uWSGI's command line.
-    :param options: the options in it.
+    :param options: the options on the command line.
     :param app: the application, if it is known.
-    :param debug: whether it will be in debug mode.
+    :param debug: whether the application runs in debug mode.
     """
     address = find_address(options)
     lines = [f" * Serving {'the application' if app is None else repr(app.name)} in uWSGI"]
     for title, texts in {
         "Mode": [_describe_mode(options)],
         "Workers": [str(_workers(options))],
-        "Engine": [FALLBACK] if FALLBACK else [],
+        "C extension": [FALLBACK] if FALLBACK else [],
         "WebSockets": _describe_routes(app, address),
         "Debug": [_describe_debug(options, debug)],
         "Command": [shlex.join(arguments)],
@@ -72,7 +72,7 @@ def find_address(options: Mapping[str, Any]) -> Address | None:
 
 def _describe_address(address: Address | None) -> list[str]:
     if address is None:
-        return ["no HTTP: for a server in front of it"]
+        return ["no HTTP: put a proxy in front of uWSGI"]
     return [f"{address.scheme}://{address.host}" + " (and all other addresses)" * address.is_everywhere]
 
 
@@ -93,7 +93,7 @@ def _describe_debug(options: Mapping[str, Any], debug: bool) -> str:
 
 
 def _describe_routes(app: Flask | None, address: Address | None) -> Iterator[str]:
-    """Yield the addresses of the WebSocket routes, cut where they are many."""
+    """Yield the addresses of the WebSocket routes, at most :data:`ROUTES_SHOWN` of them."""
     rules = sorted({_url(rule, address) for rule in app.url_map.iter_rules() if rule.websocket}) if app else []
     yield from rules[:ROUTES_SHOWN]
     if len(rules) > ROUTES_SHOWN:
@@ -101,7 +101,7 @@ def _describe_routes(app: Flask | None, address: Address | None) -> Iterator[str
 
 
 def _url(rule: Any, address: Address | None) -> str:
-    """Return the address of a rule, or its path where there is none."""
+    """Return the address of a rule, or its path if the server has no address."""
     if address is None:
         return str(rule.rule)
     host = rule.host or (f"{rule.subdomain}.{address.host}" if rule.subdomain else address.host)

@@ -1,4 +1,4 @@
-"""What uWSGI loads for ``flask uwsgi run``: the application that Flask's command would."""
+"""The module that uWSGI loads for ``flask uwsgi run``: it finds the application as the ``flask`` command does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def load_app() -> Flask:
     """Return the application that ``FLASK_APP`` names, or the one in ``wsgi.py`` or ``app.py``.
 
-    uWSGI's own names of applications, ``module:factory()``, have no arguments.
+    uWSGI's own way to name an application, ``module:factory()``, takes no arguments.
     """
     try:
         return ScriptInfo(os.environ.get("FLASK_APP")).load_app()
@@ -27,11 +27,11 @@ def load_app() -> Flask:
 
 
 def _keep_watching(error: BaseException | None) -> None:
-    """Have uWSGI's autoreloader see the modules that could not be imported, for one of them is to be mended.
+    """Keep the modules that failed to import in ``sys.modules``, so that fixing one of them triggers a reload.
 
-    It watches the files of ``sys.modules``, which Python has removed them from.
+    uWSGI's autoreloader watches the files of ``sys.modules``, from which Python has removed these modules.
     """
-    seen: set[BaseException] = set()  # one may be its own cause
+    seen: set[BaseException] = set()  # an exception may be its own cause
     while error is not None and error not in seen:
         seen.add(error)
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]

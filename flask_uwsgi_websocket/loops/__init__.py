@@ -1,1 +1,1 @@
-"""How threads, greenlets and tasks wait: one module for each concurrency mode. Nothing here knows WebSockets."""
+"""How threads, greenlets and tasks wait: a module for each concurrency mode. Nothing here knows about WebSockets."""

@@ -1,4 +1,4 @@
-"""What a connection needs of its concurrency mode, and no more: wait, call back, let the others run."""
+"""The interface between a connection and its concurrency mode: wait, call back, let other connections run."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-#: A function to run now and then. It returns the seconds until its next run, or None for no more.
+#: A function that runs repeatedly. It returns the seconds until its next run, or None to stop.
 Tick = Callable[[], "float | None"]
 
 
 class Loop(Protocol):
-    """What every mode can do.
+    """The operations of every mode.
 
-    What is awaited, waits. In asyncio it suspends its task; in threads and greenlets it never suspends but blocks
-    its caller, so that :func:`run` can run them to their end. All else may be called from any thread.
+    The awaitable operations wait. In asyncio they suspend the task. In threads and greenlets they block the caller and
+    never suspend, so that :func:`run` can run them to their end. All other operations may be called from any thread.
     """
 
-    #: Whether callbacks run whenever a handler waits, for whatever it is.
+    #: Whether callbacks run while a handler waits for anything.
     gives_way: bool
 
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
-        """Wait until *fd* can be read or has ended; return False when *timeout* seconds have passed."""
+        """Wait until *fd* is readable or has ended. Return False when *timeout* seconds have passed."""
 
     def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
-        """Wait until *fd* takes more or has ended; return False when *timeout* seconds have passed."""
+        """Wait until *fd* is writable or has ended. Return False when *timeout* seconds have passed."""
 
     async def sleep(self, seconds: float) -> None:
-        """Let the other connections of this worker run, and come back after *seconds*, which may be 0."""
+        """Let the other connections of this worker run for *seconds*, which may be 0."""
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
-        """Call *callback* whenever *fd* takes more, until it returns False."""
+        """Call *callback* whenever *fd* is writable, until it returns False."""
 
     def forget(self, fd: int) -> None:
-        """Drop the callback for *fd*. It is not closed while somebody waits for it."""
+        """Drop the callback for *fd*. The connection closes *fd* only when nobody waits for it."""
 
     def run_aside(self, function: Callable[[], None]) -> None:
         """Call *function* where it may wait and holds nobody up. Called by a tick."""
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        """Call *tick* in *interval* seconds, and again whenever it says."""
+        """Call *tick* after *interval* seconds, and again after each delay that it returns."""
 
 
 class BlockingLoop(Loop, Protocol):
-    """What the modes that block can do, besides."""
+    """The operations of the modes that block: threads and gevent."""
 
     def block_until_readable(self, fd: int) -> None:
-        """Wait until *fd* can be read or has ended."""
+        """Wait until *fd* is readable or has ended."""
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -63,9 +63,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def allocate_lock() -> threading.Lock:
-    """Return a lock of the interpreter, also where gevent has replaced them.
+    """Return a lock of the interpreter, even where gevent has patched ``threading``.
 
-    It is for sections that never wait, so that no greenlet ever has to wait for another one's.
+    Only sections that never wait may hold it, so that no greenlet waits for a lock of another greenlet.
     """
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:
@@ -75,7 +75,7 @@ def allocate_lock() -> threading.Lock:
 
 
 def allocate_rlock() -> threading.RLock:
-    """Return a lock as :func:`allocate_lock` does, which the thread that holds it may take again."""
+    """Return a lock as :func:`allocate_lock` does, which the thread that holds it may acquire again."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:
         return threading.RLock()

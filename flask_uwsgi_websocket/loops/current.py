@@ -1,4 +1,4 @@
-"""The loop of a blocking caller: of its greenlet, or of its thread."""
+"""The loop of a blocking caller, which is a greenlet or a thread."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .greenlets import GeventLoop, is_in_gevent, warn_if_unpatched
 from .threads import ThreadLoop
 
 _thread_loop = ThreadLoop()
-# By the id() of gevent's hub or asyncio's loop, which cannot be another's as long as the value refers to it.
+# The keys are the id() of gevent's hubs. A loop refers to its hub, so no other hub gets the id while the loop exists.
 _gevent_loops: WeakValueDictionary[int, GeventLoop] = WeakValueDictionary()
 
 
 def current_blocker() -> object:
-    """Return what a blocking call holds up here: the greenlet of gevent, or else the thread."""
+    """Return what a blocking call blocks here: gevent's current greenlet, or else the thread."""
     return sys.modules["gevent"].getcurrent() if is_in_gevent() else threading.get_ident()
 
 
 def current_blocking_loop() -> BlockingLoop:
-    """Return the loop for the caller: gevent's inside one of its greenlets, else the one for threads."""
+    """Return the caller's loop: gevent's in a greenlet of gevent, else the loop for threads."""
     if not is_in_gevent():
         return _thread_loop
     from gevent import get_hub

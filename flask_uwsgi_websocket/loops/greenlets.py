@@ -1,4 +1,4 @@
-"""How greenlets of gevent wait: in the hub."""
+"""The loop for gevent: greenlets wait in the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 
 
 class GeventLoop:
-    """Waits in gevent's hub. A native thread may wait too: it has a hub of its own."""
+    """Waits in gevent's hub. A native thread may wait, too, in a hub of its own."""
 
     gives_way = True
 
@@ -28,7 +28,7 @@ class GeventLoop:
         self._hub = hub
         self._get_hub = get_hub
         self._getcurrent = getcurrent
-        # The io watchers, touched in the hub's thread only.
+        # The io watchers. Only the hub's thread uses them.
         self._readers: dict[int, Any] = {}
         self._writers: dict[int, Any] = {}
 
@@ -38,14 +38,14 @@ class GeventLoop:
         return self._wait(wait_read, fd, timeout)
 
     def block_until_readable(self, fd: int) -> None:
-        """Wait with a watcher that is kept for the next time: a new one costs more than all the rest."""
+        """Wait with a watcher that is kept for the next wait: to create one costs more than the rest of the wait."""
         if self._get_hub() is not self._hub:
             run(self.wait_readable(fd, None))
             return
         watcher = self._readers.get(fd)
         if watcher is None:
             watcher = self._readers[fd] = self._hub.loop.io(fd, 1)
-        elif watcher.active:  # somebody else waits for it, too
+        elif watcher.active:  # another greenlet waits with it
             run(self.wait_readable(fd, None))
             return
         watcher.start(self._getcurrent().switch)
@@ -53,7 +53,7 @@ class GeventLoop:
             self._hub.switch()
         finally:
             watcher.stop()
-            if self._readers.get(fd) is not watcher:  # it was forgotten meanwhile
+            if self._readers.get(fd) is not watcher:  # forget() was called meanwhile
                 watcher.close()
 
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
@@ -78,7 +78,7 @@ class GeventLoop:
     async def sleep(self, seconds: float) -> None:
         from gevent import sleep
 
-        # For 0 seconds gevent lets other greenlets run that are ready, but looks for input only every 5 ms.
+        # sleep(0) runs the other greenlets that are ready, but gevent then looks for input only every 5 ms.
         sleep(max(seconds, 1e-9))
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
@@ -91,7 +91,7 @@ class GeventLoop:
             if not callback():
                 self._forget_writer(fd)
 
-        if not callback():  # in the meantime it may have been closed, and the number be another's
+        if not callback():  # fd may have been closed meanwhile, and another connection may have its number
             return
         self._forget_writer(fd)
         self._writers[fd] = watcher = self._hub.loop.io(fd, 2)
@@ -100,7 +100,7 @@ class GeventLoop:
     def forget(self, fd: int) -> None:
         self._forget_writer(fd)
         watcher = self._readers.pop(fd, None)
-        if watcher is not None and not watcher.active:  # who waits with it, closes it
+        if watcher is not None and not watcher.active:  # the greenlet that waits with it closes it
             watcher.close()
 
     def _forget_writer(self, fd: int) -> None:
@@ -117,7 +117,7 @@ class GeventLoop:
     def run_every(self, interval: float, tick: Tick) -> None:
         from gevent import spawn
 
-        spawn(self._run, interval, tick)  # it refers to this loop, which thus lives as long as it
+        spawn(self._run, interval, tick)  # the greenlet refers to this loop and keeps it alive
 
     def _run(self, interval: float, tick: Tick) -> None:
         from gevent import sleep
@@ -129,7 +129,7 @@ class GeventLoop:
 
 
 def is_in_gevent() -> bool:
-    """Tell whether the caller is one of gevent's greenlets."""
+    """Return whether the caller is a greenlet of gevent."""
     gevent = sys.modules.get("gevent")
     return gevent is not None and isinstance(gevent.getcurrent(), gevent.Greenlet)
 
@@ -140,7 +140,7 @@ def warn_if_unpatched() -> None:
 
     if not is_module_patched("socket"):
         logger.warning(
-            "gevent serves this process, but the standard library is not patched: whatever else waits in a handler "
-            "holds up all connections. Start uwsgi with --gevent-early-monkey-patch; elsewhere, begin with "
-            "gevent.monkey.patch_all()."
+            "gevent serves this process, but the standard library is not patched: any other blocking call in a handler "
+            "blocks all connections. Start uwsgi with --gevent-early-monkey-patch. On another server, call "
+            "gevent.monkey.patch_all() before anything else."
         )

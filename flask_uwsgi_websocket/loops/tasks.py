@@ -1,4 +1,4 @@
-"""How tasks of asyncio wait: in their event loop."""
+"""The loop for asyncio: tasks wait in their event loop."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 
 
 class AsyncioLoop:
-    """Waits in an asyncio event loop, to whose thread waiting and :meth:`forget` belong."""
+    """Waits in an asyncio event loop. Only the thread of that event loop may wait and call :meth:`forget`."""
 
     gives_way = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # asyncio keeps one reader and one writer for a descriptor; here any number may wait. A reader stays with its
-        # descriptor until it is called and nobody waits, as most often somebody soon waits again.
+        # asyncio keeps one reader and one writer for a descriptor; here any number of tasks may wait. A reader stays
+        # with its descriptor until it is called while no task waits, because most often a task soon waits again.
         self._readers: dict[int, list[asyncio.Future[bool]]] = {}
         self._writers: dict[int, list[asyncio.Future[bool]]] = {}
         self._callbacks: dict[int, Callable[[], bool]] = {}
@@ -39,8 +39,8 @@ class AsyncioLoop:
         return self._wait(self._writers.setdefault(fd, []), timeout)
 
     def _wait(self, waiting: list[asyncio.Future[bool]], timeout: float | None) -> Awaitable[bool]:
-        """Return what ends a wait. A bare future, where it can be: a coroutine around it would cost as much again."""
-        if waiting:  # by others, or once by tasks that were cancelled
+        """Return an awaitable for the wait: a bare future, if possible, as a coroutine around it doubles the cost."""
+        if waiting:  # futures of other tasks, or of tasks that were cancelled
             waiting[:] = [future for future in waiting if not future.done()]
         future = self._loop.create_future()
         waiting.append(future)
@@ -82,7 +82,7 @@ class AsyncioLoop:
         self._loop.call_soon_threadsafe(self._watch, fd, callback)
 
     def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
-        if not callback():  # in the meantime it may have been closed, and the number be another's
+        if not callback():  # fd may have been closed meanwhile, and another connection may have its number
             return
         self._callbacks[fd] = callback
         self._loop.add_writer(fd, self._writable, fd)
@@ -106,9 +106,9 @@ class AsyncioLoop:
             self._loop.call_later(delay, self._run, tick)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine in a task, which sees the caller's context variables; from any thread.
+        """Run a coroutine in a task that sees the caller's context variables. May be called from any thread.
 
-        What it raises is the caller's alone: a SystemExit would end the event loop.
+        An exception goes to the future alone: raised in the task, a SystemExit would end the event loop.
         """
         result: Future[T] = Future()
 
@@ -133,19 +133,20 @@ _asyncio_loops: WeakValueDictionary[int, AsyncioLoop] = WeakValueDictionary()
 def current_asyncio_loop() -> AsyncioLoop:
     """Return the loop for the event loop that is running in this thread.
 
-    :raises RuntimeError: when there is none.
+    :raises RuntimeError: when no event loop is running.
     """
     return _asyncio_loop(asyncio.get_running_loop())
 
 
 def background_asyncio_loop() -> AsyncioLoop:
-    """Return the loop for coroutines of a server that has none: one for all its threads, in a thread of its own.
+    """Return the loop for coroutines on a server without an event loop. All its threads share this one.
 
-    It lives as long as the process, as what coroutines share, such as a queue, belongs to the loop.
+    The loop runs in a thread of its own. It lives as long as the process, because objects that coroutines share, such
+    as a queue, belong to one event loop.
     """
     global _background
     with _starting:
-        if _background is None or not _background[0].is_alive():  # a fork has left it behind
+        if _background is None or not _background[0].is_alive():  # the thread did not survive a fork
             loop = asyncio.new_event_loop()
             thread = threading.Thread(
                 target=_keep_running, args=(loop,), name="flask-uwsgi-websocket-asyncio", daemon=True
@@ -156,7 +157,7 @@ def background_asyncio_loop() -> AsyncioLoop:
 
 
 def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop of all handlers whatever one of their tasks does: an exit, or ``stop()``, would end it for all."""
+    """Run the event loop of all handlers, and run it again when a task ends it by an exit or ``stop()``."""
     while True:
         try:
             loop.run_forever()
@@ -165,7 +166,7 @@ def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
 
 
 _background: tuple[threading.Thread, AsyncioLoop] | None = None
-_starting = threading.Lock()  # of two threads that are the first, each would start its own
+_starting = threading.Lock()  # keeps two threads from starting a loop each
 
 
 def _asyncio_loop(running: asyncio.AbstractEventLoop) -> AsyncioLoop:

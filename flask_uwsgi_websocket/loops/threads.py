@@ -1,4 +1,4 @@
-"""How threads wait: with poll(2), each for itself."""
+"""The loop for threads: each thread waits in poll(2)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from contextlib import suppress
 
 from .base import Tick
 
-#: The most milliseconds that poll(2) takes: 24 days.
+#: The longest timeout of poll(2) in milliseconds: 24 days.
 _LONGEST_POLL = 2**31 - 1
 
 
 class ThreadLoop:
-    """Waits with poll(2) in the caller's thread; one background thread does the rest while there is any."""
+    """Waits with poll(2) in the caller's thread. A background thread runs the callbacks and the tick until it stops."""
 
     gives_way = False
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held around what follows
+        self._lock = threading.Lock()  # held around the attributes below
         self._writers: dict[int, Callable[[], bool]] = {}
         self._wake: socket.socket | None = None
 
@@ -42,7 +42,7 @@ class ThreadLoop:
         with self._lock:
             self._writers[fd] = callback
             if self._wake is not None:
-                with suppress(BlockingIOError):  # it is full of wake-ups already
+                with suppress(BlockingIOError):  # the socket is full of wake-ups already
                     self._wake.send(b"\0")
 
     def forget(self, fd: int) -> None:
@@ -53,7 +53,7 @@ class ThreadLoop:
         threading.Thread(target=function, name="flask-uwsgi-websocket-aside", daemon=True).start()
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        pair = socket.socketpair()  # not in the thread: its caller is to hear that there are no more descriptors
+        pair = socket.socketpair()  # outside of the thread, so that the caller sees when descriptors have run out
         try:
             arguments = (interval, tick, *pair)
             threading.Thread(target=self._run, args=arguments, name="flask-uwsgi-websocket", daemon=True).start()
@@ -73,7 +73,7 @@ class ThreadLoop:
                 delay = tick()
         finally:
             with self._lock:
-                if self._wake is wake:  # a successor may have started
+                if self._wake is wake:  # a newer thread may have replaced it
                     self._wake = None
             woken.close()
             wake.close()
@@ -97,6 +97,6 @@ class ThreadLoop:
 
 
 def _poll(fd: int, event: int, timeout: float | None) -> bool:
-    poll = select.poll()  # not select(2), which ends at descriptor 1,023
+    poll = select.poll()  # select(2) would end at descriptor 1,023
     poll.register(fd, event)
     return bool(poll.poll(None if timeout is None else min(max(0.0, timeout) * 1000, _LONGEST_POLL)))

@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""The functions of ``frames.py``, compiled. Their documentation is there.
+"""The functions of ``frames.py``, compiled. ``frames.py`` documents them.
 
-No subscript here depends on what a peer has sent: the bytes are reached by pointers, and each access stands behind
-a comparison that proves its bounds, which its comment names. Lengths and positions are signed and compared by
+Pointers read the bytes that a peer has sent, never subscripts of Python objects. A comparison before each access proves
+its bounds, and a comment at the comparison names what it proves. Lengths and positions are signed and compared by
 subtraction, so that no sum can overflow.
 """
 
@@ -13,7 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from "Python.h":
-    # Of a str or what is derived from it, unchecked.
+    # The first two do not check that their argument is a str.
     bint PyUnicode_IS_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     Py_ssize_t PyNumber_AsSsize_t(object number, void *overflow) except? -1
@@ -28,9 +28,9 @@ cdef int read_mask(bytes mask, uint32_t *key) except -1:
 cdef unsigned char copy_masked(
     unsigned char *target, const unsigned char *source, Py_ssize_t size, uint32_t mask
 ) noexcept nogil:
-    """Copy *size* bytes, masked, and return all of them or-ed together.
+    """Copy *size* bytes, masked, and return the bitwise OR of the copied bytes.
 
-    Words go through memcpy(), as they need not be aligned; the compiler makes loads and stores of it.
+    memcpy() moves the words, because they may be unaligned. The compiler turns it into loads and stores.
     """
     cdef uint64_t key = <uint64_t> mask << 32 | mask
     cdef uint64_t word, seen = 0
@@ -44,7 +44,7 @@ cdef unsigned char copy_masked(
         source += 8
         target += 8
         size -= 8
-    for i in range(<int> size):  # at most 7, and the key is in memory as the mask is, twice
+    for i in range(<int> size):  # at most 7 bytes; in memory, the key is the mask twice
         target[i] = source[i] ^ (<unsigned char *> &key)[i]
         seen_bytes |= target[i]
     seen |= seen >> 32
@@ -55,7 +55,7 @@ cdef unsigned char copy_masked(
 
 cdef str unmask_text(const unsigned char *source, Py_ssize_t size, uint32_t mask):
     """Unmask and decode UTF-8."""
-    # Most text is ASCII, and then its bytes are those of the str. What is not is decoded from there.
+    # Most text is ASCII, whose bytes are those of the str. Other text is decoded from the unmasked bytes.
     cdef str text = PyUnicode_New(size, 127)
     cdef unsigned char *data = PyUnicode_1BYTE_DATA(text)
     if copy_masked(data, source, size, mask) & NOT_ASCII:
@@ -83,7 +83,7 @@ def apply_mask(data, bytes mask not None):
 def take_messages(
     bytes data not None, Py_ssize_t position, bint masked, max_size, Py_ssize_t most, list messages not None
 ):
-    # What is larger than a size can be, is taken for the largest.
+    # A number above the largest Py_ssize_t counts as the largest.
     cdef Py_ssize_t size = PyNumber_AsSsize_t(max_size, NULL)
     cdef const unsigned char *start = <const unsigned char *> PyBytes_AS_STRING(data)
     if position < 0:
@@ -139,14 +139,14 @@ def frame(unsigned char first, payload, bytes mask not None=b""):
 
 
 cdef bytes make_frame(unsigned char first, payload, bytes mask):
-    cdef uint32_t key = 0  # which changes nothing
+    cdef uint32_t key = 0  # XOR with 0 changes nothing
     cdef Py_buffer view
     if mask:
         read_mask(mask, &key)
     if isinstance(payload, str):
         if PyUnicode_IS_ASCII(payload):
             return build(first, PyUnicode_1BYTE_DATA(payload), PyUnicode_GET_LENGTH(payload), mask, key)
-        # Not PyUnicode_AsUTF8AndSize(), which would leave a copy in the application's str for as long as that lives.
+        # PyUnicode_AsUTF8AndSize() would keep a copy in the application's str as long as that str lives.
         payload = PyUnicode_AsUTF8String(payload)
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
     try:
@@ -158,7 +158,7 @@ cdef bytes make_frame(unsigned char first, payload, bytes mask):
 cdef bytes build(unsigned char first, const unsigned char *payload, Py_ssize_t length, bytes mask, uint32_t key):
     cdef Py_ssize_t extended = 0 if length < 126 else 2 if length < 65536 else 8
     cdef Py_ssize_t masking = PyBytes_GET_SIZE(mask)
-    # Header and payload go into exactly these bytes. No object is so large that the sum could overflow.
+    # The result has exactly the size of header and payload. No object is so large that the sum could overflow.
     cdef bytes whole = PyBytes_FromStringAndSize(NULL, 2 + extended + masking + length)
     cdef unsigned char *target = <unsigned char *> PyBytes_AS_STRING(whole)
     cdef Py_ssize_t i

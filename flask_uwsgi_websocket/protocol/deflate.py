@@ -24,18 +24,18 @@ class MessageTooBig(ValueError):
 
 @dataclass(frozen=True)
 class Compression:
-    """What a server offers when compression is on (``WEBSOCKET_COMPRESSION``).
+    """How messages are compressed (permessage-deflate, RFC 7692), for ``WEBSOCKET_COMPRESSION``.
 
-    A connection that uses it costs about 40 kB for its compressor with these values, from its first compressed
-    message on, and up to 40 kB for its decompressor, whose window the client chooses.
+    With the default values, the compressor of a connection takes about 40 kB, from its first compressed message on. The
+    decompressor, whose window the client chooses, takes up to 40 kB.
 
-    :param threshold: messages shorter than this many bytes are sent uncompressed.
+    :param threshold: the length in bytes below which messages are sent uncompressed.
     :param level: zlib's level, 1 (fast) to 9 (small).
-    :param window_bits: the most window of the compressor, 9 to 15: 2**window_bits bytes.
+    :param window_bits: the largest window of the compressor, 9 to 15: 2**window_bits bytes.
     :param memory_level: zlib's ``memLevel``, 1 to 9.
-    :param context_takeover: whether a message is compressed with the help of those before it. Off, both
-        directions start afresh with each message, and an idle connection holds no compression memory.
-    :raises ValueError: when one of them is not that.
+    :param context_takeover: whether earlier messages help to compress later ones. Without it, both directions start
+        afresh with each message, and an idle connection holds no compression memory.
+    :raises ValueError: when a number is not whole or out of its range.
     """
 
     threshold: int = 1024
@@ -58,9 +58,9 @@ class Compression:
 
 @dataclass(frozen=True)
 class DeflateParameters:
-    """The outcome of a negotiation (section 7.1), seen from the server.
+    """The result of a negotiation (section 7.1), as the server sees it.
 
-    A window of None is not spoken of in the answer; it has 15 bits then.
+    The answer does not mention a window of None, which then has 15 bits.
     """
 
     server_no_context_takeover: bool = False
@@ -83,7 +83,7 @@ class DeflateParameters:
 
 
 def negotiate(offers: Iterable[Extension], config: Compression) -> DeflateParameters | None:
-    """Answer the first of a client's offers that can be accepted (section 5), or none.
+    """Return the answer to the first acceptable offer of a client (section 5), or None.
 
     :param offers: the extensions of the request, in the client's order of preference.
     """
@@ -96,7 +96,7 @@ def negotiate(offers: Iterable[Extension], config: Compression) -> DeflateParame
 
 
 def _accept(parameters: list[tuple[str, str | None]], config: Compression) -> DeflateParameters | None:
-    """Answer one offer; an unknown, repeated or wrong parameter declines it (section 7.1)."""
+    """Return the answer to one offer, or None if a parameter is unknown, repeated or invalid (section 7.1)."""
     server_bits = config.window_bits if config.window_bits < 15 else None
     client_bits = None
     server_no_context = client_no_context = not config.context_takeover
@@ -110,7 +110,7 @@ def _accept(parameters: list[tuple[str, str | None]], config: Compression) -> De
         elif name == "client_no_context_takeover" and value is None:
             client_no_context = True
         elif name == "server_max_window_bits" and _is_window(value):
-            # The answer must have it, too: "with the same or smaller value as the offer" (section 7.1.2.1).
+            # The answer must include it, "with the same or smaller value as the offer" (section 7.1.2.1).
             server_bits = min(config.window_bits, int(value))  # type: ignore[arg-type]
         elif name == "client_max_window_bits" and (value is None or _is_window(value)):
             client_bits = min(config.window_bits, int(value or 15))
@@ -119,8 +119,8 @@ def _accept(parameters: list[tuple[str, str | None]], config: Compression) -> De
     if server_bits == 8:
         return None  # the client can inflate a window of 2**8 only, which zlib cannot write
     if client_bits == 8:
-        # An answer of 8 would be an order that some clients' zlib cannot follow, and one above the offer is
-        # not allowed (section 7.1.2.2). The client keeps to its own offer without any.
+        # The zlib of some clients cannot write a window of 2**8, and the answer must not exceed the offer
+        # (section 7.1.2.2). Without an answer, the client keeps to its own offer.
         client_bits = None
     return DeflateParameters(server_no_context, client_no_context, server_bits, client_bits)
 
@@ -130,12 +130,12 @@ def _is_window(value: str | None) -> bool:
 
 
 class Deflate:
-    """Compresses and decompresses the messages of one connection.
+    """The compressor and the decompressor of one connection.
 
-    The compressor belongs to whoever may send, the decompressor to whoever may receive; they share nothing.
+    They share nothing, so one thread may compress while another decompresses.
 
-    :param parameters: the outcome of the negotiation.
-    :param config: the level, memory and threshold to compress with.
+    :param parameters: the result of the negotiation.
+    :param config: the level, memory level and threshold of the compressor.
     :param is_client: whether this end is the client.
     """
 
@@ -155,12 +155,12 @@ class Deflate:
         self._compressor: _Compress | None = None
         self._decompressor: _Decompress | None = None
         self._input = b""  # input that decompress() has not used yet
-        #: Whether :meth:`decompress` has not finished what it was given.
+        #: Whether :meth:`decompress` has more output for the part that it was given.
         self.has_more = False
 
     @property
     def recipe(self) -> tuple[int, ...] | None:
-        """What a compressed message depends on besides its payload. None if it depends on earlier messages, too."""
+        """The parameters that a compressed message depends on. None if it depends on earlier messages, too."""
         if self._keep_compressor:
             return None
         return self._window_bits, self._config.level, self._config.memory_level
@@ -176,16 +176,16 @@ class Deflate:
         return data[: -len(_TAIL)]
 
     def decompress(self, data: bytes, limit: int, most: int, *, final: bool) -> bytes:
-        """Decompress the next part of a message (section 7.2.2), or some of it.
+        """Decompress the next part of a message (section 7.2.2), as far as *most* allows.
 
-        While :attr:`has_more` is set afterwards, call it again for the rest of the same part: without data, and with
-        the same *final*.
+        While :attr:`has_more` is set afterwards, call this again for the rest of the part, without data and with the
+        same *final*.
 
         :param limit: the most bytes that the rest of the message may inflate to.
         :param most: the most bytes to return now, above 0. No more are inflated.
         :param final: whether the message ends with this part.
-        :raises MessageTooBig: when it inflates to more than the limit.
-        :raises zlib.error: when it is not deflate data.
+        :raises MessageTooBig: when the message inflates to more than *limit* bytes.
+        :raises zlib.error: when the input is not deflate data.
         """
         if self.has_more:
             data, self._input, self.has_more = self._input, b"", False
@@ -195,12 +195,12 @@ class Deflate:
             return b""
         decompressor = self._decompressor
         if decompressor is None:
-            # The largest window reads what any smaller one wrote; zlib grows it as it is needed.
+            # The largest window reads the output of any smaller one, and zlib allocates it only as needed.
             decompressor = self._decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
         most = min(most, limit + 1)
         output = decompressor.decompress(data, most)
         if len(output) > limit:
-            self._decompressor = None  # it holds what was not read of the input
+            self._decompressor = None  # it holds the unread input
             raise MessageTooBig
         if decompressor.eof:
             # A sender may end a block with BFINAL set (section 7.2.3.4); its next block starts afresh.
@@ -209,7 +209,7 @@ class Deflate:
             self.has_more = bool(self._input)
         else:
             self._input = decompressor.unconsumed_tail
-            self.has_more = len(output) == most  # zlib may hold more, also when it has read all
+            self.has_more = len(output) == most  # zlib may hold output even when it has read all input
         if final and not self.has_more and not self._keep_decompressor:
             self._decompressor = None
         return output

@@ -1,7 +1,7 @@
-"""Frames as bytes (RFC 6455 section 5.2): what is done for every message, without state.
+"""Frames as bytes (RFC 6455 section 5.2): the work for every message that needs no state.
 
-This is the pure-Python engine. ``_frames.pyx`` has the same functions, compiled; ``protocol.py`` takes those when
-they are there. Only what is common is done here: whatever is rare or wrong is left to :class:`.protocol.Protocol`.
+These functions are pure Python. ``_frames.pyx`` has the same functions, compiled, and ``speedups.py`` chooses between
+the two. They handle common frames only and leave rare and invalid ones to :class:`.protocol.Protocol`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-# The opcodes of messages, and the bits around them.
+# The opcodes of messages, and the bits FIN and MASK.
 TEXT, BINARY = 0x1, 0x2
 FIN, MASKED = 0x80, 0x80
 
@@ -19,22 +19,22 @@ def apply_mask(data: bytes | bytearray | memoryview, mask: bytes) -> bytes:
     if len(mask) != 4:
         raise ValueError("a mask has four bytes")
     size = len(data)
-    # Two big integers and one XOR: the fastest that Python has without an extension. A one above all bits keeps the
-    # result big: CPython 3.14 and newer keeps the memory of an integer that has become small for the next small one.
+    # The fastest way in pure Python is one XOR of two big integers. A 1 above all other bits keeps the result big:
+    # CPython 3.14 and newer keeps the memory of a big integer that became small, and reuses it for small integers.
     key = (mask * (size // 4 + 1))[:size] + b"\1"
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size + 1, "little")[:size]
 
 
 def take_messages(data: bytes, position: int, masked: bool, max_size: int, most: int, messages: list[Any]) -> int:
-    """Append the messages that start at *position* to *messages*, as long as each is in one frame that is all here.
+    """Parse the messages that start at *position* and append them to *messages*.
 
-    It stops before everything else: a part of a frame, a control frame, a fragment, a compressed or very long
-    message, and whatever breaks a rule.
+    Parsing stops before anything but a whole message in one complete frame: before an incomplete frame, a control
+    frame, a fragment, a compressed message, a message of 64 KiB or more, and a frame that breaks a rule.
 
-    :param masked: whether the frames have to be masked.
-    :param max_size: the most bytes that a message may have.
-    :param most: the most messages to take.
-    :returns: the position where it stopped.
+    :param masked: whether the frames must be masked.
+    :param max_size: the largest message to take, in bytes.
+    :param most: the largest number of messages to take.
+    :returns: the position where parsing stopped.
     """
     end = len(data)
     most += len(messages)
@@ -42,13 +42,13 @@ def take_messages(data: bytes, position: int, masked: bool, max_size: int, most:
         first = data[position]
         if first != FIN | TEXT and first != FIN | BINARY:
             break
-        # Where the mask bit is not as it has to be, this is above 127.
+        # A wrong mask bit makes this larger than 127.
         length = data[position + 1] ^ (MASKED if masked else 0)
         start = position + 2
         if length == 126 and end - start >= 2:
             length = data[start] << 8 | data[start + 1]
             start += 2
-            if length < 126:  # not the fewest bytes
+            if length < 126:  # not the shortest encoding
                 break
         elif length > 125:
             break
@@ -70,10 +70,10 @@ def take_messages(data: bytes, position: int, masked: bool, max_size: int, most:
 def frame(first: int, payload: str | bytes, mask: bytes = b"") -> bytes:
     """Build a frame.
 
-    :param first: its first byte: FIN, the reserved bits and the opcode.
-    :param payload: the bytes, or a text to encode.
-    :param mask: four bytes to mask it with; none from a server.
-    :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
+    :param first: the first byte: FIN, the reserved bits and the opcode.
+    :param payload: the payload; text is encoded as UTF-8.
+    :param mask: four bytes to mask the payload with; a server passes none.
+    :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 cannot encode.
     """
     if isinstance(payload, str):
         payload = payload.encode()

@@ -1,4 +1,4 @@
-"""The opening handshake, RFC 6455 section 4: an upgrade request is accepted (headers) or refused (a status).
+"""The opening handshake (RFC 6455 section 4): accept or refuse an upgrade request.
 
 A refusal is an :class:`~werkzeug.exceptions.HTTPException`, so that the application's error handlers see it.
 """
@@ -28,7 +28,7 @@ _is_token = re.compile(_TOKEN).fullmatch
 #: One ``;`` part of an extension: a name or parameter, with a value that may be quoted (section 9.1).
 _is_parameter = re.compile(rf'({_TOKEN})(?:\s*=\s*(?:({_TOKEN})|"({_TOKEN})"))?').fullmatch
 
-#: What is agreed on, as the client reads it. None of these may come twice.
+#: The headers that report the result of the negotiation. None of them may occur twice.
 _OWN_HEADERS = {"sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-extensions"}
 
 _ORIGIN = "write scheme://host or scheme://host:port"
@@ -37,14 +37,14 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class UpgradeRequired(HTTPException):
-    """426: the URL speaks WebSocket version 13 only (RFC 9110 section 15.5.22, RFC 6455 section 4.4)."""
+    """426: the URL accepts WebSockets of version 13 only (RFC 9110 section 15.5.22, RFC 6455 section 4.4)."""
 
     code = 426
-    description = "This URL speaks WebSocket, version 13, and nothing else."
+    description = "This URL accepts WebSocket connections of version 13 only."
 
     def get_headers(self, environ: WSGIEnvironment | None = None, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
-        """Add what RFC 9110 and RFC 6455 ask of a 426."""
-        # Some clients read the first Connection only, and uWSGI adds its own as the last.
+        """Add the headers that RFC 9110 and RFC 6455 require of a 426."""
+        # Some clients read only the first Connection header, and uWSGI adds its own as the last.
         is_closed = environ is not None and "uwsgi.version" in environ
         return [
             *super().get_headers(environ, *args, **kwargs),
@@ -56,7 +56,7 @@ class UpgradeRequired(HTTPException):
 
 @dataclass(frozen=True)
 class Handshake:
-    """A valid upgrade request and what the server answers to it."""
+    """A valid upgrade request and the server's answer to it."""
 
     key: str
     offered_subprotocols: Sequence[str]
@@ -66,10 +66,10 @@ class Handshake:
     def response(self, subprotocol: str | None, headers: Iterable[tuple[str, str]]) -> bytes:
         """Return the 101 response (section 4.2.2).
 
-        :param subprotocol: the one to echo, or None.
+        :param subprotocol: the subprotocol to answer with, or None.
         :param headers: more headers, such as ``Set-Cookie``.
-        :raises ValueError: for a header that would end its line, or come a second time, which fails the handshake
-            (section 11.3).
+        :raises ValueError: when a header has an invalid name or a line break, or repeats a header of the handshake, as
+            section 11.3 forbids.
         """
         fields = [
             ("Upgrade", "websocket"),
@@ -82,22 +82,22 @@ class Handshake:
             fields.append(("Sec-WebSocket-Extensions", self.deflate.header()))
         headers = list(headers)
         if own := [name for name, _ in headers if name.lower() in _OWN_HEADERS]:
-            raise ValueError(f"{own[0]} is set by the handshake itself: to choose a subprotocol, use subprotocol=")
+            raise ValueError(f"the handshake itself sets {own[0]}: to choose a subprotocol, use subprotocol=")
         lines = ["HTTP/1.1 101 Switching Protocols"]
         for name, value in (*fields, *headers):
             if not _is_token(name) or re.search(r"[\r\n\0]", value):
-                raise ValueError(f"the header {name!r} cannot be sent: {value!r}")
+                raise ValueError(f"the header {name!r} cannot be sent: its name is invalid, or {value!r} breaks a line")
             lines.append(f"{name}: {value}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 def accept_key(key: str) -> str:
-    """Return the ``Sec-WebSocket-Accept`` that proves that *key* was read (section 4.2.2)."""
+    """Return the ``Sec-WebSocket-Accept`` value that proves that the server has read *key* (section 4.2.2)."""
     return base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest()).decode()
 
 
 def is_upgrade(environ: WSGIEnvironment) -> bool:
-    """Tell whether a request asks for a WebSocket: ``Upgrade`` and ``Connection`` say so among their tokens."""
+    """Return whether a request asks for a WebSocket, in the tokens of its headers ``Upgrade`` and ``Connection``."""
     return "websocket" in _tokens(environ, "HTTP_UPGRADE") and "upgrade" in _tokens(environ, "HTTP_CONNECTION")
 
 
@@ -110,14 +110,15 @@ def negotiate_handshake(
     subprotocols: Sequence[str],
     compression: bool | Compression,
 ) -> Handshake:
-    """Check an upgrade request (section 4.2.1) and choose what to answer.
+    """Check an upgrade request (section 4.2.1) and choose the answer.
 
     :param host: the host that the client asked for, as the application sees it behind its proxies.
     :param secure: whether the request came over TLS, as far as the application can see.
     :param origins: ``"same-origin"``, ``"*"``, or a list of origins, whose hosts may begin with ``*.``.
-    :param subprotocols: those that the route speaks; the client's first choice among them is taken.
+    :param subprotocols: the subprotocols of the route. The answer has the client's first choice among them.
+    :param compression: whether to accept permessage-deflate, or how.
     :raises BadRequest: when the request breaks the RFC.
-    :raises UpgradeRequired: when it is for another version of the protocol.
+    :raises UpgradeRequired: when the request is for another version of the protocol.
     :raises Forbidden: when the ``Origin`` is not allowed.
     """
     if environ["REQUEST_METHOD"] != "GET":
@@ -150,12 +151,12 @@ def negotiate_handshake(
 
 
 def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *, secure: bool = False) -> None:
-    """Refuse a browser's page that may not connect (section 10.2).
+    """Check that a browser's page may connect (section 10.2).
 
-    "Same origin" compares host and port, and over TLS the scheme. Without TLS there may be a proxy that ends it, so
-    that a page with ``https`` passes too.
+    "Same origin" compares host and port, and over TLS also the scheme. Without TLS, a page with ``https`` passes, too,
+    because a proxy may terminate TLS.
 
-    :raises Forbidden: when it is another origin, or none at all (``null``).
+    :raises Forbidden: when the origin is not allowed, or is ``null``.
     """
     if origin is None or allowed == "*":
         return
@@ -171,8 +172,8 @@ def check_origin(origin: str | None, host: str, allowed: str | Sequence[str], *,
     except ValueError:
         pass
     raise Forbidden(
-        f"Pages of {origin!r} may not connect to {host!r}: WEBSOCKET_ALLOWED_ORIGINS lists the other origins that may. "
-        "Behind a proxy, ProxyFix tells the application its own origin."
+        f"Pages of {origin!r} may not connect to {host!r}: add the origin to WEBSOCKET_ALLOWED_ORIGINS to allow it. "
+        "Behind a proxy, install ProxyFix, so that the application knows its own origin."
     )
 
 
@@ -188,20 +189,20 @@ def check_token(name: str) -> None:
     :raises ValueError: when it cannot.
     """
     if not _is_token(name):
-        raise ValueError(f"{name!r} cannot name a subprotocol: it has characters that a token may not have")
+        raise ValueError(f"{name!r} cannot name a subprotocol: use only letters, digits and !#$%&'*+-.^_`|~")
 
 
 def parse_origin(origin: str) -> tuple[str, str, int | None]:
-    """Split an origin (RFC 6454) into scheme, host and port. The host may stand for all subdomains: ``*.example.com``.
+    """Split an origin (RFC 6454) into scheme, host and port. The host may be ``*.example.com``, for all subdomains.
 
-    :raises ValueError: when it is none: "null", or with a path.
+    :raises ValueError: when *origin* is not an origin, such as "null" or a URL with a path.
     """
     try:
         split = urlsplit(origin)
         port = split.port or _DEFAULT_PORTS.get(split.scheme)
     except ValueError as error:
         raise ValueError(f"{origin!r} is not an origin: {_ORIGIN}") from error
-    # urlsplit() repairs what it can; an origin has nothing to be repaired.
+    # urlsplit() repairs malformed input. An origin that needs repair is invalid.
     is_plain = origin.lower() == f"{split.scheme}://{split.netloc}".lower()
     if not is_plain or not split.hostname or re.search(r"[@\\\s]", origin):
         raise ValueError(f"{origin!r} is not an origin: {_ORIGIN}")
@@ -214,7 +215,7 @@ def parse_origin(origin: str) -> tuple[str, str, int | None]:
 def parse_extensions(header: str) -> list[Extension]:
     """Parse a ``Sec-WebSocket-Extensions`` header (section 9.1).
 
-    :raises BadRequest: when it does not follow the grammar.
+    :raises BadRequest: when the header does not follow the grammar.
     """
     extensions: list[Extension] = []
     for item in filter(None, map(str.strip, header.split(","))):

@@ -1,14 +1,13 @@
 """The WebSocket protocol, RFC 6455, without I/O: bytes in, events out; messages in, bytes out.
 
-A :class:`Protocol` belongs to one connection and knows neither sockets nor Flask. Its calls fall in two groups
-that may run in two threads at once, as they share nothing but flags that are only ever set:
+A :class:`Protocol` belongs to one connection and knows neither sockets nor Flask. Its methods form two groups. One
+thread may receive while another sends, because the groups share only flags that are set once and never cleared:
 
 * receiving: :meth:`~Protocol.receive_data`, :meth:`~Protocol.receive_some`, :meth:`~Protocol.receive_eof`;
-* sending: everything that returns bytes. They must reach the peer in the order in which they were made.
+* sending: every method that returns bytes. The bytes must reach the peer in the order of the calls.
 
-The parser never raises at its caller. Input that the RFC forbids *fails the connection* (section 7.1.7):
-:attr:`~Protocol.closed` then tells with which close code, and :meth:`~Protocol.replies` returns the Close frame
-that tells it to the peer.
+The parser never raises an exception. Input that the RFC forbids *fails the connection* (section 7.1.7):
+:attr:`~Protocol.closed` then has the close code, and :meth:`~Protocol.replies` returns the Close frame for the peer.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from .speedups import apply_mask, frame, take_messages
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# Opcodes, section 5.2; those of messages are in frames.py.
+# Opcodes, section 5.2. The opcodes of messages are in frames.py.
 CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
 
 # Close codes, section 7.4.1.
@@ -46,7 +45,7 @@ SERVICE_RESTART = 1012
 #: The default of ``max_message_size``, in bytes.
 MAX_MESSAGE_SIZE = 2**20
 
-#: The default of ``max_fragments``: 4 MiB in pieces of 64 bytes, which is what the most diligent test suite sends.
+#: The default of ``max_fragments``: a message of 4 MiB in fragments of 64 bytes, as the Autobahn test suite sends it.
 MAX_FRAGMENTS = 2**16
 
 _FIN, _RSV1, _RSV2_RSV3, _OPCODE, _IS_CONTROL = 0x80, 0x40, 0x30, 0x0F, 0x08
@@ -56,19 +55,19 @@ _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Ping(NamedTuple):
-    """A Ping was received; :meth:`Protocol.replies` has the Pong (section 5.5.2)."""
+    """A received Ping (section 5.5.2). :meth:`Protocol.replies` returns the Pong."""
 
     payload: bytes
 
 
 class Pong(NamedTuple):
-    """A Pong was received, asked for or not (section 5.5.3)."""
+    """A received Pong, solicited or not (section 5.5.3)."""
 
     payload: bytes
 
 
 class Close(NamedTuple):
-    """A Close frame, received or sent (section 5.5.1). 1005 stands for a frame without a code."""
+    """A Close frame, received or sent (section 5.5.1). Code 1005 stands for a frame without a code."""
 
     code: int
     reason: str = ""
@@ -79,24 +78,24 @@ Event = str | bytes | Ping | Pong | Close
 
 
 class _Failure(Exception):
-    """The input broke a rule: the close code and what to tell the peer."""
+    """The input broke a rule: the close code and the reason for the peer."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.close = Close(code, reason)
 
 
 def is_valid_close_code(code: int) -> bool:
-    """Tell whether a Close frame may carry *code* (section 7.4 and the IANA registry)."""
+    """Return whether a Close frame may carry *code* (section 7.4 and the IANA registry)."""
     return (1000 <= code <= 1014 and code not in {1004, 1005, 1006}) or 3000 <= code <= 4999
 
 
 class Protocol:
     """One end of one WebSocket connection after its handshake.
 
-    :param is_client: whether this end is the client, which masks what it sends.
-    :param max_message_size: the most bytes of a received message, over all its fragments, after inflation.
-    :param max_fragments: the most frames of a received message.
-    :param deflate: permessage-deflate as it was negotiated, or None.
+    :param is_client: whether this end is the client, which masks its frames.
+    :param max_message_size: the largest received message in bytes, over all its fragments, after inflation.
+    :param max_fragments: the largest number of frames in a received message.
+    :param deflate: permessage-deflate as negotiated, or None.
     """
 
     __slots__ = (
@@ -139,31 +138,30 @@ class Protocol:
         self._max_message_size = max_message_size
         self._max_fragments = max_fragments
         self._deflate = deflate
-        #: The Close frame that ended the connection: the first of either side; 1006 when there was none.
+        #: The Close frame that ended the connection, which is the first of either side; 1006 when there was none.
         self.closed: Close | None = None
         self.close_received: Close | None = None
         self.close_sent: Close | None = None
-        #: Whether nothing more is processed: after a Close frame, an error, or the end of the input.
+        #: Whether further input is dropped: after a Close frame, an error, or the end of the input.
         self.input_ended = False
-        #: Whether :meth:`receive_some` has left something that can be parsed without more data.
+        #: Whether :meth:`receive_some` has left input that it can parse without more data.
         self.has_input = False
-        # Of the last call of receive_some(): its work, the frames in it, and the bytes that inflation has added, which
-        # are fewer than 0 if payloads have shrunk.
+        # For the last call of receive_some(): its work, the frames in it, and the bytes that inflation has added, a
+        # negative number if payloads have shrunk.
         self.work = 0
         self.frames = 0
         self.gained = 0
         self._left = 0  # the work that this call may still do
-        self._inflating_work = 0  # the part of the work that is not frames
+        self._inflating_work = 0  # the part of the work that is inflation
         self._pongs: list[bytes] = []
-        # Input that is not parsed yet: the rest of receive_some(), or at most 139 bytes that are not yet a whole
-        # header or control frame.
+        # Unparsed input: the rest of receive_some(), or at most 139 bytes of an incomplete header or control frame.
         self._buffer = b""
         # The data frame whose payload is arriving.
         self._in_frame = False
         self._unfinished = False  # FIN is not set: another fragment follows
         self._remaining = 0
         self._mask = b""
-        # The message whose frames are arriving; opcode 0 stands for none.
+        # The message whose frames are arriving; opcode 0 means no message.
         self._opcode = 0
         self._fragments = 0
         self._compressed = False
@@ -172,24 +170,24 @@ class Protocol:
 
     @property
     def is_between_messages(self) -> bool:
-        """Whether the next byte that is received starts a new message or a control frame."""
+        """Whether the next received byte starts a new message or a control frame."""
         return not (self._opcode or self._buffer or self.input_ended)
 
     # Receiving
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take bytes from the peer, split in whatever way, and return what they complete.
+        """Parse bytes from the peer, split in any way, and return the events that they complete.
 
-        Nothing is processed after a Close frame or an error: such input is dropped.
+        Input after a Close frame or an error is dropped.
         """
         return self.receive_some(data, sys.maxsize // 1024)
 
     def receive_some(self, data: bytes, most: int) -> list[Event]:
-        """Take bytes from the peer and parse some of them, so that the caller is soon back. Return what they complete.
+        """Parse some bytes from the peer, so that the call returns soon, and return the events that they complete.
 
-        While :attr:`has_input` is set afterwards, call it again, without data, for more.
+        While :attr:`has_input` is set afterwards, call this again without data.
 
-        :param most: the work to do: a frame is 1, and so is each KiB that a compressed message inflates to.
+        :param most: the work to do: a frame counts 1, and so does each KiB that a compressed message inflates to.
         """
         events: list[Event] = []
         self._left = most
@@ -210,7 +208,7 @@ class Protocol:
         return events
 
     def receive_eof(self, reason: str = "the connection was lost without a Close frame") -> None:
-        """Take the end of the input: without a Close frame before it, the connection ended with 1006."""
+        """Process the end of the input. Without a Close frame before it, the connection has ended with 1006."""
         self._end_input(Close(ABNORMAL_CLOSURE, reason))
 
     def _end_input(self, close: Close) -> None:
@@ -223,20 +221,20 @@ class Protocol:
         self._decoder = None
 
     def _too_big(self) -> Close:
-        return Close(MESSAGE_TOO_BIG, f"a message may have {self._max_message_size} bytes")
+        return Close(MESSAGE_TOO_BIG, f"a message may have at most {self._max_message_size} bytes")
 
     def _parse(self, data: bytes, events: list[Event]) -> None:
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
         position, end = 0, len(data)
-        # After our Close, messages are read and dropped. Another thread may send it meanwhile: this is asked once, so
-        # that none is dropped before one that is not.
+        # After our own Close, messages are read and dropped. Another thread may send the Close during this call: one
+        # check ensures that no message is dropped before one that is delivered.
         messages = events if self.close_sent is None else []
         self.has_input = False
         while self._left > 0:
             if self._in_frame:
-                if self._is_inflating:  # inflate what was taken before, then take more
+                if self._is_inflating:  # inflate earlier input before taking more
                     self._receive_payload(b"", messages)
                     continue
                 chunk = data[position : position + self._remaining]
@@ -246,7 +244,7 @@ class Protocol:
                     continue
                 return
             if not self._opcode:
-                # The common case, whole messages in one frame each, needs no state.
+                # In the common case, each message is one frame and needs no state.
                 count = len(messages)
                 position = take_messages(
                     data, position, not self._is_client, self._max_message_size, self._left, messages
@@ -346,7 +344,7 @@ class Protocol:
             raise _Failure(PROTOCOL_ERROR, "a continuation has no message to continue")
 
     def _receive_payload(self, chunk: bytes, messages: list[Event]) -> None:
-        """Take the next bytes of a data frame's payload: nothing waits for the rest to be checked."""
+        """Process the next bytes of a data frame's payload, and check them at once, without the rest."""
         if self._mask and chunk:
             shift = len(chunk) % 4
             mask = self._mask
@@ -368,7 +366,7 @@ class Protocol:
                 ended = final = False
         if self._decoder is not None:
             self._decoder.decode(chunk, final)
-            # Python's decoder waits for the third byte of a surrogate, which the second one betrays.
+            # The second byte of a surrogate already gives it away, but Python's decoder waits for the third.
             if b"\xed\xa0" <= self._decoder.getstate()[0] <= b"\xed\xbf":
                 raise _Failure(INVALID_DATA, "text is not UTF-8: invalid continuation byte")
         self._message += chunk
@@ -396,13 +394,13 @@ class Protocol:
     # Sending
 
     def replies(self) -> bytes:
-        """Return the frames that what was received calls for: Pongs, and the Close that answers or fails.
+        """Return the frames that answer the input: Pongs, and a Close that answers the peer's or fails the connection.
 
-        To be called by the side that receives, after :meth:`receive_data`.
+        The receiving thread calls this after :meth:`receive_data`.
         """
         frames = b""
         if self._pongs:
-            # Also after our own Close: only that of the peer lifts the duty to answer (section 5.5.2).
+            # Our own Close does not end the duty to answer Pings; only the peer's does (section 5.5.2).
             frames = b"".join([self._frame(_FIN | PONG, payload) for payload in self._pongs])
             self._pongs.clear()
         closed = self.closed
@@ -413,7 +411,7 @@ class Protocol:
     def send_text(self, message: str) -> bytes:
         """Return the frame of a text message.
 
-        :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
+        :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 cannot encode.
         :raises ConnectionClosed: when :attr:`closed` is set.
         """
         return self._data_frame(TEXT, message)
@@ -426,11 +424,11 @@ class Protocol:
         return self._data_frame(BINARY, message)
 
     def shared_frame(self, message: SharedMessage) -> bytes | None:
-        """Return the frame of a message for many peers, for :meth:`send_frame`; None if this peer needs its own."""
+        """Return the frame of a shared message, for :meth:`send_frame`, or None if this peer needs its own frame."""
         return message.frame_for(self._deflate)
 
     def send_frame(self, whole: bytes) -> bytes:
-        """Return a data frame that was built for many peers: it is not masked.
+        """Return *whole*, a data frame for many peers, which is not masked.
 
         :raises ConnectionClosed: when :attr:`closed` is set.
         """
@@ -440,15 +438,15 @@ class Protocol:
     def send_ping(self, payload: bytes = b"") -> bytes:
         """Return a Ping frame (section 5.5.2) with at most 125 bytes of payload."""
         if len(payload) > 125:
-            raise ValueError(f"a ping may carry 125 bytes, not {len(payload)}")
+            raise ValueError(f"a ping may carry at most 125 bytes, not {len(payload)}")
         self._check_open()
         return self._frame(_FIN | PING, payload)
 
     def send_close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> bytes:
-        """Return a Close frame (section 5.5.1), or nothing when one was sent before.
+        """Return a Close frame (section 5.5.1), or no bytes when one was sent before.
 
         :param reason: at most 123 bytes of UTF-8.
-        :raises ValueError: when the code may not be sent or the reason is too long.
+        :raises ValueError: when the code must not be sent or the reason is too long.
         """
         check_close(code, reason)
         if self.close_sent is not None:
@@ -479,14 +477,14 @@ class Protocol:
         return self._frame(_FIN | opcode, payload)
 
     def _frame(self, first: int, payload: str | bytes) -> bytes:
-        """Build a frame (section 5.2), masked with new random bytes if we are the client (section 5.3)."""
+        """Build a frame (section 5.2). A client masks it with new random bytes (section 5.3)."""
         return frame(first, payload, os.urandom(4) if self._is_client else b"")
 
 
 def payload_of(message: str | ReadableBuffer) -> str | bytes:
-    """Return what a message carries: a text as it is, anything bytes-like as bytes.
+    """Return the payload of a message: a str as it is, any bytes-like object as bytes.
 
-    :raises TypeError: when it is neither.
+    :raises TypeError: when the message is neither.
     """
     if isinstance(message, (str, bytes)):
         return message
@@ -498,9 +496,9 @@ def payload_of(message: str | ReadableBuffer) -> str | bytes:
 
 
 class SharedMessage:
-    """A message that a server sends to many connections: equal frames are made once.
+    """A message that a server sends to many connections. Equal frames are built once.
 
-    :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 has no bytes for.
+    :raises UnicodeEncodeError: for a lone surrogate, which UTF-8 cannot encode.
     """
 
     def __init__(self, message: str | bytes) -> None:
@@ -511,7 +509,7 @@ class SharedMessage:
         self._compressed: dict[tuple[int, ...], bytes] = {}
 
     def frame_for(self, deflate: Deflate | None) -> bytes | None:
-        """Return the frame for a connection; None if its compressor must make it, as it keeps its context."""
+        """Return the frame for a connection, or None if its own compressor, which keeps its context, must make it."""
         if deflate is None or len(self._payload) < deflate.threshold:
             return self._plain
         recipe = deflate.recipe
@@ -523,21 +521,21 @@ class SharedMessage:
 
 
 def check_close(code: object, reason: object) -> None:
-    """Check what a Close frame is to say (section 5.5.1).
+    """Check the code and reason for a Close frame (section 5.5.1).
 
-    :raises TypeError: when they are not a number and a text.
-    :raises ValueError: when the code may not be sent or the reason has more than 123 bytes.
+    :raises TypeError: when the code is not an int or the reason is not a str.
+    :raises ValueError: when the code must not be sent or the reason has more than 123 bytes.
     """
     if not isinstance(code, int) or not isinstance(reason, str):
         raise TypeError(f"close(code, reason) takes a number and a str, not {code!r} and {reason!r}")
     if not is_valid_close_code(code):
-        raise ValueError(f"{code} is not a close code: take one of 1000-1003, 1007-1014 or 3000-4999")
+        raise ValueError(f"{code} is not a close code to send: use one of 1000-1003, 1007-1014 or 3000-4999")
     if len(reason.encode()) > 123:
-        raise ValueError("the reason of a close may have 123 bytes of UTF-8")
+        raise ValueError("the reason of a close may have at most 123 bytes of UTF-8")
 
 
 def _parse_close(payload: bytes) -> Close:
-    """Read the payload of a Close frame (section 5.5.1)."""
+    """Parse the payload of a Close frame (section 5.5.1)."""
     if not payload:
         return Close(NO_STATUS_RECEIVED)
     if len(payload) == 1:

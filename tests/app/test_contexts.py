@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -564,3 +565,62 @@ def test_nothing_of_a_connection_is_left_in_its_worker(site: Site) -> None:
             client.recv(DEADLINE)
     assert [site.noted(), site.noted()] == [(False, False)] * 2
     assert site.logged()
+
+
+def test_each_of_many_connections_has_its_own_contexts(site: Site) -> None:
+    torn_down = []
+    site.app.config["WEBSOCKET_SEND_BUFFER"] = 2**16
+
+    @site.app.route("/login/<user>")
+    def login(user: str) -> str:
+        session["user"] = user
+        return ""
+
+    @site.app.teardown_request
+    def teardown(error: BaseException | None) -> None:
+        if error is None and "user" in g:
+            torn_down.append(g.user)
+
+    @site.route("/<int:number>/<path:rest>")
+    async def handler(ws: Any, number: int, rest: str) -> None:
+        g.user = session["user"]
+        async for message in ws:
+            assert request.view_args == {"number": number, "rest": rest}
+            assert current_app._get_current_object() is site.app  # type: ignore[attr-defined]
+            await ws.send(f"{message} {number} {rest} {request.args['q']} {session['user']} {g.user}")
+
+    clients = []
+    for number in range(50):
+        raw = site.raw()
+        raw.request(f"/login/u{number}", upgrade=None, connection=None)
+        cookie = raw.response()["Set-Cookie"].partition(";")[0]
+        clients.append(site.connect(f"/{number}/a/b?q=q{number}", additional_headers={"Cookie": cookie}))
+    for turn in range(3):
+        for client in clients:
+            client.send(str(turn))
+        for number, client in enumerate(clients):
+            assert client.recv(DEADLINE) == f"{turn} {number} a/b q{number} u{number} u{number}"
+    for client in clients:
+        client.close()
+    wait_until(lambda: len(torn_down) == 50)
+    assert sorted(torn_down) == sorted(f"u{number}" for number in range(50))
+
+
+def test_a_client_knows_its_connection(site: Site) -> None:
+    @site.route("/<room>", subprotocols=["chat"])
+    async def handler(ws: Any, room: str) -> None:
+        site.note((ws.id, ws.environ is request.environ, ws.fd, ws.connected, ws.timeout, ws.subprotocol, str(ws)))
+        await ws.send(socket.socket(fileno=ws.fd).detach().__class__.__name__)
+
+    ids = set()
+    for _ in range(2):
+        with site.connect("/a?b=c", subprotocols=["chat"]) as client:
+            assert list(client) == ["int"]
+        id, same, fd, connected, timeout, subprotocol, text = site.noted()
+        assert (same, connected, timeout, subprotocol) == (True, True, 25.0, "chat")
+        assert fd > 2
+        assert id in text
+        assert "/<room>" in text
+        assert "WebSocketClient" in text
+        ids.add(id)
+    assert len(ids) == 2

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket import ConnectionClosed
+from flask_uwsgi_websocket.state import State
 from support.inprocess import Site, serving
 from support.paths import DOCS
 from support.wire import TEXT
@@ -96,8 +98,12 @@ CALLS = """
 
 def make(name: str) -> Any:
     """Return an instance of a class."""
-    arguments: Any = {"Client": [{}], "leware": [None, None]}.get(name[-6:], [])
-    return getattr(flask_uwsgi_websocket, name)(*arguments)
+    made: Any = getattr(flask_uwsgi_websocket, name)
+    if name.endswith("Client"):
+        app = Flask(__name__)
+        with app.test_request_context():
+            return made.refused({}, app, State().route("endpoint", [], {}, {}))
+    return made(None, None) if name.endswith("Middleware") else made()
 
 
 def test_every_name_of_0_6_1_is_given_by_a_star_import() -> None:

@@ -478,6 +478,7 @@ def test_a_failing_receiver_is_logged_and_harms_neither_the_others_nor_the_conne
 ) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
+        await ws.ping()
         await ws.send(await ws.receive())
         raise KeyError("oops")
 
@@ -488,6 +489,7 @@ def test_a_failing_receiver_is_logged_and_harms_neither_the_others_nor_the_conne
         for name, receiver in receivers(fail).items():
             stack.enter_context(SIGNALS[name].connected_to(receiver, site.app))
         with site.connect() as client:
+            wait_until(lambda: "pong" in [name for name, _ in heard])
             client.send("x")
             assert client.recv(DEADLINE) == "x"
             with pytest.raises(ClientSawClose, match="1011"):

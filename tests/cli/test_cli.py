@@ -32,6 +32,8 @@ from flask_uwsgi_websocket.cli.startup import describe
 from flask_uwsgi_websocket.cli.wsgi import load_app
 from support.projects import DEADLINE, change, environment, run, serving, write
 
+pytestmark = pytest.mark.once
+
 FACTORY = """
 import os
 from flask import Flask
@@ -231,10 +233,8 @@ def test_a_port_that_is_in_use_is_told_in_a_sentence(command: str, project: Path
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = run(project, *arguments, *[str(port)] * (arguments[-1] == "--port"), PORT=port)
-    said = (
-        f"Port {port} is in use by another program. Stop that one, or choose another port: port= of app.run(), --port"
-    )
-    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"{said} of flask uwsgi run.\n")
+    said = f"Port {port} is in use by another program. Stop that program, or choose another port by port= of app.run()"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", f"{said} or --port of flask uwsgi run.\n")
 
 
 @pytest.mark.live
@@ -243,7 +243,7 @@ def test_a_port_that_cannot_be_is_told_in_a_sentence(command: str, project: Path
     write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=65536)"})
     arguments = COMMANDS[command]
     result = run(project, *arguments, *["65536"] * (arguments[-1] == "--port"))
-    said = "There is no port 65536: the last one is 65535.\n"  # uWSGI would listen on another
+    said = "There is no port 65536: choose one up to 65535.\n"  # uWSGI would listen on another
     assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
 
 
@@ -382,7 +382,7 @@ def test_what_cannot_be_run_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatc
     app = Flask("nowhere")
     WebSocket(app)
     result = app.test_cli_runner().invoke(args=["uwsgi", "run"])
-    assert (result.exit_code, result.output.partition(",")[0]) == (1, "Error: uWSGI imports the application")
+    assert (result.exit_code, result.output.partition(",")[0]) == (1, "Error: uWSGI imports the application by a name")
     monkeypatch.setenv("FLASK_UWSGI_BINARY", "/nowhere/uwsgi")
     result = app.test_cli_runner().invoke(args=["uwsgi", "run"])
     assert (result.exit_code, "FLASK_UWSGI_BINARY names '/nowhere/uwsgi'" in result.output) == (1, True)
@@ -430,7 +430,7 @@ def test_the_doctor_finds_nothing_in_what_is_printed(app: str, forum: Path) -> N
     (forum / "uwsgi.ini").write_text(config("ini", app))
     info = ScriptInfo(f"{__name__}:{app}")
     result = info.load_app().test_cli_runner().invoke(args=["websocket", "doctor", "uwsgi.ini"], obj=info)
-    assert (result.exit_code, result.output) == (0, "Nothing in uwsgi.ini hurts.\n")
+    assert (result.exit_code, result.output) == (0, "Nothing in uwsgi.ini harms WebSockets.\n")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_a_variable_that_uwsgi_would_take_for_something_else_is_refused(
 
 @pytest.mark.parametrize("name", ["example.org;", "a b", "a{", "[::1]", "a\nb"])
 def test_a_server_name_that_is_no_host_is_refused(name: str, forum: Path) -> None:
-    assert "which is no host name that nginx takes" in config("nginx", SERVER_NAME=name)
+    assert "which is not a host name" in config("nginx", SERVER_NAME=name)
 
 
 @pytest.mark.parametrize("command", [["run"], ["config", "ini"]])
@@ -460,7 +460,7 @@ def test_an_app_whose_name_uwsgi_would_change_is_refused(argument: str, command:
 def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (forum / "a b").mkdir()
     monkeypatch.chdir(forum / "a b")
-    assert "has characters that mean something in configuration files" in config("systemd")
+    assert "has characters with a meaning in configuration files" in config("systemd")
     monkeypatch.setenv("FLASK_UWSGI_BINARY", "/nowhere/uwsgi")
     assert "FLASK_UWSGI_BINARY names '/nowhere/uwsgi'" in config("ini")
 
@@ -484,8 +484,8 @@ def block(app: Flask | None, *arguments: str, debug: bool = False) -> list[str]:
         (["--http-socket", "0.0.0.0:80"], "http://localhost:80 (and all other addresses)"),
         (["--http=[::1]:80"], "http://[::1]:80"),
         (["--https=:443,cert.pem,key.pem", "--http=:80"], "https://localhost:443 (and all other addresses)"),
-        (["--http=/run/x"], "no HTTP: for a server in front of it"),
-        (["--socket=:80"], "no HTTP: for a server in front of it"),
+        (["--http=/run/x"], "no HTTP: put a proxy in front of uWSGI"),
+        (["--socket=:80"], "no HTTP: put a proxy in front of uWSGI"),
     ],
 )
 def test_the_address_is_a_link(arguments: list[str], address: str) -> None:

@@ -66,5 +66,5 @@ def test_the_service_is_named_after_the_directory_as_a_user_may_be(directory: st
 
 @pytest.mark.parametrize("directory", ["/srv/a b", "/srv/a%b", "/srv/a;b", "/srv/$a", '/srv/"a"'])
 def test_a_path_that_would_have_to_be_quoted_is_refused(directory: str) -> None:
-    with pytest.raises(ValueError, match="has characters that mean something in configuration files: rename it"):
+    with pytest.raises(ValueError, match="has characters with a meaning in configuration files: rename it"):
         configuration("nginx", "gevent", LOAD, Path(directory), None)

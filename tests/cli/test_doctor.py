@@ -65,7 +65,7 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         (
             {**GEVENT, "http": b":80", "http-websockets": True, "http-timeout": b"20"},
             {},
-            "http-timeout = 20 ends connections that are silent for so long, and they are pinged only every 25 s",
+            "http-timeout = 20 ends silent connections before their next ping, as WEBSOCKET_PING_INTERVAL is 25 s",
         ),
         ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": 60}, "http-timeout = 60 ends"),
         ({**GEVENT, "http": b":80", "http-websockets": True}, {"ping_interval": None}, "PING_INTERVAL is None"),
@@ -74,7 +74,7 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         (without(GEVENT, "master"), {}, "master is missing"),
         (without(GEVENT, "gevent-early-monkey-patch"), {}, "gevent-early-monkey-patch is missing"),
         ({**GEVENT, "gevent": b"1"}, {}, "each worker has one core"),
-        ({"async": b"10", "ugreen": True, "master": True}, {}, "async without gevent or asyncio: a WebSocket holds up"),
+        ({"async": b"10", "ugreen": True, "master": True}, {}, "async without gevent or asyncio: a WebSocket blocks"),
         ({"processes": b"4", "master": True, "enable-threads": True}, {}, "each worker has one core"),
     ],
 )
@@ -123,7 +123,7 @@ def test_what_crashes_gevent_on_python_3_15_has_its_sentence(
     options: dict[str, Any], variable: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEVENT_TRACK_GREENLET_TREE", variable)
-    said = "on Python 3.15 uWSGI with gevent crashes at its start: add env = GEVENT_TRACK_GREENLET_TREE=0."
+    said = "on Python 3.15, uWSGI with gevent crashes at its start: add env = GEVENT_TRACK_GREENLET_TREE=0."
     for version, expected in ((3, 15), [said] * is_told), ((3, 14), []):
         monkeypatch.setattr(sys, "version_info", version)
         assert list(diagnose({**GEVENT, **options}, Settings(), ())) == expected
@@ -200,7 +200,7 @@ def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
     ini.write_text(
         "[uwsgi]\nmaster = true\ngevent = 100\ngevent-early-monkey-patch = true\nenv = GEVENT_TRACK_GREENLET_TREE=0\n"
     )
-    assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} hurts.\n")
+    assert run(app_with(GeventWebSocket), "doctor", str(ini)) == (0, f"Nothing in {ini} harms WebSockets.\n")
     ini.write_text(f"{ini.read_text()}max-fd = 128\n")
     status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
     assert (status, "may open 128 files" in said) == (1, True)

@@ -404,7 +404,7 @@ def test_an_application_that_an_import_does_not_make_is_an_error_that_names_caus
     end: str, project: Path
 ) -> None:
     write(project, {"app.py": FACTORY.replace("create_app", "make") + end})
-    assert "RuntimeError: uWSGI imports the application, and no name leads it to <Flask 'app'>" in (
+    assert "RuntimeError: uWSGI imports the application by a name, and no name leads to <Flask 'app'>" in (
         result := run(project, "app.py").stderr
     )
     assert 'pass app="module:variable"' in result

@@ -68,7 +68,7 @@ def test_a_module_is_named_by_where_it_is_imported_from(monkeypatch: pytest.Monk
 
 
 def test_an_application_that_nothing_leads_to_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="no name leads it to"):
+    with pytest.raises(RuntimeError, match="no name leads to"):
         locate_app(Flask("nowhere"))
 
 

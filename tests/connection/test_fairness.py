@@ -20,8 +20,9 @@ from flask_uwsgi_websocket.connection.transport import LOST, Transport
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters
+from flask_uwsgi_websocket.protocol.protocol import Close
 from flask_uwsgi_websocket.settings import Settings
-from support.inprocess import DEADLINE, Site
+from support.inprocess import DEADLINE, Flood, Site
 from support.wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
 
@@ -163,6 +164,40 @@ def test_pings_of_a_flood_are_answered_while_the_handler_does_not_receive(site: 
     assert site.noted() == b"a" * 300
 
 
+def test_a_flood_after_an_error_does_not_starve_the_others(site: Site, echo: Any) -> None:
+    site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 3600
+
+    flooding = site.upgrade()
+    with site.connect() as other:
+        flooding.frame(3)
+        with Flood(flooding):
+            for _ in range(50):
+                other.send("x")
+                assert other.recv(DEADLINE) == "x"
+
+
+@pytest.mark.parametrize("kind", ["messages", "pings", "fragments"])
+def test_a_flooding_client_does_not_starve_the_others(site: Site, kind: str) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        async for _ in ws:
+            pass
+
+    @site.route("/echo")
+    async def echo(ws: Any) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    flooding = site.upgrade()
+    with site.connect("/echo") as other:
+        if kind == "fragments":
+            flooding.frame(TEXT, fin=False)
+        with Flood(flooding, {"messages": TEXT, "pings": PING, "fragments": CONTINUATION}[kind]):
+            for _ in range(20):
+                other.send("x")
+                assert other.recv(DEADLINE) == "x"
+
+
 # The connection alone
 
 
@@ -172,6 +207,11 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     with theirs, ours:
         theirs.settimeout(DEADLINE)
         yield theirs, ours
+
+
+def close_of(connection: Transport) -> Close:
+    assert connection.protocol.closed is not None
+    return connection.protocol.closed
 
 
 def open_connection(ours: socket.socket, settings: Settings, deflate: Deflate | None = None) -> Transport:
@@ -229,7 +269,7 @@ def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_
     with pytest.raises(ConnectionClosed):
         connection.put("too late")
     assert connection.bytes_received < sent
-    assert connection.close_reason == LOST
+    assert close_of(connection).reason == LOST
     connection.detach()
 
 
@@ -242,7 +282,7 @@ def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
     theirs.close()
     with pytest.raises(ConnectionClosed):
         connection.put("too late")
-    assert connection.close_code == 4000
+    assert close_of(connection).code == 4000
     assert len(connection.inbox) == 1_000
     connection.detach()
 
@@ -260,7 +300,7 @@ def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
     assert not connection._has_input()
     assert connection.take() is None
     assert not connection.is_on_a_run()
-    assert connection.close_reason == "enough"
+    assert close_of(connection).reason == "enough"
     connection.detach()
 
 

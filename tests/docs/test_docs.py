@@ -13,7 +13,6 @@ import http.client
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from flask_uwsgi_websocket.settings import KEYS, Settings
 from flask_uwsgi_websocket.worker.stats import NAMES as COUNTERS
 from support.examples import DEADLINE, wait_for_text
 from support.inprocess import wait_until
+from support.needs import require
 from support.pages import BLOCKS, PACKAGE, PAGES, Block, block_not_run
 from support.paths import DOCS, ROOT
 
@@ -133,12 +133,10 @@ harakiri = 30
 @pytest.fixture
 def network() -> Iterator[None]:
     """Give the test, and what it starts, a network where nobody else has the port 5000."""
-    if shutil.which("ip") is None:
-        pytest.skip("needs ip (Debian: apt-get install iproute2)")
+    require("ip", "namespaces")
     libc, clone_newnet = ctypes.CDLL(None), 0x40000000
     with open("/proc/thread-self/ns/net") as before:
-        if libc.unshare(clone_newnet):
-            pytest.skip("needs to be root, for a network of its own")
+        assert libc.unshare(clone_newnet) == 0
         try:
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
             yield

@@ -23,6 +23,8 @@ from support.live import DEADLINE, MATRIX, MODES, Server, in_threads, processes,
 from support.paths import SUPPORT
 from support.wire import CLOSE, KEY, TEXT, frame
 
+pytestmark = pytest.mark.matrix
+
 DIRECT = [param for param in MATRIX if "http-socket" in param.values[0]]
 ROUTED = [param for param in MATRIX if param not in DIRECT]
 

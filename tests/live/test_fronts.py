@@ -22,16 +22,18 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import flask_uwsgi_websocket
-from support.fronts import ALL, DEPLOY, FRONTS, MODES, NAME, Client, Machine, make_certificate, missing_tools, running
+from flask_uwsgi_websocket import find_uwsgi
+from support.fronts import ALL, DEPLOY, FRONTS, MODES, NAME, Client, Machine, make_certificate, running
 from support.live import DEADLINE, request_in_a_row, serving, wait_until
 from support.live import MODES as SERVER_MODES
+from support.needs import require
 from support.paths import DOCS
 
 #: Seconds without a message.
 IDLE = 90
 
 # The first test has to wait for all machines, and the last one for the idle connections.
-pytestmark = [pytest.mark.live, pytest.mark.timeout(2 * IDLE)]
+pytestmark = [pytest.mark.once, pytest.mark.timeout(2 * IDLE)]
 
 CELLS = [pytest.param((front, mode), id=f"{front}-{mode}") for front in FRONTS for mode in MODES]
 
@@ -66,10 +68,10 @@ class Idle(NamedTuple):
 
 def require_tools() -> None:
     """Skip a test where its machines cannot be made. In CI that is a failure."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may make namespaces")
-    if missing := missing_tools():
-        pytest.skip(f"not installed here: {', '.join(missing)}")
+    require("namespaces", "ip", "proxies", "TLS")
+    options = subprocess.run([find_uwsgi(), "--help"], capture_output=True, text=True, check=True).stdout
+    if " --https " not in options:
+        pytest.skip("uWSGI had no libssl-dev when it was compiled: remove .venv and .venvs")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from support.endings import (
 )
 from support.live import OTHERS, SERVERS_PAGE, Mode, Raw, Server, check_room, in_threads, serving, wait_until
 
+pytestmark = pytest.mark.once
+
 # Reloads and stops
 
 

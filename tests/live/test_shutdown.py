@@ -11,6 +11,8 @@ import pytest
 from support.endings import COUNT, RELOADED, STOPPED, check_signals, connect, expect_the_end, expect_the_end_of_stubborn
 from support.live import MODES, Server, serving, token_of, wait_until
 
+pytestmark = pytest.mark.covered
+
 #: Handlers that receive, that echo, that only send, and that only look whether the client is there.
 HABITS = ["/ends/receive", "/ends/echo", "/ends/push", "/ends/watch"]
 

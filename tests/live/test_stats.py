@@ -12,6 +12,8 @@ from flask_uwsgi_websocket import WebSocket
 from flask_uwsgi_websocket.worker.stats import NAMES
 from support.live import MODES, serving, wait_until
 
+pytestmark = pytest.mark.covered
+
 
 @pytest.mark.parametrize("mode", ["threads", "gevent-2-processes", "asyncio"])
 def test_the_counters_of_all_workers_are_metrics_of_uwsgi(tmp_path: Path, port: int, mode: str) -> None:

@@ -29,7 +29,7 @@ from support.wire import (
     xor,
 )
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("engine")]
 
 RSV1 = 4
 

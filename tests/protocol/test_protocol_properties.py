@@ -39,21 +39,9 @@ from websockets.uri import parse_uri
 
 from flask_uwsgi_websocket.protocol.deflate import DeflateParameters
 from flask_uwsgi_websocket.protocol.protocol import Close, Ping, Pong, Protocol
-from support.wire import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    bodies,
-    close_body,
-    deflating,
-    feed,
-    frame,
-)
+from support.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, bodies, close_body, deflating, feed, frame
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("engine")]
 
 RSV1 = 4
 

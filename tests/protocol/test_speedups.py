@@ -21,6 +21,8 @@ from flask_uwsgi_websocket.protocol.protocol import Protocol
 from flask_uwsgi_websocket.protocol.speedups import COMPILED
 from support.wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, frame, header, key_to, xor
 
+pytestmark = pytest.mark.heavy
+
 _frames = pytest.importorskip("flask_uwsgi_websocket.protocol._frames")
 
 NAMES = ("apply_mask", "frame", "take_messages")

@@ -61,7 +61,7 @@ def test_a_worker_that_ends_closes_its_connections_and_gives_up_handlers_that_do
     async def end(ws: Any) -> None:  # whose own connection is late, therefore
         client = getattr(ws, "blocking", ws)
         await ws.accept()
-        site.note(await worker.make_shutdown(signum, client._loop).finish())
+        site.note(await worker.make_shutdown(signum, client.loop).finish())
 
     client = site.upgrade()
     assert site.noted() == "ready"
@@ -88,7 +88,7 @@ def test_a_handler_whose_client_does_not_answer_sees_the_end_in_time_to_end_itse
     async def end(ws: Any) -> None:
         client = getattr(ws, "blocking", ws)
         await ws.accept()
-        await worker.make_shutdown(signal.SIGHUP, client._loop).finish()
+        await worker.make_shutdown(signal.SIGHUP, client.loop).finish()
         site.note("finished")
 
     silent = site.upgrade()

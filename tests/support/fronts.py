@@ -17,7 +17,6 @@ import os
 import re
 import resource
 import shlex
-import shutil
 import socket
 import ssl
 import subprocess
@@ -31,7 +30,6 @@ from typing import Any, NamedTuple, TypeVar
 import websockets.asyncio.client
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import find_uwsgi
 from support.live import DEADLINE, wait_until
 from support.paths import APPS
 
@@ -375,16 +373,6 @@ class Machine:
         log = re.sub(r"^\[uwsgi-http .*\n", "", self.log, flags=re.MULTILINE)  # of clients that have left its router
         noise = re.search(r"Traceback|\[BUG\]|Segmentation|DAMN|Broken pipe|[Rr]espawn|\[(warn|error|ALERT)", log)
         assert noise is None, f"{noise[0]}:\n{self.log}"
-
-
-def missing_tools() -> list[str]:
-    """Return what these tests need and this system does not have."""
-    tools = ["nginx", "haproxy", "ip", "unshare", "nsenter", "setpriv", "openssl", "systemd-analyze"]
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    options = subprocess.run([find_uwsgi(), "--help"], capture_output=True, text=True, check=True).stdout
-    if " --https " not in options:
-        missing.append("TLS in uWSGI (libssl-dev, when it is compiled)")
-    return missing
 
 
 def make_certificate(directory: Path) -> Path:

@@ -29,7 +29,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from flask_uwsgi_websocket import AsyncioWebSocket, AsyncioWebSocketClient, GeventWebSocket, WebSocket, WebSocketClient
 from flask_uwsgi_websocket.worker import housekeeper
-from support.wire import KEY, frame
+from support.wire import CONTINUATION, KEY, TEXT, frame
 
 #: Seconds for what takes milliseconds on an idle machine.
 DEADLINE = 20
@@ -601,3 +601,57 @@ def serving(mode: str, **settings: Any) -> Iterator[Site]:
         yield site
     finally:
         site.close()
+
+
+def hold(site: Site, **options: Any) -> None:
+    """Declare a handler at ``/`` that lasts as long as its connection."""
+
+    @site.route("/", **options)
+    async def handler(ws: Any) -> None:
+        await ws.send("hello")
+        async for _ in ws:
+            pass
+
+
+async def tick(site: Site) -> None:
+    """Give the others some time, as a handler does that only looks at its connection now and then."""
+    gate = site.mode.gate()
+    gate.open()
+    await gate.passed()
+
+
+async def send_to(site: Site, connection: Any, message: str) -> None:
+    """Send to a connection as its mode's handlers get it."""
+    sent = connection.send(message)
+    if site.mode.name == "asyncio":
+        await sent
+
+
+class Flood:
+    """Sends empty frames as fast as it can, and reads what comes back, until the block ends."""
+
+    def __init__(self, client: RawClient, opcode: int = TEXT) -> None:
+        self._client = client
+        # Megabytes of such frames would be left at its end, which the slowest of interpreters reads for half a minute.
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+        self._data = frame(opcode, key=KEY, fin=opcode != CONTINUATION) * 10_000
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._read)]
+
+    def _send(self) -> None:
+        with suppress(OSError):
+            self._client.send_for_ever(self._data)
+
+    def _read(self) -> None:
+        with suppress(OSError):
+            while self._client.sock.recv(65536):
+                pass
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # it has been dropped
+            self._client.sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(DEADLINE)

@@ -614,18 +614,6 @@ def serving(
         assert not trouble.search(server.log), server.log
 
 
-def can_make_networks() -> bool:
-    """Tell whether this process may make network namespaces."""
-    name = f"live{os.getpid()}t"
-    try:
-        made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
-    if made:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
-    return made
-
-
 def check_room(server: Server, most: int) -> None:
     """Check that a server takes so many connections and no more, and serves HTTP all the time."""
     with ExitStack() as stack:

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.live import MATRIX, MODES, OTHERS, Network, Server, can_make_networks, serving
+from support.live import MATRIX, MODES, OTHERS, Network, Server, serving
+from support.needs import NEEDS
 
 #: In the background there is the same event loop for coroutines, whichever server has the threads: one of them
 #: suffices.
-ON_OTHERS = [pytest.param((name, None), id=name) for name in OTHERS if name != "flask-run-asyncio"]
+ON_OTHERS = [
+    pytest.param((name, None), id=name, marks=pytest.mark.once) for name in OTHERS if name != "flask-run-asyncio"
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network | None]:
     """A network for clients that can be cut off from the server, where the system lets us make one."""
-    if not can_make_networks():
+    if not (NEEDS["ip"].is_here() and NEEDS["namespaces"].is_here()):
         yield None
         return
     name = f"live{os.getpid()}"

@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from support.live import DEADLINE, Network, Raw, Server, in_threads, processes, wait_until
+from support.needs import require
 from support.paths import SUPPORT
 from support.wire import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
 
@@ -160,8 +161,8 @@ def test_a_client_that_stops_answering_is_noticed_whatever_the_handler_does(serv
 def test_a_client_whose_network_is_cut_is_noticed_whatever_the_handler_does(
     server: Server, network: Network | None
 ) -> None:
-    if network is None:
-        pytest.skip("this process may not make network namespaces")
+    require("ip", "namespaces")
+    assert network is not None
     network.link("up")
     paths = [server.path(f"/pinged{habit}") for habit in HABITS]
     with client_process(server, paths, network):
