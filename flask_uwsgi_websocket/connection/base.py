@@ -440,7 +440,7 @@ class BaseClient:
         if not self._transport.accepted:
             await self._ensure_accepted()
         if not self._transport.put(message, binary):
-            await self._transport.send_when_possible(message, binary, timeout)
+            await self._send_when_possible(message, binary, timeout)
         if self._transport.work >= RUN_LENGTH or websocket_sent.receivers:
             await self._after_send(message)
 
