@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.live import MODES, Raw, check_room, serving
+from support.live import MODES, Raw, check_room, serving, wait_until
 from support.wire import TEXT
 
 #: The cores of uWSGI in each mode, and how many connections that makes.

@@ -349,7 +349,7 @@ websocket = GeventWebSocket(app)
 
 @websocket.route("/")
 def echo(ws):
-    assert isinstance(ws._loop, GeventLoop)
+    assert isinstance(ws.loop, GeventLoop)
     for message in ws:
         ws.send(message)
 
