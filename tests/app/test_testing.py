@@ -263,7 +263,7 @@ def test_a_hanging_handler_is_named(app: Flask, mode: Threads) -> None:
             await asyncio.sleep(0.01) if isinstance(mode, Background) else time.sleep(0.01)
 
     client = app.test_client()
-    name = r"the handler test_testing.hang\(\) of /<where> has"
+    name = rf"the handler {__name__}.hang\(\) of /<where> has"
     try:
         with pytest.raises(TimeoutError, match=f"{name} neither sent nor received anything for 0.05 s"):
             client.websocket("/at first", timeout=0.05)
@@ -284,7 +284,7 @@ def test_a_handler_that_hangs_at_the_end_or_before_it_receives_is_named_too(app:
         released.wait(DEADLINE)
 
     client = app.test_client()
-    name = r"the handler test_testing.hang\(\) of /hang has"
+    name = rf"the handler {__name__}.hang\(\) of /hang has"
     try:
         ws = client.websocket("/hang", timeout=2)
         with pytest.raises(TimeoutError, match=f"{name} received nothing for 2 s"):
