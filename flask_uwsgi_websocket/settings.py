@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from inspect import get_annotations
-from types import NoneType
 from typing import Any, Literal, TypeVar
 
 from .protocol.deflate import Compression
@@ -78,18 +77,8 @@ def check_size(name: str, value: object) -> None:
 
 def check_count(name: str, value: object) -> None:
     """Check that a value is a whole number above 0."""
-    if not _is_count(value):
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
-
-
-def check_count_or_none(name: str, value: object) -> None:
-    """Check that a value is a whole number above 0, or None."""
-    if value is not None and not _is_count(value):
-        raise ValueError(f"{name} must be a whole number above 0 or None, not {value!r}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def check_origins(name: str, value: object) -> None:
@@ -236,11 +225,11 @@ class Settings(Checked):
     )
     subprotocols: Sequence[str] = setting((), check_subprotocols)
     text_as_bytes: bool = setting(False, instance_of(bool, expected="True or False"))
-    max_connections: int | None = setting(None, check_count_or_none)
-    max_connections_per_ip: int | None = setting(None, check_count_or_none)
+    max_connections: int | None = setting(None, optional(check_count))
+    max_connections_per_ip: int | None = setting(None, optional(check_count))
     accept: Literal["lazy", "early"] = setting("lazy", one_of("lazy", "early"))
     handshake_timeout: float | None = setting(60.0, optional(check_positive))
-    rate_limit: RateLimit | None = setting(None, instance_of(RateLimit, NoneType, expected="a RateLimit or None"))
+    rate_limit: RateLimit | None = setting(None, optional(instance_of(RateLimit, expected="a RateLimit")))
 
 
 #: The key of each setting in ``app.config``.

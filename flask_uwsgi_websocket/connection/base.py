@@ -29,7 +29,7 @@ from ..hooks import KINDS, Function
 from ..loops.base import Loop
 from ..loops.current import current_blocking_loop
 from ..protocol.handshake import Handshake
-from ..protocol.protocol import SharedMessage, check_close
+from ..protocol.protocol import INTERNAL_ERROR, NORMAL_CLOSURE, SharedMessage, check_close
 from ..signals import (
     websocket_message,
     websocket_pong,
@@ -565,6 +565,7 @@ class BaseClient:
         finally:
             self.detach()
             if self._transport.accepted:
+                self._transport.deliver()  # a last Pong
                 await self._notify_closed()
                 self._check_session()
             else:
@@ -600,7 +601,7 @@ class BaseClient:
     async def _fail(self, error: BaseException) -> None:
         """Begin to close the connection after an exception of the handler, and report the exception."""
         if self.is_end(error):
-            self._transport.begin_close(1000, "")
+            self._transport.begin_close(NORMAL_CLOSURE, "")
         elif isinstance(error, HTTPException):
             self._transport.begin_close(*closing_of(error))
         else:
@@ -718,4 +719,4 @@ def closing_of(error: BaseException) -> tuple[int, str]:
         status = error.code or error.get_response().status_code
         if status < 1000:
             return 4000 + status, error.name if error.code else ""
-    return 1011, "internal error"
+    return INTERNAL_ERROR, "internal error"

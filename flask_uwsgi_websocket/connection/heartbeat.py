@@ -7,22 +7,11 @@ from math import inf
 from random import uniform
 from typing import NamedTuple
 
-from ..protocol.protocol import ABNORMAL_CLOSURE
+from ..protocol.protocol import ABNORMAL_CLOSURE, Close
 
 
 class SendPing(NamedTuple):
     """It is time to ping the peer."""
-
-
-class Drop(NamedTuple):
-    """The peer has not answered: the connection ends.
-
-    :param code: the close code. 1006 drops the connection; any other code is sent in a Close frame.
-    :param reason: the reason of the end.
-    """
-
-    code: int
-    reason: str
 
 
 class Heartbeat:
@@ -53,24 +42,26 @@ class Heartbeat:
             return self._next_ping
         return min(self._next_ping, self._silent_since + self._timeout)
 
-    def on_ping(self, now: float) -> bool:
+    def ping_sent(self, now: float) -> bool:
         """Note that a Ping was sent. Return whether it is the first one since the last answer."""
         begins = self._silent_since is None
         if begins:
             self._silent_since = now
         return begins
 
-    def check(self, now: float, heard: bool, has_unread: Callable[[], bool]) -> SendPing | Drop | None:
-        """Return what to do now, or None.
+    def check(self, now: float, heard: bool, has_unread: Callable[[], bool]) -> SendPing | Close | None:
+        """Return what to do now: send a Ping, end the connection, or nothing.
+
+        The code 1006 drops the connection at once. Any other code is sent in a Close frame.
 
         :param now: the monotonic clock, in seconds.
-        :param heard: whether input was read since :meth:`on_ping` returned True.
+        :param heard: whether input was read since :meth:`ping_sent` returned True.
         :param has_unread: returns whether there is unread input, which may contain the Pong.
         """
         if heard:
             self._silent_since = None
         elif self._is_late(now) and not has_unread():
-            return Drop(ABNORMAL_CLOSURE, f"no answer to a ping for {self._timeout} s")
+            return Close(ABNORMAL_CLOSURE, f"no answer to a ping for {self._timeout} s")
         if now < self._next_ping:
             return None
         self._next_ping = now + (self._interval or 0.0)

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..loops.base import Loop
+from ..protocol.protocol import GOING_AWAY, SERVICE_RESTART
 
 if TYPE_CHECKING:
     from ..connection.base import BaseClient
@@ -36,7 +37,7 @@ class Shutdown:
     ) -> None:
         self._loop = loop
         self._connections = connections
-        self._code = 1012 if restarts else 1001
+        self._code = SERVICE_RESTART if restarts else GOING_AWAY
         self._reason = "the server restarts" if restarts else "the server stops"
         self._longest = mercy - min(2, mercy / 2)
         self._closing_at: dict[BaseClient, float] = {}

@@ -268,7 +268,7 @@ def test_a_tenth_of_the_cores_is_kept_for_http(cores: int, reserved: int) -> Non
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_ip"])
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"], ids=repr)
 def test_a_number_of_connections_is_a_whole_one_above_0_or_none(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a whole number above 0 or None, not"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number above 0, not"):
         Settings(**{name: value})
 
 
