@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import Protocol as StructuralType
 
 from ..exceptions import ConnectionClosed
 from ..loops.base import Loop
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from .base import BaseClient
 
 if COMPILED:
     from ._channel import Channel, memory_of
@@ -54,6 +54,13 @@ class Answered(NamedTuple):
     """
 
     latency: float
+
+
+class Owner(StructuralType):
+    """The part of a client that its transport knows."""
+
+    def on_event(self, event: Answered) -> None:
+        """Take an event. Called without a lock, by the caller of receive() or beside the housekeeper."""
 
 
 #: The reason with which a connection ends after a failed write.
@@ -117,7 +124,7 @@ class Transport(Channel):
         )
         #: The client that has this transport: exceptions name it, and it gets the events. A weak reference, because the
         #: client refers to the transport.
-        self.owner: Callable[[], BaseClient | None] = lambda: None
+        self.owner: Callable[[], Owner | None] = lambda: None
         self.is_receiving = self.has_events = False
         self._end_told = False
         self.work = 0
