@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from random import randrange
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from werkzeug.exceptions import ServiceUnavailable
 
 from ..loops.base import Loop, allocate_lock
 from .stats import publish_all
-
-if TYPE_CHECKING:
-    from ..connection.base import BaseClient
 
 #: Seconds between two rounds. A deadline may be missed by this much.
 INTERVAL = 1.0
@@ -40,19 +37,44 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 _is_closed = False
 
 
+class Connection(Protocol):
+    """What a worker asks of each of its connections."""
+
+    id: str
+
+    def tick(self, *, read_ahead: bool) -> None:
+        """Do what is due, without waiting.
+
+        :param read_ahead: whether to read for a handler that is not receiving.
+        """
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """The seconds that the handler has to end when the worker ends."""
+
+    def begin_shutdown(self, code: int, reason: str) -> None:
+        """Begin to close, because the worker ends."""
+
+    def end_if_silent(self) -> None:
+        """End TCP if the client has not answered the Close frame."""
+
+    async def abandon(self) -> None:
+        """Report the end of a connection whose handler has not ended in time."""
+
+
 class Housekeeper:
     """Looks after the connections of one loop, in rounds."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()  # guards the following attributes against other threads
-        self._parts: list[set[BaseClient]] = [set() for _ in range(PARTS)]
+        self._parts: list[set[Connection]] = [set() for _ in range(PARTS)]
         self._running = False
         # The current round: the parts and connections to come, and the number of slices so far. Only _round() uses it.
-        self._rest_of_parts: list[set[BaseClient]] = []
-        self._rest: list[BaseClient] = []
+        self._rest_of_parts: list[set[Connection]] = []
+        self._rest: list[Connection] = []
         self._slices = 0
 
-    def add(self, connection: BaseClient, loop: Loop) -> None:
+    def add(self, connection: Connection, loop: Loop) -> None:
         """Look after *connection* from now on, in rounds that *loop* runs.
 
         :raises ServiceUnavailable: when the worker is about to end.
@@ -72,15 +94,15 @@ class Housekeeper:
                     self._running = False
                 raise
 
-    def remove(self, connection: BaseClient) -> None:
+    def remove(self, connection: Connection) -> None:
         """Stop looking after *connection*. Does nothing when it is unknown."""
         with self._lock:
             self._part_of(connection).discard(connection)
 
-    def _part_of(self, connection: BaseClient) -> set[BaseClient]:
+    def _part_of(self, connection: Connection) -> set[Connection]:
         return self._parts[hash(connection) % PARTS]
 
-    def connections(self) -> list[BaseClient]:
+    def connections(self) -> list[Connection]:
         """Return the connections that this housekeeper looks after."""
         with self._lock:
             return [connection for part in self._parts for connection in part]
@@ -127,7 +149,7 @@ def housekeeper_of(loop: Loop) -> Housekeeper:
     return housekeeper
 
 
-def connections() -> list[BaseClient]:
+def connections() -> list[Connection]:
     """Return all connections of this worker."""
     return [connection for housekeeper in list(_housekeepers.values()) for connection in housekeeper.connections()]
 

@@ -6,13 +6,10 @@ from collections.abc import Callable
 from math import inf
 from random import random
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from ..loops.base import Loop
 from ..protocol.protocol import GOING_AWAY, SERVICE_RESTART
-
-if TYPE_CHECKING:
-    from ..connection.base import BaseClient
+from .housekeeper import Connection
 
 #: Seconds between two checks of the connections.
 INTERVAL = 0.05
@@ -33,14 +30,14 @@ class Shutdown:
     """
 
     def __init__(
-        self, loop: Loop, connections: Callable[[], list[BaseClient]], *, restarts: bool, mercy: float = inf
+        self, loop: Loop, connections: Callable[[], list[Connection]], *, restarts: bool, mercy: float = inf
     ) -> None:
         self._loop = loop
         self._connections = connections
         self._code = SERVICE_RESTART if restarts else GOING_AWAY
         self._reason = "the server restarts" if restarts else "the server stops"
         self._longest = mercy - min(2, mercy / 2)
-        self._closing_at: dict[BaseClient, float] = {}
+        self._closing_at: dict[Connection, float] = {}
 
     async def finish(self) -> bool:
         """Close all connections and wait for their handlers; return whether all have ended in time."""
