@@ -534,6 +534,11 @@ def test_uwsgi_is_compiled_as_by_the_makefile() -> None:
     )
 
 
+def test_every_signal_is_in_the_table() -> None:
+    listed = re.findall(r"^\| `(websocket_\w+)`", (DOCS / "signals.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == [name for name in flask_uwsgi_websocket.__all__ if name.startswith("websocket_")]
+
+
 def test_the_modules_are_listed_in_their_order() -> None:
     listing = block_not_run("docs/how-it-works.md: __init__")
     assert re.findall(r"^\w+", listing, re.MULTILINE) == ORDER[::-1]
