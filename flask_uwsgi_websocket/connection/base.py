@@ -565,7 +565,6 @@ class BaseClient:
         finally:
             self.detach()
             if self._transport.accepted:
-                self._transport.deliver()  # a last Pong
                 await self._notify_closed()
                 self._check_session()
             else:

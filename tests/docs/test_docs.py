@@ -543,10 +543,10 @@ def test_the_modules_are_listed_in_their_order() -> None:
     listing = block_not_run("docs/how-it-works.md: __init__")
     assert re.findall(r"^\w+", listing, re.MULTILINE) == ORDER[::-1]
     for folder, modules in re.findall(r"^(\w+)/.*\n((?:  .*\n?)+)", listing, re.MULTILINE):
-        stems = {path.stem for path in (ROOT / PACKAGE / folder).glob("*.py")} - {"__init__"}
+        stems = {path.stem for path in (ROOT / "flask_uwsgi_websocket" / folder).glob("*.py")} - {"__init__"}
         assert re.findall(r"^  (\w+)", modules, re.MULTILINE) == sorted(stems)
     assert re.findall(r"^(\w+)/", listing, re.MULTILINE) == [
-        name for name in ORDER[::-1] if (ROOT / PACKAGE / name).is_dir()
+        name for name in ORDER[::-1] if (ROOT / "flask_uwsgi_websocket" / name).is_dir()
     ]
 
 
