@@ -5,7 +5,7 @@ from setuptools import Extension, setup
 
 FILES = "https://github.com/zeekay/flask-uwsgi-websocket"
 
-# PyPI shows the README, and has none of the files that it links to.
+# PyPI shows the README, but does not have the files that it links to.
 readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 readme = re.sub(r"(!\[[^]]*\])\((?!https?:)", rf"\1({FILES}/raw/HEAD/", readme)
 readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)

@@ -210,8 +210,8 @@ def _plan(plan: Plan) -> str:
 def _versions(servers: Sequence[Server]) -> str:
     packages = dict.fromkeys(package for server in servers for package in server.packages)
     versions = [f"{package} {version(package)}" for package in packages]
-    engine = "compiled" if find_spec("flask_uwsgi_websocket.protocol._frames") else "pure Python"
-    return f"CPython {platform.python_version()}, {', '.join(versions)}; the functions of this package: {engine}"
+    functions = "compiled" if find_spec("flask_uwsgi_websocket.protocol._frames") else "pure Python"
+    return f"CPython {platform.python_version()}, {', '.join(versions)}; the functions of this package: {functions}"
 
 
 # The plot: a panel for each shape, a bar for each server.

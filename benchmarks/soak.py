@@ -653,7 +653,7 @@ async def test(server: Server, soak: Soak, mode: str, seconds: float, slope_limi
         await begin_handshakes(door.port, MODES[mode][1] - 50, 1)
     before = await settled(soak)
     _, body = await soak.doors[0].get("/status")
-    print(f"engine: {json.loads(body)['engine']}")
+    print(f"functions: {json.loads(body)['functions']}")
 
     for load in (soak, *soak.doors):
         load.deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""WebSocketBlueprint: a Flask blueprint with WebSocket routes, hooks and listeners beside its views."""
+"""WebSocketBlueprint: a Flask blueprint with WebSocket routes, hooks and listeners."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, 
 
 
 class _SetupState(BlueprintSetupState):
-    """One registration of a blueprint, which explains wrong options of its WebSocket routes."""
+    """One registration of a blueprint. It explains wrong options of WebSocket routes."""
 
     def add_url_rule(
         self,
@@ -32,7 +32,7 @@ class _SetupState(BlueprintSetupState):
 
 
 class WebSocketBlueprint(AppRegistrar, Blueprint):
-    """A Flask blueprint that has WebSocket routes, too.
+    """A Flask blueprint that may also have WebSocket routes.
 
     ::
 
@@ -45,9 +45,9 @@ class WebSocketBlueprint(AppRegistrar, Blueprint):
 
         app.register_blueprint(chat)
 
-    All that Flask's blueprints can do is as there: prefixes, subdomains, nesting, URL processors, several
-    registrations and apps. The app needs ``init_app()`` of one of the extensions, before or after the registration.
-    Hooks and listeners are for the connections of this blueprint and of those nested in it.
+    Prefixes, subdomains, nesting, URL processors, several registrations and several apps work as in Flask. The app
+    needs ``init_app()`` of one of the extensions, before or after the registration. Hooks and listeners apply to the
+    connections of this blueprint and of the blueprints nested in it.
     """
 
     @cached_property
@@ -55,20 +55,20 @@ class WebSocketBlueprint(AppRegistrar, Blueprint):
         return Views()
 
     def register(self, app: App, options: dict[str, Any]) -> None:
-        """Called by Flask to register the blueprint."""
-        # A plain parent that is registered as a whole by the extension makes WebSockets of its own views only.
+        """Register the blueprint. Called by Flask."""
+        # A plain parent that the extension registers makes WebSockets of its own views, not of those of this blueprint.
         super().register(getattr(app, "flask_app", app), options)
 
     def make_setup_state(
         self, app: App, options: dict[str, Any], first_registration: bool = False
     ) -> BlueprintSetupState:
-        """Called by Flask for each registration."""
+        """Return the state of one registration. Called by Flask."""
         return _SetupState(self, app, options, first_registration)
 
     def websocket(self, rule: str, **options: Any) -> HandlerDecorator:
         """Declare the handler of a URL.
 
-        :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
+        :param rule: the URL rule, as in :meth:`flask.Flask.route`. Its variables are passed to the handler.
         :param options: ``endpoint``; settings of this route, such as ``subprotocols``, ``origins`` or
             ``max_message_size`` (see :class:`~flask_uwsgi_websocket.settings.Settings`); and options of Werkzeug's
             rule, such as ``defaults`` or ``subdomain``.
@@ -106,9 +106,10 @@ class WebSocketBlueprint(AppRegistrar, Blueprint):
     ) -> None:
         """Declare the handler of a URL; see :meth:`websocket`.
 
-        :param handler: called with the client and the variables of the URL; a coroutine function in the asyncio mode.
+        :param handler: the function to call with the client and the variables of the URL; a coroutine function in the
+            asyncio mode.
         :raises TypeError: when the handler is missing, or an option has the wrong type.
-        :raises ValueError: when an option makes no sense.
+        :raises ValueError: when an option has an invalid value.
         """
         if handler is None:
             raise TypeError("a WebSocket rule needs its handler: add_websocket_rule(rule, endpoint, handler)")

@@ -24,24 +24,24 @@ from .state import Route, State, state_of
 from .worker.admission import admissions, opening_files
 from .worker.housekeeper import housekeeper_of
 
-#: Where the middleware leaves the class of the client.
+#: The key in the environ under which the middleware puts the class of the client.
 CLASS_KEY = "flask_uwsgi_websocket.class"
 
-#: Where the middleware leaves the stack that ends with the request: it holds the request's place among the connections.
+#: The key in the environ of the stack that ends with the request. It counts the request among the connections.
 STACK_KEY = "flask_uwsgi_websocket.stack"
 
-#: The log names so many refused origins. More of them are an attack.
-ORIGINS_TOLD = 20
+#: The most refused origins that are logged. More origins are an attack.
+MOST_LOGGED_ORIGINS = 20
 
-#: The log names no longer ones, which no browser sends. A host has at most 253 characters.
+#: The longest origin that is logged. Browsers send no longer ones: a host has at most 253 characters.
 _LONGEST_ORIGIN = 300
 
-#: The attribute of a view with the settings of its route.
+#: The attribute of a view that has the settings of its route.
 _SETTINGS_ATTRIBUTE = "websocket_settings"
 
 
 class Views:
-    """The views of the handlers that one blueprint or extension has registered."""
+    """Makes the views of the handlers of one blueprint or extension."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]] = {}
@@ -52,18 +52,18 @@ class Views:
         """Return the view of a handler, and the options of its rule.
 
         :param options: settings, and options of Werkzeug's rule.
-        :raises TypeError: when there are ``methods`` among them, or a setting has the wrong type.
-        :raises ValueError: when a setting makes no sense.
+        :raises TypeError: when *options* has ``methods``, or a setting has the wrong type.
+        :raises ValueError: when a setting has an invalid value.
         """
         if "methods" in options:
-            raise TypeError(f"a WebSocket route has no methods: its handshake is a GET (endpoint {endpoint!r})")
+            raise TypeError(f"a WebSocket route has no methods, its handshake is a GET: remove them from {endpoint!r}")
         settings = {name: options[name] for name in options.keys() & NAMES}
         Settings(**settings)
         rule_options = {name: options[name] for name in options.keys() - NAMES}
         rule_options.update(methods=["GET"], websocket=True, provide_automatic_options=False)
         known = self._known.get(endpoint)
         if known is not None and known[:2] == (handler, settings):
-            return known[2], rule_options  # for Flask, two rules of one endpoint have one view
+            return known[2], rule_options  # Flask requires one view for all rules of an endpoint
         view = _make_view(handler, settings)
         self._known[endpoint] = handler, settings, view
         return view, rule_options
@@ -72,7 +72,7 @@ class Views:
 def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the Flask view that runs a WebSocket *handler*.
 
-    :param options: the settings of its route.
+    :param options: the settings of the handler's route.
     """
 
     def view(**kwargs: Any) -> Any:
@@ -84,8 +84,8 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
             )
         if client_class is None:
             raise RuntimeError(
-                f"the WebSocket route {request.path} was reached past the middleware: leave the extension's middleware "
-                "in app.wsgi_app"
+                f"a request has reached the WebSocket route {request.path} without the extension's middleware: leave "
+                "the middleware in app.wsgi_app"
             )
         route = _route(app, options)
         _admit(route.settings)
@@ -104,16 +104,16 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
         return app.response_class(status=101)
 
     setattr(view, _SETTINGS_ATTRIBUTE, options)
-    # Flask names the endpoint after the view, and debuggers show it.
+    # Flask names the endpoint after the view, and debuggers show the name.
     for name in ("__name__", "__doc__", "__module__"):
-        setattr(view, name, getattr(handler, name, None) or getattr(view, name))  # a partial has no name
+        setattr(view, name, getattr(handler, name, None) or getattr(view, name))  # a functools.partial has no name
     return view
 
 
 def _negotiate(app: Flask, settings: Settings) -> Handshake:
-    """Return the handshake of the request, or refuse it.
+    """Return the handshake of the request.
 
-    :raises HTTPException: when the request is none for a WebSocket of these settings.
+    :raises HTTPException: when the request is not a valid handshake, or the settings do not allow it.
     """
     try:
         return negotiate_handshake(
@@ -125,7 +125,7 @@ def _negotiate(app: Flask, settings: Settings) -> Handshake:
             compression=settings.compression,
         )
     except Forbidden:
-        _tell_of_origin(app, state_of(app), request.environ["HTTP_ORIGIN"])
+        _warn_of_origin(app, state_of(app), request.environ["HTTP_ORIGIN"])
         raise
 
 
@@ -139,7 +139,7 @@ def _make_client(client_class: type[Any], app: Flask, route: Route, handshake: H
         server = find_server(request.environ)
         loop = client_class.make_loop()
         server.watch()
-        forget_mere_refresh(app)  # now, too: a session that is kept on the server may change meanwhile
+        forget_mere_refresh(app)  # also now, because a session on the server may change until the handshake
         transport = Transport(server.open(), server.release, loop, route.settings, deflate)
     client = client_class(request.environ, app, route, transport, handshake)
     request.environ[ENVIRON_KEY] = client
@@ -147,21 +147,22 @@ def _make_client(client_class: type[Any], app: Flask, route: Route, handshake: H
 
 
 def admit(app: Flask, **extra: Any) -> None:
-    """Count a request among the connections before anything of the application's sees it; for ``request_started``.
+    """Count a request among the connections before the application sees it. A receiver of ``request_started``.
 
-    What runs before the handler, such as a ``before_request`` function that asks a database, occupies a core, too.
+    Functions that run before the handler, such as a ``before_request`` function with a database query, occupy a core,
+    too.
 
-    :raises ServiceUnavailable: when the worker has no room for it (503).
-    :raises TooManyRequests: when its address has too many already (429).
+    :raises ServiceUnavailable: when the worker has no room for the connection (503).
+    :raises TooManyRequests: when the address has too many connections already (429).
     """
     if STACK_KEY in request.environ and (rule := request.url_rule) is not None and rule.websocket:
         options = getattr(app.view_functions.get(rule.endpoint), _SETTINGS_ATTRIBUTE, None)
-        if options is not None:  # else the application has wrapped the view, which counts the request when it is called
+        if options is not None:  # otherwise the app has wrapped the view, which then counts the request itself
             _admit(_route(app, options).settings)
 
 
 def _admit(settings: Settings) -> None:
-    """Count the request among the connections until it ends, unless it is already."""
+    """Count the request among the connections until it ends, unless it is counted already."""
     stack: ExitStack | None = request.environ.pop(STACK_KEY, None)
     if stack is not None:
         stack.enter_context(
@@ -177,34 +178,34 @@ def _admit(settings: Settings) -> None:
 def _route(app: Flask, options: Mapping[str, Any]) -> Route:
     """Return the route of the request.
 
-    :param options: its settings.
+    :param options: the settings of the route.
     """
     assert request.endpoint is not None
     return state_of(app).route(request.endpoint, request.blueprints, app.config, options)
 
 
-def _tell_of_origin(app: Flask, state: State, origin: str) -> None:
-    """Log once that pages of an origin are refused: a browser does not show a developer why."""
-    if len(origin) > _LONGEST_ORIGIN or not state.warned.is_first_time("origin", origin, ORIGINS_TOLD):
+def _warn_of_origin(app: Flask, state: State, origin: str) -> None:
+    """Log, once for each origin, that its pages are refused. A browser does not show the reason to a developer."""
+    if len(origin) > _LONGEST_ORIGIN or not state.warned.is_first_time("origin", origin, MOST_LOGGED_ORIGINS):
         return
     app.logger.warning(
-        "The WebSocket %r answers a page of another origin with 403: page %r, app %r. If the page is yours, add "
-        "WEBSOCKET_ALLOWED_ORIGINS = [%r]; if it is the app's own, behind a proxy, ProxyFix tells the app its origin.",
+        "The WebSocket %r refuses a page of another origin with 403: page %r, app %r. If the page is yours, set "
+        "WEBSOCKET_ALLOWED_ORIGINS = [%r]. If it belongs to this app, behind a proxy, use Werkzeug's ProxyFix.",
         str(request.url_rule),
-        origin,  # quoted: it is the peer's, and could forge a line
+        origin,  # quoted, because the peer chooses it and could forge a line
         f"{request.scheme}://{request.host}"[:_LONGEST_ORIGIN],
         origin,
     )
 
 
-def tell_of_rejection(response: Response) -> Response:
-    """Send ``websocket_rejected`` for an upgrade request that has got another answer; an ``after_request`` function."""
-    client: BaseClient | None = request.environ.pop(ENVIRON_KEY, None)  # which refers to the environ, too
+def report_rejection(response: Response) -> Response:
+    """Send ``websocket_rejected`` for an upgrade request that gets another response. An ``after_request`` function."""
+    client: BaseClient | None = request.environ.pop(ENVIRON_KEY, None)  # the client refers to the environ, too
     client_class: type[Any] | None = request.environ.pop(CLASS_KEY, None)
     if client_class is not None and (client is None or not client.was_accepted):
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         state = state_of(app)
         route = Route(Settings(), Hooks().functions(()), state.stats, state.warned)
         rejected = client or client_class.refused(request.environ, app, route)
-        rejected.drive(rejected.tell_rejected(response))
+        rejected.drive(rejected.notify_rejected(response))
     return response

@@ -14,12 +14,11 @@ built-in ``TimeoutError``, whose text says "timed out".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
-    from .connection.base import BaseClient
 
 #: The meanings of close codes (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
 CLOSE_CODES = {
@@ -55,7 +54,7 @@ class ConnectionClosed(WebSocketError):
     :param connection: the connection that has ended; None in the test client.
     """
 
-    def __init__(self, code: int = 1006, reason: str = "", *, connection: BaseClient | None = None) -> None:
+    def __init__(self, code: int = 1006, reason: str = "", *, connection: Any = None) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason

@@ -1,7 +1,8 @@
 """Hooks and listeners: their kinds, their decorators, and the order in which they run.
 
-A hook decides on a connection; a listener hears of its events. A new kind is an entry in :data:`KINDS` and a decorator
-method of :class:`Registrar`. A new kind of hook has a second decorator, in :class:`AppRegistrar`.
+A hook may refuse or change a connection; a listener is called with its events. A new kind needs an entry in
+:data:`KINDS` and a decorator method of :class:`Registrar`. A new kind of hook also needs a decorator method of
+:class:`AppRegistrar`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .signals import (
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
-# Hooks take and return what those of Flask do.
+# Hooks have the same parameters and return values as Flask's.
 Before = TypeVar("Before", bound=BeforeRequestCallable)
 After = TypeVar("After", bound=AfterRequestCallable[Any])
 Teardown = TypeVar("Teardown", bound=TeardownCallable)
@@ -39,10 +40,10 @@ class Kind:
     """A kind of hooks, or a kind of listeners.
 
     :param signal: the signal whose receivers are called after the listeners of this kind; None for hooks.
-    :param inside_out: whether the functions of the innermost blueprint run first and those of the app last, as Flask's
-        ``after_request`` functions do. Otherwise the app's run first.
+    :param inside_out: whether the functions of the innermost blueprint run first and the app's functions last, like
+        Flask's ``after_request`` functions. Otherwise the app's functions run first.
     :param cancellable: whether the event is part of a call of the application, such as ``receive()``, so that a
-        ``CancelledError`` may be the cancellation of this call. Otherwise it is a failure of the function.
+        ``CancelledError`` may mean the cancellation of this call. Otherwise it is a failure of the function.
     """
 
     signal: NamedSignal | None = None
@@ -50,7 +51,7 @@ class Kind:
     cancellable: bool = True
 
 
-#: The kinds by name.
+#: The kinds, by name.
 KINDS: Mapping[str, Kind] = {
     # Hooks
     "before": Kind(),
@@ -62,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
     "pong": Kind(websocket_pong, cancellable=False),
     "close": Kind(websocket_closed, cancellable=False),
     "error": Kind(websocket_error, cancellable=False),
-    # Without a decorator: these have only the receivers of their signal.
+    # Kinds without a decorator, which have only the receivers of their signal.
     "sent": Kind(websocket_sent),
     "rejected": Kind(websocket_rejected, cancellable=False),
 }
@@ -72,7 +73,7 @@ class Hooks:
     """The hooks and listeners that one app and its blueprints have registered."""
 
     def __init__(self) -> None:
-        # By kind, then by the full name of a blueprint or None for the app.
+        # By kind, then by the full name of the blueprint, or None for the app.
         self._functions: dict[str, defaultdict[str | None, list[Function]]] = {
             kind: defaultdict(list) for kind in KINDS
         }
@@ -81,14 +82,14 @@ class Hooks:
         """Register a function.
 
         :param kind: a name in :data:`KINDS`.
-        :param blueprint: the full name of the blueprint whose connections it is for, or None for all of the app.
+        :param blueprint: the full name of the blueprint for whose connections the function is; None for the whole app.
         """
         self._functions[kind][blueprint].append(function)
 
     def functions(self, blueprints: Sequence[str]) -> Mapping[str, tuple[Function, ...]]:
         """Return the functions of each kind, in the order in which they run.
 
-        :param blueprints: the full names of the blueprints that a connection is in, the innermost first.
+        :param blueprints: the full names of the blueprints of a connection, the innermost first.
         """
         inwards = (None, *reversed(blueprints))
         functions = {}
@@ -99,25 +100,25 @@ class Hooks:
 
 
 class Registrar:
-    """The decorators that the extension has for its apps, and a blueprint for its own connections."""
+    """The decorators of the extension, for all connections of its apps, and of a blueprint, for its own connections."""
 
     def before_websocket(self, function: Before) -> Before:
-        """Call *function* before each handler. What it returns is the HTTP response that refuses the connection.
+        """Call *function* before each handler. A value that it returns is the HTTP response, without a handshake.
 
-        It may ``abort()``, too. Hooks of the app run first, then those of blueprints from the outermost inwards.
+        It may also ``abort()``. Hooks of the app run first, then hooks of blueprints, from the outermost inwards.
         """
         return self._add("before", function)
 
     def after_websocket(self, function: After) -> After:
         """Call *function* with the 101 response of each handshake. It returns this response or another one.
 
-        It may add headers. When it raises, the connection is refused. Hooks of inner blueprints run first, and those of
+        It may add headers. If it raises, the handshake is refused. Hooks of inner blueprints run first, and hooks of
         the app last.
         """
         return self._add("after", function)
 
     def teardown_websocket(self, function: Teardown) -> Teardown:
-        """Call *function* at the end of each connection with the exception that has left its handler, or None."""
+        """Call *function* at the end of each connection, with the exception that the handler raised, or None."""
         return self._add("teardown", function)
 
     def on_connect(self, function: F) -> F:
@@ -145,7 +146,7 @@ class Registrar:
 
 
 class AppRegistrar(Registrar):
-    """The decorators of a blueprint, which also registers hooks for all connections of its apps."""
+    """The decorators of a blueprint, which may also register hooks for all connections of the app."""
 
     def before_app_websocket(self, function: Before) -> Before:
         """Like :meth:`before_websocket`, for all connections of the app."""

@@ -1,7 +1,7 @@
-"""WSGI middleware that marks the requests which ask for a WebSocket.
+"""WSGI middleware that marks upgrade requests for a WebSocket.
 
-The layers between the middleware and the view may change the environ, or answer by themselves. Flask matches the rule
-and calls the view, which is in ``dispatch.py``.
+The layers between the middleware and the view may change the environ, or send a response themselves. Flask matches the
+rule and calls the view, which is in ``dispatch.py``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class WebSocketMiddleware:
-    """Marks the environ of every request that asks for a WebSocket.
+    """Marks the environ of every upgrade request for a WebSocket.
 
-    :param wsgi_app: the WSGI application below.
-    :param websocket: the extension that it belongs to.
+    :param wsgi_app: the WSGI application to call.
+    :param websocket: the extension that has installed the middleware.
     """
 
-    #: The class of the client that handlers get. A subclass may set its own.
+    #: The class of the clients that handlers get. A subclass may set its own.
     client: type[Any] = WebSocketClient
 
     def __init__(self, wsgi_app: WSGIApplication, websocket: object) -> None:
@@ -39,8 +39,8 @@ class WebSocketMiddleware:
         """Pass the request on."""
         if "HTTP_UPGRADE" in environ and is_upgrade(environ):
             if environ.get("UWSGI_ROUTER") != "http":
-                # Werkzeug takes a request for a WebSocket's only when Upgrade has no other token. So does uWSGI's
-                # router, which drops what the client of another one sends: for that one it stays an error.
+                # Werkzeug accepts Upgrade only without other tokens. uWSGI's router does, too, and drops the frames of
+                # other clients, so behind the router such a request stays an error.
                 environ["HTTP_UPGRADE"] = "websocket"
             environ[CLASS_KEY] = self.client
             stack = environ[STACK_KEY] = ExitStack()
@@ -49,7 +49,7 @@ class WebSocketMiddleware:
             except BaseException:
                 stack.close()
                 raise
-            if STACK_KEY in environ:  # the app may run only when the response is iterated, as below a debugger
+            if STACK_KEY in environ:  # the app may run later, when the response is iterated, as with a debugger
                 return ClosingIterator(response, stack.close)
             stack.close()
             return response

@@ -1,7 +1,7 @@
-"""The settings of a connection: their checks, and where they come from.
+"""The settings of a connection, their checks, and their sources.
 
-A setting is one field of :class:`Settings`, which carries its default and its check, one ``:param`` of its docstring,
-and one entry in ``docs/configuration.md``.
+A setting is a field of :class:`Settings`, with its default and its check, a ``:param`` in the docstring of that class,
+and an entry in ``docs/configuration.md``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from inspect import get_annotations
-from types import NoneType
 from typing import Any, Literal, TypeVar
 
 from .protocol.deflate import Compression
@@ -20,7 +19,8 @@ from .protocol.protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
 
 T = TypeVar("T")
 
-#: Called with the name and the value of a field. Raises TypeError or ValueError for a wrong value.
+#: A function that is called with the name and the value of a field, and raises TypeError or ValueError for a wrong
+#: value.
 Check = Callable[[str, Any], None]
 
 
@@ -31,21 +31,21 @@ def setting(default: T, check: Check, key: str | None = None) -> T:
     """Declare a field of a :class:`Checked` dataclass.
 
     :param default: the value without configuration.
-    :param check: the check that every other value has to pass.
-    :param key: the key in ``app.config``; ``WEBSOCKET_`` and the field's name in capitals, unless given.
+    :param check: the function that checks the value.
+    :param key: the key in ``app.config``. The default is ``WEBSOCKET_`` and the field's name in capitals.
     """
     return field(default=default, metadata={"check": check, "key": key})
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A dataclass that checks the values of its fields, each one declared by :func:`setting`.
+    """A dataclass that checks the values of its fields. Declare each field by :func:`setting`.
 
     :raises TypeError: when a value has the wrong type.
-    :raises ValueError: when a value makes no sense.
+    :raises ValueError: when a value is invalid.
     """
 
-    # What errors call a field.
+    # The name of a field in errors.
     _label = "{}"
 
     def __init_subclass__(cls) -> None:
@@ -71,29 +71,19 @@ def check_positive(name: str, value: object) -> None:
 def check_size(name: str, value: object) -> None:
     """Check that a value is a size in bytes."""
     if not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number of bytes, not {value!r}")
+        raise TypeError(f"{name} must be a whole number of bytes, not {value!r}")
     check_positive(name, value)
 
 
 def check_count(name: str, value: object) -> None:
     """Check that a value is a whole number above 0."""
-    if not _is_count(value):
-        raise ValueError(f"{name} is a whole number above 0, not {value!r}")
-
-
-def check_count_or_none(name: str, value: object) -> None:
-    """Check that a value is a whole number above 0 or None."""
-    if value is not None and not _is_count(value):
-        raise ValueError(f"{name} is a whole number above 0 or None, not {value!r}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
 
 
 def check_origins(name: str, value: object) -> None:
-    """Check that a value says which origins may connect."""
-    error = f'{name} is "same-origin", "*" or a list of origins, not {value!r}'
+    """Check that a value is ``"same-origin"``, ``"*"`` or a collection of origins."""
+    error = f'{name} must be "same-origin", "*" or a list of origins, not {value!r}'
     if isinstance(value, str):
         if value not in {"same-origin", "*"}:
             raise ValueError(error)
@@ -105,16 +95,16 @@ def check_origins(name: str, value: object) -> None:
 
 
 def check_subprotocols(name: str, value: object) -> None:
-    """Check that a value is a list of subprotocols."""
-    # An iterator would be empty from its second use on.
+    """Check that a value is a collection of subprotocols."""
+    # Not an iterator, which would be empty at its second use.
     if isinstance(value, str) or not isinstance(value, Collection):
-        raise TypeError(f"{name} is a list of names, not {value!r}")
+        raise TypeError(f"{name} must be a list of names, not {value!r}")
     for subprotocol in value:
         check_token(subprotocol)
 
 
 def optional(check: Check) -> Check:
-    """Return *check*, which passes None, too."""
+    """Return a check that passes None, and otherwise does *check*."""
 
     def check_optional(name: str, value: object) -> None:
         if value is not None:
@@ -124,11 +114,11 @@ def optional(check: Check) -> Check:
 
 
 def one_of(*choices: str) -> Check:
-    """Return the check of a field that has one of these values."""
+    """Return a check that a value is one of *choices*."""
 
     def check_choice(name: str, value: object) -> None:
         if value not in choices:
-            raise ValueError(f"{name} is {' or '.join(map(_quote, choices))}, not {value!r}")
+            raise ValueError(f"{name} must be {' or '.join(map(_quote, choices))}, not {value!r}")
 
     return check_choice
 
@@ -138,14 +128,14 @@ def _quote(text: str) -> str:
 
 
 def instance_of(*types: type, expected: str) -> Check:
-    """Return the check of a field whose value has one of these types.
+    """Return a check that a value has one of *types*.
 
     :param expected: the types in words.
     """
 
     def check_type(name: str, value: object) -> None:
         if not isinstance(value, types):
-            raise TypeError(f"{name} is {expected}, not {value!r}")
+            raise TypeError(f"{name} must be {expected}, not {value!r}")
 
     return check_type
 
@@ -157,14 +147,15 @@ def instance_of(*types: type, expected: str) -> Check:
 class RateLimit(Checked):
     """How much a client may send on one connection. Above it, the connection is closed with 1008.
 
-    It is a token bucket: what was not used is saved up, for at most *burst* seconds. What waits unread because the
-    handler is slow is not held against the client.
+    It is a token bucket: the client saves unused allowance for at most *burst* seconds. Input that stays unread because
+    the handler is slow does not count against the client.
 
-    :param messages: messages, Pings and Pongs per second on average, or None.
-    :param bytes: bytes per second on average, or None. A compressed message is counted as it inflates.
-    :param burst: for how many seconds' worth the client may make up, in seconds.
-    :param frames: frames of any kind per second on average, fragments among them; None for 64 times *messages*.
-    :raises ValueError: when one of them is no number above 0.
+    :param messages: the most messages, Pings and Pongs per second, on average; None for no limit.
+    :param bytes: the most bytes per second, on average; None for no limit. A compressed message counts with its
+        inflated size.
+    :param burst: the seconds for which the client may save unused allowance.
+    :param frames: the most frames of any kind per second, on average, fragments included; None for 64 times *messages*.
+    :raises ValueError: when a value is not a number above 0.
     """
 
     messages: float | None = setting(None, optional(check_positive))
@@ -177,41 +168,43 @@ class RateLimit(Checked):
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """What a connection may do and how long it may take. Sizes are in bytes, times in seconds.
+    """The settings of a connection. Sizes are in bytes, times in seconds.
 
-    :param origins: who may connect from a browser: ``"same-origin"``, ``"*"``, or a list of origins such as
-        ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
-        ``Origin`` header, which no browser sends, pass.
-    :param max_message_size: the largest message received, after reassembly and inflation; beyond it, 1009.
-    :param max_fragments: the most fragments of one message received, empty ones included; beyond it, 1008.
-    :param ping_interval: how often the peer is pinged; None turns pings off.
-    :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
-        turns that off.
+    :param origins: the origins from which a browser may connect: ``"same-origin"``, ``"*"``, or a list of origins such
+        as ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
+        ``Origin`` header pass: no browser sends them.
+    :param max_message_size: the size of the largest message that is received, after reassembly and inflation. A larger
+        one closes the connection with 1009.
+    :param max_fragments: the most fragments of one message, empty ones included. More close the connection with 1008.
+    :param ping_interval: the time between two pings; None turns pings off.
+    :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None turns
+        this limit off.
     :param close_timeout: how long the closing handshake may take before the connection is dropped.
     :param shutdown_timeout: how long a handler may take to end when its worker ends.
-    :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
-    :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
+    :param send_timeout: how long the peer may read nothing, while output waits, before the connection is dropped.
+    :param send_buffer: the high-water mark: ``send()`` waits while more output than this waits for the peer.
     :param min_read_rate: the bytes per second that the peer has to read on average over ``send_timeout``, while output
-        waits for it; below, the connection is dropped.
-    :param max_queue: how many messages may wait for the handler before the socket is not read any more.
-    :param idle_timeout: how long no message may come or go before the connection is closed with 1001. Pings do not
-        count. None turns that off.
+        waits. Below this rate, the connection is dropped.
+    :param max_queue: the most messages that wait for the handler. Beyond it, the socket is not read.
+    :param idle_timeout: how long a connection may have no message in either direction before it is closed with 1001.
+        Pings do not count. None turns this limit off.
     :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again
-        and its login is checked again. It may be up to a tenth less, so that not all come back at once. None turns that
-        off.
-    :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
-    :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
-    :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
-    :param max_connections: beyond so many connections of a worker, whatever their routes, a handshake is answered
-        with 503; None for as many as uWSGI has cores, or gunicorn threads, but for a tenth of them (1 to 20) kept for
-        HTTP. Other servers have no such number, and no limit.
-    :param max_connections_per_ip: beyond so many connections of a worker from one address (of IPv6, one /64), a
-        handshake is answered with 429; None for any number.
-    :param accept: when the handshake is sent: ``"lazy"``, by the first call of a handler that needs it, or ``"early"``,
-        before the handler starts, for handlers that register their connection and wait.
-    :param handshake_timeout: how long a handler may leave the handshake unsent before the client gets 503; None for
-        ever.
-    :param rate_limit: a :class:`.RateLimit` of what one client may send, or None; beyond it, 1008.
+        and its login is checked again. A connection may get up to a tenth less, so that not all clients come back at
+        once. None turns this limit off.
+    :param compression: whether to offer permessage-deflate (RFC 7692): False, True, or a :class:`.Compression`.
+    :param subprotocols: the subprotocols of the route (RFC 6455 section 1.9).
+    :param text_as_bytes: whether text messages are received as bytes, and bytes are sent as text, as in 0.6.1.
+    :param max_connections: the most connections of one worker, over all routes. Further handshakes get 503. None means
+        the number of uWSGI's cores, or of gunicorn's threads or greenlets, less a tenth (1 to 20) that stays free for
+        HTTP. Other servers have no limit.
+    :param max_connections_per_ip: the most connections of one worker from one address (of IPv6, one /64). Further
+        handshakes get 429. None means no limit.
+    :param accept: when the handshake is sent: ``"lazy"``, by the first call of the handler that needs it, or
+        ``"early"``, before the handler starts, for handlers that register their connection and wait.
+    :param handshake_timeout: how long a handler may run without sending the handshake before the client gets 503; None
+        for no limit.
+    :param rate_limit: how much one client may send, as a :class:`.RateLimit`, or None. Beyond it, the connection is
+        closed with 1008.
     """
 
     origins: str | Sequence[str] = setting("same-origin", check_origins, key="WEBSOCKET_ALLOWED_ORIGINS")
@@ -232,41 +225,41 @@ class Settings(Checked):
     )
     subprotocols: Sequence[str] = setting((), check_subprotocols)
     text_as_bytes: bool = setting(False, instance_of(bool, expected="True or False"))
-    max_connections: int | None = setting(None, check_count_or_none)
-    max_connections_per_ip: int | None = setting(None, check_count_or_none)
+    max_connections: int | None = setting(None, optional(check_count))
+    max_connections_per_ip: int | None = setting(None, optional(check_count))
     accept: Literal["lazy", "early"] = setting("lazy", one_of("lazy", "early"))
     handshake_timeout: float | None = setting(60.0, optional(check_positive))
-    rate_limit: RateLimit | None = setting(None, instance_of(RateLimit, NoneType, expected="a RateLimit or None"))
+    rate_limit: RateLimit | None = setting(None, optional(instance_of(RateLimit, expected="a RateLimit")))
 
 
 #: The key of each setting in ``app.config``.
 KEYS = {each.name: each.metadata["key"] or f"WEBSOCKET_{each.name.upper()}" for each in fields(Settings)}
 
-#: The names of all settings: keywords of the extension, options of a route.
+#: The names of all settings, which are keywords of the extension and options of a route.
 NAMES = frozenset(KEYS)
 
 
-# Where they come from
+# Sources
 
 
 def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
-    """Return the settings that an app's *config* and the *overrides*, weakest first, come to.
+    """Return the settings of an app's *config*, with *overrides*, of which a later one wins.
 
-    :raises TypeError: for a name in *overrides* that is no setting, or a value of the wrong type.
-    :raises ValueError: for a value that makes no sense.
+    :raises TypeError: for an unknown name in *overrides*, or a value of the wrong type.
+    :raises ValueError: for an invalid value.
     """
     values = {name: config[key] for name, key in KEYS.items() if key in config}
     for override in overrides:
         for name in override:
             if name not in NAMES:
-                raise TypeError(f"{name} is no setting: {_suggest(name)}")
+                raise TypeError(f"{name} is not a setting: {_suggest(name)}")
         values.update(override)
     return Settings(**values)
 
 
 @contextmanager
 def suggesting_settings(options: Collection[str]) -> Iterator[None]:
-    """Suggest a setting where Werkzeug's rule does not know one of a WebSocket route's *options*.
+    """Suggest a setting when Werkzeug's rule refuses one of the *options* of a WebSocket route.
 
     :raises TypeError: for an option that resembles a setting.
     """
@@ -276,17 +269,17 @@ def suggesting_settings(options: Collection[str]) -> Iterator[None]:
         for name in options:
             similar = find_similar(name, NAMES)
             if similar is not None and repr(name) in str(error):
-                raise TypeError(f"{name} is no option of a WebSocket route: is it {similar}?") from error
+                raise TypeError(f"{name} is not an option of a WebSocket route: did you mean {similar}?") from error
         raise
 
 
 def _suggest(name: str) -> str:
     similar = find_similar(name, NAMES)
-    return f"the settings are {', '.join(KEYS)}" if similar is None else f"is it {similar}?"
+    return f"the settings are {', '.join(KEYS)}" if similar is None else f"did you mean {similar}?"
 
 
 def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the keys of *config* that are no setting's but almost, each with the one that it resembles."""
+    """Yield the keys of *config* that look like misspelt settings, each with the key that it resembles."""
     keys = KEYS.values()
     names = [key.removeprefix("WEBSOCKET") for key in keys]  # a common prefix would make all keys similar
     for key in config:
@@ -297,5 +290,5 @@ def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def find_similar(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of *names* that a misspelt *name* resembles most, or None."""
+    """Return the one of *names* that is most similar to a misspelt *name*, or None."""
     return next(iter(get_close_matches(name, names, 1, 0.65)), None)

@@ -1,7 +1,7 @@
-"""What one app knows of its WebSockets: its mode, settings and routes, its counters, and the warnings it has logged.
+"""The state of one app: its mode, settings, routes, counters and logged warnings.
 
-It is in ``app.extensions["uwsgi_websocket"]``. The first registration makes it, of a blueprint or of the extension.
-After the first connection, no setting, hook or listener changes any more.
+The state is in ``app.extensions["uwsgi_websocket"]``. The first registration of a blueprint or of the extension makes
+it. After the first connection, no setting, hook or listener changes any more.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ EXTENSION_KEY = "uwsgi_websocket"
 
 
 class Warned:
-    """The warnings that the log has, so that each one is logged once. The worst of a race is a second line."""
+    """The warnings that were logged, so that each one is logged once. A race causes at most a second line."""
 
     def __init__(self) -> None:
         self._subjects: defaultdict[str, set[str]] = defaultdict(set)
 
     def is_first_time(self, warning: str, subject: str = "", at_most: int | None = None) -> bool:
-        """Return whether a warning is to be logged now: once for each of its subjects.
+        """Return whether to log a warning now. Each warning is logged once for each subject.
 
         :param warning: the name of the warning.
-        :param subject: what it warns of.
-        :param at_most: for how many subjects it is logged, where they come from clients; None for any number.
+        :param subject: the subject of the warning, such as a URL rule.
+        :param at_most: the most subjects for which the warning is logged; None for no limit. Use it for subjects that
+            clients choose.
         """
         subjects = self._subjects[warning]
         if subject in subjects or (at_most is not None and len(subjects) >= at_most):
@@ -44,9 +45,9 @@ class Warned:
 
 @dataclass(frozen=True)
 class Route:
-    """What the connections of one endpoint have in common.
+    """What all connections of one endpoint have in common.
 
-    :param settings: their settings.
+    :param settings: the settings.
     :param functions: the hooks and listeners of each kind in :data:`~.hooks.KINDS`, in the order in which they run.
     :param stats: the counters of the app.
     :param warned: the warnings that the app has logged.
@@ -59,14 +60,14 @@ class Route:
 
 
 class State:
-    """What one app knows of its WebSockets."""
+    """The state of one app."""
 
     def __init__(self) -> None:
-        #: Whether handlers are coroutine functions; None before ``init_app()`` was called.
+        #: Whether handlers are coroutine functions; None before ``init_app()``.
         self.coroutines: bool | None = None
         self.stats = Stats()
         self.warned = Warned()
-        #: uWSGI's options for the extension's mode.
+        #: The uWSGI options for the extension's mode.
         self.run_options: Mapping[str, Any] = {}
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
@@ -74,9 +75,12 @@ class State:
         self._routes: dict[str, Route] = {}
 
     def initialise(self, coroutines: bool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
-        """Take what the extension knows: its mode, its settings, and uWSGI's options for the mode.
+        """Set the values of the extension.
 
-        :raises TypeError: when a handler is none for this mode.
+        :param coroutines: whether handlers are coroutine functions.
+        :param options: the settings of the extension.
+        :param run_options: the uWSGI options for the mode.
+        :raises TypeError: when a handler does not fit the mode.
         """
         for handler in self._handlers:
             check_handler(handler, coroutines)
@@ -86,15 +90,18 @@ class State:
 
     @property
     def engines(self) -> Collection[str]:
-        """uWSGI's options that the extension is made for."""
+        """The options of the uWSGI loop engine that the extension is made for."""
         return self.run_options.keys() & {"gevent", "asyncio", "greenlet"}
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
-        """Return the settings of routes that have none of their own."""
+        """Return the settings of a route without options of its own."""
         return resolve(config, self._options)
 
     def add_handler(self, handler: Function) -> None:
-        """Note a handler that was registered, to be checked when the mode is known."""
+        """Check a registered handler, as soon as the mode is known.
+
+        :raises TypeError: when the mode is known, and the handler does not fit it.
+        """
         if self.coroutines is None:
             self._handlers.append(handler)
         else:
@@ -103,22 +110,22 @@ class State:
     def add(self, kind: str, blueprint: str | None, function: Function) -> None:
         """Register a hook or a listener.
 
-        :param blueprint: the full name of the blueprint whose connections it is for, or None for all of the app.
-        :raises AssertionError: when connections were served without it.
+        :param blueprint: the full name of the blueprint for whose connections the function is; None for the whole app.
+        :raises AssertionError: when the app has already served connections.
         """
         if self._routes:
             raise AssertionError(
-                f"{function!r} comes too late: the app has served WebSockets without it. Register it before, next to "
-                "the blueprints."
+                f"{function!r} comes too late: the app has served WebSockets without it. Register it where you "
+                "register the blueprints, before the first request."
             )
         self._hooks.add(kind, blueprint, function)
 
     def route(self, endpoint: str, blueprints: Sequence[str], config: Mapping[str, Any], options: Any) -> Route:
-        """Return what an endpoint's connections have in common.
+        """Return what all connections of an endpoint have in common.
 
-        :param blueprints: the full names of the blueprints it is in, the innermost first.
-        :param config: the app's configuration, final once the first request has come.
-        :param options: the settings of the rule.
+        :param blueprints: the full names of the blueprints of the endpoint, the innermost first.
+        :param config: the app's configuration, which is final after the first request.
+        :param options: the settings of the route.
         """
         route = self._routes.get(endpoint)
         if route is None:
@@ -137,20 +144,21 @@ def state_of(app: App) -> State:
 
 
 def check_handler(handler: Function, coroutines: bool) -> None:
-    """Check that a handler is one for its mode.
+    """Check that a handler fits the mode.
 
-    :raises TypeError: when it is a coroutine function where none belongs, or none where one does.
+    :param coroutines: whether the mode needs coroutine functions.
+    :raises TypeError: when the mode needs the other kind of function.
     """
     function = inspect.unwrap(handler)
-    name = getattr(handler, "__name__", None) or repr(handler)  # a partial or an object has no name
+    name = getattr(handler, "__name__", None) or repr(handler)  # a functools.partial or another object has no name
     is_coroutine = any(map(_is_coroutine_function, (function, getattr(function, "__call__", None))))  # noqa: B004
     if is_coroutine and not coroutines:
         raise TypeError(f"{name}() is a coroutine function: use AsyncioWebSocket, or a plain function")
     if not is_coroutine and coroutines:
-        raise TypeError(f"{name}() is no coroutine function: write async def, or use WebSocket")
+        raise TypeError(f"{name}() is not a coroutine function: write async def, or use WebSocket")
 
 
 def _is_coroutine_function(function: object) -> bool:
-    """Tell whether *function* is written with ``async def``, or with ``yield from`` below ``@types.coroutine``."""
+    """Return whether *function* is written with ``async def``, or is a generator with ``@types.coroutine``."""
     code = getattr(function, "__code__", None)
     return inspect.iscoroutinefunction(function) or bool(code and code.co_flags & inspect.CO_ITERABLE_COROUTINE)

@@ -44,10 +44,13 @@ ORDER = [
 REQUIRED = {"blinker", "click", "flask", "werkzeug"}
 
 
-def imports(nodes: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the imports of some code, without those for type checkers."""
+def imports(nodes: list[ast.stmt], *, for_types: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports of some code.
+
+    :param for_types: whether to yield those for type checkers, too.
+    """
     for node in nodes:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
             yield from imports(node.orelse)
             continue
         for inner in ast.walk(node):
@@ -60,7 +63,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 def imported(module: Path) -> Iterator[Path]:
     """Yield the modules of the package that a module imports."""
-    for node in imports(ast.parse((PACKAGE / module).read_text()).body):
+    for node in imports(ast.parse((PACKAGE / module).read_text()).body, for_types=True):
         if isinstance(node, ast.ImportFrom) and node.level:
             start = PACKAGE.joinpath(*module.parts[: len(module.parts) - node.level])
             target = start.joinpath(*(node.module or "").split("."))

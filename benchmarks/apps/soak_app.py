@@ -13,7 +13,7 @@ from flask import Flask, Response
 from greenlet import greenlet
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket.protocol import engine
+from flask_uwsgi_websocket.protocol import speedups
 from flask_uwsgi_websocket.worker import housekeeper
 
 MODE = os.environ["MODE"]
@@ -109,7 +109,7 @@ def status() -> dict[str, object]:
     gc.collect()
     return {
         "pid": os.getpid(),
-        "engine": "compiled" if engine.COMPILED else "pure Python",
+        "functions": "compiled" if speedups.COMPILED else "pure Python",
         "connections": len(housekeeper.connections()),
         "greenlets": 0 if MODE == "threads" else count_greenlets(),
         "blocks": sys.getallocatedblocks(),

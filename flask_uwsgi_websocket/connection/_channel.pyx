@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The class of ``channel.py``, compiled. Its documentation is there."""
+"""The compiled twin of ``channel.py``, which has the documentation."""
 
 from cpython.bytearray cimport PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -22,7 +22,7 @@ from ..loops.base import run
 from .channel import CORK_SIZE, READ_SIZE, REENTERED, RUN_LENGTH, TWO_RECEIVERS, WAIT
 
 cdef extern from "Python.h":
-    # Of a str or what is derived from it, unchecked.
+    # For a str or an instance of a subclass; the type is not checked.
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int PyUnicode_KIND(object text)
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -37,7 +37,7 @@ cdef extern from "<sys/socket.h>" nogil:
     Py_ssize_t recv(int fd, void *buffer, size_t size, int flags)
     Py_ssize_t send(int fd, const void *buffer, size_t size, int flags)
 
-# One for all connections: nothing but this module runs while it is used, except what a garbage collection may call.
+# One for all connections: while it is in use, nothing else runs but what a garbage collection may call.
 cdef unsigned char shared_buffer[65536]
 cdef bint is_in_use = False
 assert READ_SIZE == sizeof(shared_buffer)
@@ -48,7 +48,7 @@ cdef object wait = WAIT
 
 
 cdef class Lock:
-    """The lock of ``channel.py``, without the clock of Python's own."""
+    """The lock of ``channel.py``. Unlike Python's own lock, it does not read the clock."""
 
     cdef PyThread_type_lock lock
     cdef unsigned long owner
@@ -63,7 +63,7 @@ cdef class Lock:
             PyThread_free_lock(self.lock)
 
     cdef bint acquire(self) noexcept:
-        """Take it if it is free."""
+        """Take the lock if it is free; return whether it was."""
         if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
             return False
         self.owner = PyThread_get_thread_ident()
@@ -86,14 +86,14 @@ cdef class Lock:
 
 
 cpdef Py_ssize_t memory_of(message) except -1:
-    """Return about the bytes of ``sys.getsizeof()``, for a str or bytes."""
+    """Return about the number of bytes that ``sys.getsizeof()`` returns for a str or bytes."""
     if isinstance(message, str):
         return 64 + PyUnicode_GET_LENGTH(message) * PyUnicode_KIND(message)
     return 64 + PyBytes_GET_SIZE(message)
 
 
 cdef class Channel:
-    # Whoever runs here holds the interpreter's lock, and the system calls do not wait.
+    # Every method runs with the interpreter's lock, and its system calls do not wait.
     cdef readonly Lock read_lock, write_lock
     cdef public object inbox, abandoned
     cdef public bytearray outbox
@@ -166,7 +166,7 @@ cdef class Channel:
         return self.do_take()
 
     cdef object do_take(self):
-        # With the lock even where there is nothing to read: another thread may be about to fill the inbox.
+        # With the lock even if there is nothing to read, because another thread may be filling the inbox.
         if self.plain_input and not self.is_over and self.work < run_length and self.read_lock.acquire():
             try:
                 message = self.take_plain()
@@ -177,7 +177,7 @@ cdef class Channel:
         return self.take_slowly()
 
     cdef object take_plain(self):
-        """Return a message, ``WAIT``, or None when there is something else to do."""
+        """Return a message, ``WAIT``, or None when the transport has to look."""
         global is_in_use
         cdef Py_ssize_t got, position
         cdef list messages
@@ -191,7 +191,7 @@ cdef class Channel:
             is_in_use = True
             try:
                 got = recv(self.fd, shared_buffer, self.read_size, MSG_DONTWAIT)
-                if got <= 0:  # the end, or an error, of which the next call tells again
+                if got <= 0:  # the end or an error, which the next call gets, too
                     return wait if got < 0 and errno == EAGAIN else None
                 self.heard = True
                 self.bytes_received += got
@@ -228,7 +228,7 @@ cdef class Channel:
         return self.put_plain(whole) or self.put_frame_slowly(whole)
 
     cdef bint put_plain(self, bytes whole) except -1:
-        """Send a frame and return True, or do nothing."""
+        """Send a frame and return True, or do nothing and return False."""
         if self.is_over or not (self.plain_output or self.is_corked) or not self.write_lock.acquire():
             return False
         try:
@@ -251,7 +251,7 @@ cdef class Channel:
         cdef Py_ssize_t sent = send(
             self.fd, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole), MSG_DONTWAIT | MSG_NOSIGNAL
         )
-        if sent < 0:  # the socket is full, or broken, of which the next call tells again
+        if sent < 0:  # the socket is full or broken, which the next call finds, too
             return False
         self.bytes_sent += sent
         if sent < PyBytes_GET_SIZE(whole):

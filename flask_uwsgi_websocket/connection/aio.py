@@ -1,8 +1,8 @@
 """The client of coroutine handlers.
 
-uWSGI's asyncio engine serves each request in a greenlet whose parent runs the event loop. The handler runs in a task;
-the request's greenlet gives way to the loop until the task is done. On a server with threads, all tasks run in one
-event loop in the background, and the request's thread waits for its task.
+uWSGI's asyncio engine serves each request in a greenlet whose parent runs the event loop. The handler runs in a task,
+and the request's greenlet switches to the event loop until the task is done. On a server with threads, all tasks run in
+one event loop in the background, and the thread of the request waits for its task.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 def _make_loop() -> AsyncioLoop:
-    """Return the event loop for a caller that can wait for its tasks: a greenlet of uWSGI's engine, or a thread."""
+    """Return the loop for the caller, which waits for its task: a greenlet of uWSGI's asyncio engine, or a thread."""
     if _parent() is not None:
         return current_asyncio_loop()
     if uwsgi is not None or is_in_gevent() or _is_in_loop():
         raise AsyncioNotAvailable(
             "AsyncioWebSocket needs uWSGI's asyncio engine, or a server with threads: "
-            "start uwsgi with --asyncio 100 --greenlet (docs/modes.md says how to compile one that has them)"
+            "start uwsgi with --asyncio 100 --greenlet (docs/modes.md shows how to compile uWSGI with these options)"
         )
     return background_asyncio_loop()
 
@@ -48,7 +48,7 @@ def _is_in_loop() -> bool:
 
 
 def _parent() -> greenlet | None:
-    """Return the greenlet that runs this thread's event loop, if the caller is one that can give way to it."""
+    """Return the greenlet that runs the event loop, if the caller runs in a child greenlet of it; otherwise None."""
     if not _is_in_loop():
         return None
     try:
@@ -59,9 +59,9 @@ def _parent() -> greenlet | None:
 
 
 class AsyncioWebSocketClient(BaseClient):
-    """What a coroutine handler gets: the calls of :class:`WebSocketClient`, to be awaited.
+    """One WebSocket connection, as its coroutine handler gets it: the methods of :class:`WebSocketClient`, awaitable.
 
-    All of them belong to the thread of the event loop; ``recv_nb()`` and ``send_nb()`` alone are no coroutines.
+    Call them in the thread of the event loop only. ``recv_nb()`` and ``send_nb()`` are not coroutines.
     """
 
     make_loop = staticmethod(_make_loop)
@@ -83,51 +83,51 @@ class AsyncioWebSocketClient(BaseClient):
             return
 
     def messages(self) -> AsyncIterator[str | bytes]:
-        """Receive messages, each in an application context of its own. See :meth:`WebSocketClient.messages`."""
+        """Receive messages, each in its own application context. See :meth:`WebSocketClient.messages`."""
         return _Messages(self)
 
     async def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:
-        """Send a message as binary, whatever it is. See :meth:`send`."""
+        """Send a ``str`` or bytes as a binary message. See :meth:`send`."""
         await self._send(message, True, timeout=timeout)
 
     async def send_json(self, value: Any, *, timeout: float | None = None) -> None:
-        """Send *value* as JSON in a text message, written by ``app.json``. See :meth:`send`."""
+        """Send *value* as JSON, by ``app.json``, in a text message. See :meth:`send`."""
         await self._send(self._app.json.dumps(value), timeout=timeout)
 
     def send_nb(self, message: str | ReadableBuffer) -> None:
-        """Send a message without waiting; it is no coroutine. See :meth:`send`.
+        """Send a message without waiting. This is not a coroutine. See :meth:`send`.
 
         :raises BlockingIOError: when more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for the peer.
         """
         if not self.offer(SharedMessage(payload_of(message))):
-            raise BlockingIOError("the peer has not read what was sent before: nothing more was sent")
+            raise BlockingIOError("the peer has not read enough, so nothing was sent: try later, or use send()")
 
     async def send_from_sharedarea(self, id: int, pos: int) -> None:
-        """Send what uWSGI's shared area *id* holds from *pos* on, as text.
+        """Send the content of uWSGI's shared area *id* from *pos* on as a text message.
 
-        :raises RuntimeError: outside of uWSGI. Otherwise as :meth:`send`.
+        :raises RuntimeError: outside of uWSGI. It also raises what :meth:`send` raises.
         """
         await self._send_from_sharedarea(id, pos, binary=False)
 
     async def send_binary_from_sharedarea(self, id: int, pos: int) -> None:
-        """Send what uWSGI's shared area *id* holds from *pos* on, as binary.
+        """Send the content of uWSGI's shared area *id* from *pos* on as a binary message.
 
-        :raises RuntimeError: outside of uWSGI. Otherwise as :meth:`send`.
+        :raises RuntimeError: outside of uWSGI. It also raises what :meth:`send` raises.
         """
         await self._send_from_sharedarea(id, pos, binary=True)
 
     def serve(self, handler: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """Run the coroutine *handler* in a task, which sees the request's contexts. Called by the extension."""
+        """Run the coroutine function *handler* in a task with the request's contexts. Called by the view."""
 
         async def call() -> Any:
-            # A decorator that knows no coroutines may have answered instead of the handler.
+            # A decorator that does not know coroutines may return a value instead of calling the handler.
             value = handler(self, **kwargs)
             return await value if inspect.isawaitable(value) else value
 
         return self.drive(self._serve(call))
 
     def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run one of the connection's coroutines in a task, from the greenlet or thread of the request."""
+        """Run a coroutine of this connection in a task, and wait for it in the greenlet or thread of the request."""
         parent = _parent()
         if parent is None:
             return background_asyncio_loop().submit(coroutine).result()
@@ -135,7 +135,7 @@ class AsyncioWebSocketClient(BaseClient):
 
         current = getcurrent()
         task = asyncio.get_running_loop().create_task(coroutine, name=f"WebSocket {self.id}")
-        if not task.done():  # an eager task may be
+        if not task.done():  # an eager task may be done already
             task.add_done_callback(lambda task: current.switch())
             while not task.done():
                 parent.switch()
@@ -173,7 +173,7 @@ class AsyncioWebSocketClient(BaseClient):
 
 
 async def _result_or_exit(awaitable: Awaitable[Any]) -> tuple[Any, SystemExit | None]:
-    """Wait in a task of its own. An exit that left the task would end the event loop."""
+    """Await *awaitable* as a task of its own. Return a SystemExit: outside the task, it would end the event loop."""
     try:
         return await awaitable, None
     except SystemExit as leaving:
@@ -186,7 +186,7 @@ async def _finish(coroutine: Coroutine[Any, Any, object], awaited: Any) -> None:
 
 @types.coroutine
 def _rest(coroutine: Coroutine[Any, Any, object], awaited: Any) -> Generator[Any, Any, None]:
-    """Run the rest of a coroutine that has come to wait for *awaited* outside of its task."""
+    """Run the rest of a coroutine that was started outside of a task and now waits for *awaited*."""
     try:
         while True:
             try:
@@ -199,20 +199,21 @@ def _rest(coroutine: Coroutine[Any, Any, object], awaited: Any) -> Generator[Any
         return
 
 
-# The event loop itself refers to tasks weakly only.
+# The event loop has only weak references to tasks.
 _aside: set[asyncio.Task[object]] = set()
 
 
 def _forget(task: asyncio.Task[object]) -> None:
     _aside.discard(task)
     if not task.cancelled():
-        task.exception()  # the next call on the connection raises it, too
+        task.exception()  # mark it as retrieved: the next call on the connection raises it, too
 
 
 class _Messages:
     """The iterator of :meth:`AsyncioWebSocketClient.messages`.
 
-    An async generator that is left by ``break`` is closed later, and in another task, which cannot pop the context.
+    It is not an async generator, because one that is left by ``break`` is closed later in another task, which cannot
+    pop the context.
     """
 
     def __init__(self, client: AsyncioWebSocketClient) -> None:

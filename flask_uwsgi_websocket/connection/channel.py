@@ -1,9 +1,10 @@
 """The hot path of a connection: the next message from its socket, the wait for it, the next message to it.
 
-The class here is the pure-Python twin, which leaves all messages to :class:`.transport.Transport`. The compiled twin,
-in ``_channel.pyx``, handles the common case (whole messages, nothing compressed) with one system call and without the
-interpreter, and leaves only the rest. The class here is also their contract: its attributes are those that both share
-with the transport, and its methods that raise ``NotImplementedError`` are what both call on the transport.
+This class is the pure-Python twin, which leaves all messages to :class:`.transport.Transport`. The compiled twin, in
+``_channel.pyx``, handles the common case (whole, uncompressed messages) with one system call and without the
+interpreter, and leaves only the rest to the transport. This class is also the contract of both twins: it declares the
+attributes that both share with the transport, and the methods that both call on the transport. The latter raise
+``NotImplementedError`` here.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Lock", "memory_of"]
 
-#: The most bytes taken from the socket at once. What they hold is delivered before more are taken.
+#: The most bytes of one read. Their messages are delivered before the next read.
 READ_SIZE = 65536
 
-#: Messages after which a caller that did not have to wait lets the other connections run. What is slower counts as two:
-#: a message off the compiled path, any other frame, each KiB that is received or inflated.
+#: Messages after which a caller that did not have to wait lets the other connections run. Slower work counts as two
+#: messages: a message off the compiled path, any other frame, each KiB that is received or inflated.
 RUN_LENGTH = 64
 
-#: Messages that are sent while the handler has more to answer go out together, with at most so many bytes more.
+#: The most bytes of output that are held back while the handler has more messages to answer.
 CORK_SIZE = 16384
 
 
 class Wait(Enum):
-    """Neither a message nor the end."""
+    """The type of :data:`WAIT`, which is neither a message nor the end."""
 
     WAIT = auto()
 
 
-#: What :meth:`Channel._take` returns when its caller has to wait.
+#: :meth:`Channel.take` returns it when the caller has to wait.
 WAIT: Literal[Wait.WAIT] = Wait.WAIT
 
 TWO_RECEIVERS = (
@@ -56,16 +57,15 @@ REENTERED = (
 
 
 class Lock:
-    """A lock for sections that never wait. A thread that holds it already gets an error, as it would wait for ever.
+    """A lock for sections that never wait. A thread that holds the lock and takes it again gets an error, no deadlock.
 
-    A garbage collection may run a ``__del__()`` in the midst of a section, and that may call the connection.
+    That happens when a garbage collection runs a ``__del__()`` inside such a section, and it calls the connection.
     """
 
     __slots__ = ("_is_held", "_lock")
 
     def __init__(self) -> None:
-        # One that its own thread may take again: there is no moment at which that would wait for itself, also before it
-        # has noted that it holds the lock.
+        # Reentrant, so that a thread cannot deadlock even between taking the lock and setting _is_held.
         self._lock = allocate_rlock()
         self._is_held = False
 
@@ -84,51 +84,56 @@ class Lock:
 class Channel:
     """The hot path of one connection.
 
-    It is inherited by the transport, and no part of it: a call from one object to another for each message would cost
-    as much as the message itself.
+    The transport inherits from it instead of having it, because a call from one object to another for each message
+    would cost as much as the message itself.
     """
 
-    # Held around the input, and around the output.
+    #: Guards the input.
     read_lock: Lock
+    #: Guards the output.
     write_lock: Lock
     fd: int
     read_size: int
     max_message_size: int
-    #: Messages that nobody has received yet.
+    #: Messages that the handler has not received yet.
     inbox: deque[str | bytes]
-    # The bytes of memory of all messages that were put into the inbox, counted with the read lock, and of those taken
-    # out, counted by the caller in receive().
+    #: The bytes of memory of all messages that were put into the inbox. Set with the read lock.
     bytes_stored: int
+    #: The bytes of memory of all messages that were taken out of the inbox. Set by the caller in receive().
     bytes_taken: int
-    #: What the socket has not taken, or what is held back to go out together.
+    #: Output that the socket has not taken yet, or that is held back.
     outbox: bytearray
-    #: The last read took all there was, and nobody has waited since.
+    #: The last read emptied the socket, and nobody has waited for it since.
     drained: bool
-    #: Some of what was read is not parsed yet, so that nobody may wait for more. With the read lock.
+    #: Some input is read and not parsed yet, so nobody may wait for more. Set with the read lock.
     has_rest: bool
-    #: Something was read since the last look.
+    #: Input was read since the last ping that needs an answer.
     heard: bool
     #: The work since the last wait, as RUN_LENGTH counts it.
     work: int
-    #: All messages that were received and sent.
     messages_received: int
     messages_sent: int
     bytes_received: int
     bytes_sent: int
-    # Whether whole frames, uncompressed, may be read and written as they come: the first is set with the read lock, the
-    # second with the write lock. Neither counts once the third is set, which stays set.
+    #: Input may be parsed here: the next byte starts a message, and neither compression, a rate limit nor
+    #: ``text_as_bytes`` is on. Set with the read lock.
     plain_input: bool
+    #: Output may be sent here: none waits, and neither compression nor ``text_as_bytes`` is on. Set with the write
+    #: lock.
     plain_output: bool
+    #: Neither input nor output may be handled here any more, whatever the two flags above are. Never reset.
     is_over: bool
     #: Events wait to be delivered, without a lock.
     has_events: bool
-    # Whether output may be held back while there are messages in the inbox, and whether it is, with the write lock.
+    #: Output may be held back while there are messages in the inbox.
     may_cork: bool
+    #: Output is held back. Set with the write lock.
     is_corked: bool
-    #: Somebody is in receive().
+    #: A thread, greenlet or task is in receive().
     is_receiving: bool
-    # How many wait for the socket, and the socket when it is to be closed as soon as the last one has left.
+    #: How many threads, greenlets or tasks wait for the socket.
     waiting: int
+    #: The socket, when it is to be closed after the last of them has left.
     abandoned: RawSocket | None
 
     def __init__(self) -> None:
@@ -137,7 +142,7 @@ class Channel:
         self.write_lock = Lock()
 
     def receive_blocking(self, loop: BlockingLoop) -> str | bytes | None:
-        """Return the next message, or None once at the end."""
+        """Wait for the next message and return it. Return None once at the end of the connection."""
         self.begin_receive()
         try:
             while (message := self.take()) is WAIT:
@@ -155,9 +160,9 @@ class Channel:
             self.is_receiving = False
 
     def begin_receive(self) -> None:
-        """Note that somebody receives.
+        """Note that the caller receives.
 
-        :raises ConcurrencyError: when somebody else does.
+        :raises ConcurrencyError: when another thread, greenlet or task is receiving.
         """
         with self.read_lock:
             if self.is_receiving:
@@ -165,19 +170,19 @@ class Channel:
             self.is_receiving = True
 
     def is_on_a_run(self) -> bool:
-        """Return whether to let the others run instead of waiting for input, and begin a new run."""
+        """Return whether to let other connections run instead of waiting for input, and begin a new run."""
         is_long, self.work = self.work >= RUN_LENGTH or self.has_rest, 0
         return is_long
 
     def enter_wait(self) -> int:
-        """Return the descriptor to wait for, or -1. It stays open until nobody waits: its number could be another's."""
+        """Return the descriptor to wait for, or -1. It stays open during the wait, so that its number is not reused."""
         with self.write_lock:
             if self.fd >= 0:
                 self.waiting += 1
             return self.fd
 
     def leave_wait(self) -> None:
-        """Give the descriptor of :meth:`enter_wait` back."""
+        """End the wait that :meth:`enter_wait` has begun."""
         with self.write_lock:
             self.drained = False
             self.waiting -= 1
@@ -185,7 +190,7 @@ class Channel:
                 self.abandoned.close()
 
     def take(self) -> str | bytes | Wait | None:
-        """Return the next message, None once at the end, or ``WAIT`` when the caller has to wait first."""
+        """Return the next message, ``WAIT`` when the caller has to wait first, or None once at the end."""
         return self.take_slowly()
 
     def put(self, message: str | ReadableBuffer, binary: bool | None = None) -> bool:
@@ -193,10 +198,10 @@ class Channel:
         return self.put_slowly(message, binary)
 
     def put_frame(self, whole: bytes) -> bool:
-        """Send a frame that was built for many; return False, having sent nothing, when the output is full."""
+        """Send a frame of a broadcast; return False, having sent nothing, when the output is full."""
         return self.put_frame_slowly(whole)
 
-    # The transport's part
+    # Implemented by the transport
 
     def take_slowly(self) -> str | bytes | Wait | None:
         """Do the work of :meth:`take` for any message."""
@@ -211,23 +216,23 @@ class Channel:
         raise NotImplementedError
 
     def process(self, data: bytes) -> None:
-        """Act on input that is more than whole messages. Called with the read lock."""
+        """Parse input that is not only whole, plain messages. Called with the read lock."""
         raise NotImplementedError
 
     def deliver(self) -> None:
-        """Deliver the events that wait. Called without a lock."""
+        """Deliver the waiting events. Called without a lock."""
         raise NotImplementedError
 
     def cork(self) -> None:
-        """Have the output that is held back sent soon. Called with the write lock."""
+        """Schedule the sending of the output that is held back. Called with the write lock."""
         raise NotImplementedError
 
     def keep(self, rest: bytes) -> None:
-        """Keep what the socket has not taken until it does. Called with the write lock."""
+        """Put the rest of a frame into the outbox until the socket takes it. Called with the write lock."""
         raise NotImplementedError
 
     def flush(self) -> bool:
-        """Send what is kept; return whether there is more."""
+        """Send the outbox; return whether some of it is left."""
         raise NotImplementedError
 
     def flush_now(self) -> bool:

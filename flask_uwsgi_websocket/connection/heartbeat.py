@@ -1,4 +1,4 @@
-"""When to ping the peer, and when to give it up: a decision without any I/O."""
+"""When to ping the peer, and when to drop the connection: a decision without any I/O."""
 
 from __future__ import annotations
 
@@ -7,39 +7,28 @@ from math import inf
 from random import uniform
 from typing import NamedTuple
 
-from ..protocol.protocol import ABNORMAL_CLOSURE
+from ..protocol.protocol import ABNORMAL_CLOSURE, Close
 
 
 class SendPing(NamedTuple):
     """It is time to ping the peer."""
 
 
-class Drop(NamedTuple):
-    """The peer is gone.
-
-    :param code: the close code. 1006 drops the connection; any other code is sent in a Close frame.
-    :param reason: what happened.
-    """
-
-    code: int
-    reason: str
-
-
 class Heartbeat:
-    """The pings of one connection, and the answers to them. Any input is an answer.
+    """The pings of one connection, and their answers. Any input counts as an answer.
 
     :param interval: seconds between two pings; None for no pings.
-    :param timeout: seconds for which the peer may stay silent after a ping; None for any time.
+    :param timeout: the most seconds for which the peer may stay silent after a ping; None for no limit.
     """
 
     def __init__(self, interval: float | None, timeout: float | None) -> None:
         self._interval = interval
         self._timeout = timeout
         self._next_ping = inf
-        self._silent_since: float | None = None  # a ping was sent, and nothing has been heard
+        self._silent_since: float | None = None  # when a ping was sent that has no answer yet
 
     def start(self, now: float) -> None:
-        """Begin with the pings. Connections may start together, as after a reload: their first pings are spread.
+        """Begin with the pings. The first ping comes at a random time, because many connections start after a reload.
 
         :param now: the monotonic clock, in seconds.
         """
@@ -48,28 +37,31 @@ class Heartbeat:
 
     @property
     def due(self) -> float:
-        """The time at which :meth:`check` has something to do, if nothing happens before."""
+        """The time of the next :meth:`check`, unless input comes before."""
         if self._silent_since is None or self._timeout is None:
             return self._next_ping
         return min(self._next_ping, self._silent_since + self._timeout)
 
-    def on_ping(self, now: float) -> bool:
-        """Note that a Ping was sent. Return whether the peer has now to be heard again."""
+    def ping_sent(self, now: float) -> bool:
+        """Note that a Ping was sent. Return whether it is the first one since the last answer."""
         begins = self._silent_since is None
         if begins:
             self._silent_since = now
         return begins
 
-    def check(self, now: float, heard: bool, has_unread: Callable[[], bool]) -> SendPing | Drop | None:
-        """Return what to do.
+    def check(self, now: float, heard: bool, has_unread: Callable[[], bool]) -> SendPing | Close | None:
+        """Return what to do now: send a Ping, end the connection, or nothing.
 
-        :param heard: whether something was read since :meth:`on_ping` returned True.
-        :param has_unread: returns whether there is input that was not read. It may hold the Pong.
+        The code 1006 drops the connection at once. Any other code is sent in a Close frame.
+
+        :param now: the monotonic clock, in seconds.
+        :param heard: whether input was read since :meth:`ping_sent` returned True.
+        :param has_unread: returns whether there is unread input, which may contain the Pong.
         """
         if heard:
             self._silent_since = None
         elif self._is_late(now) and not has_unread():
-            return Drop(ABNORMAL_CLOSURE, f"no answer to a ping for {self._timeout} s")
+            return Close(ABNORMAL_CLOSURE, f"no answer to a ping for {self._timeout} s")
         if now < self._next_ping:
             return None
         self._next_ping = now + (self._interval or 0.0)

@@ -11,21 +11,21 @@ from ..protocol.protocol import GOING_AWAY, SERVICE_RESTART, Close
 class Lifespan:
     """The age of one connection, and the time since its last message.
 
-    :param max_lifetime: seconds that the connection may last; None for any time. It may be up to a tenth less, so that
-        connections that start together do not end together.
-    :param idle_timeout: seconds that may pass without a message; None for any time.
+    :param max_lifetime: the most seconds that the connection may last; None for no limit. A connection may get up to a
+        tenth less, so that connections that start together do not end together.
+    :param idle_timeout: the most seconds without a message; None for no limit.
     """
 
     def __init__(self, max_lifetime: float | None, idle_timeout: float | None) -> None:
         self._max_lifetime = max_lifetime
         self._idle_timeout = idle_timeout
         self._ends_at = inf
-        # When a new message was last noticed, and the count of messages by then.
+        # When check() last noticed a new message, and the count of messages at that time.
         self._idle_since = inf
         self._count = 0
 
     def start(self, now: float) -> None:
-        """Begin to measure.
+        """Begin to measure the time.
 
         :param now: the monotonic clock, in seconds.
         """

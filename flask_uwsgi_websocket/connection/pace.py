@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class Pace:
-    """How the peer reads the output that waits for it.
+    """How fast the peer reads the output that waits for it.
 
     :param send_timeout: seconds for which the peer may read nothing, and over which its rate is measured.
-    :param min_read_rate: the bytes per second that it has to read on average.
+    :param min_read_rate: the bytes per second that the peer has to read on average.
     """
 
     def __init__(self, send_timeout: float, min_read_rate: float) -> None:
@@ -27,7 +27,7 @@ class Pace:
         self._measured_from = sent
 
     def check(self, now: float, sent: int) -> str | None:
-        """Return why the peer reads too slowly, or None when it does not. Called while output waits.
+        """Return the reason to drop a peer that reads too slowly, or None. Called while output waits.
 
         :param sent: the bytes that were sent so far.
         """

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ..settings import RateLimit
 
-#: The default of ``frames``, for each of ``messages``: browsers and libraries send long ones in pieces of some KiB.
+#: The default of ``frames``, per message: browsers and libraries send long messages in fragments of a few KiB.
 FRAMES_PER_MESSAGE = 64
 
-#: A rate that is never reached, and finite: infinity times no time at all is not a number.
+#: Finite, because `inf * 0` is NaN.
 _UNLIMITED = 1e300
 
 
 class Meter:
-    """What one client may still send. Belongs to the connection's read lock.
+    """The token buckets of one client. Use it with the connection's read lock.
 
     :param now: the monotonic clock, in seconds.
     """
@@ -25,20 +25,21 @@ class Meter:
         self._is_behind = False
 
     def fall_behind(self) -> None:
-        """Note that something stays unread. When it was sent, nobody will know: all time until it is read counts."""
+        """Note that some input stays unread. All time until it is read counts, as it may have been sent then."""
         self._is_behind = True
 
     def spend(self, now: float, messages: int, frames: int, size: int, *, is_behind: bool) -> bool:
-        """Take what was read from the credit; return whether there was enough.
+        """Take input from the credit; return whether there was enough credit.
 
-        :param messages: messages, Pings and Pongs.
-        :param frames: all frames.
-        :param size: bytes.
+        :param now: the monotonic clock, in seconds.
+        :param messages: the number of messages, Pings and Pongs.
+        :param frames: the number of all frames.
+        :param size: the number of bytes.
         :param is_behind: whether there may be more to read.
         """
         elapsed, self._since = now - self._since, now
         earned = tuple(credit + rate * elapsed for credit, rate in zip(self._credit, self._rates, strict=True))
-        if not self._is_behind:  # so what was read has come just now
+        if not self._is_behind:  # the input has arrived just now
             earned = self._at_most(earned)
         left = (earned[0] - messages, earned[1] - frames, earned[2] - size)
         self._is_behind = is_behind

@@ -1,4 +1,4 @@
-"""What becomes of Flask's session: the handshake saves it, if it has changed, and nothing else does."""
+"""How Flask's session is saved: by the handshake, if the session has changed, and by nothing else."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from werkzeug.local import LocalProxy
 
 
 def save_session(app: Flask, response: Response) -> None:
-    """Let the session add its cookie, if it has changed.
+    """Add the session's cookie to *response* if the session has changed.
 
-    Flask also refreshes the cookie of a permanent session that has not. The handshake may be sent long after the
-    request has come, when a logout has deleted that cookie: to refresh it would undo the logout.
+    Flask also refreshes the cookie of a permanent session that has not changed. The handshake may be sent long after
+    the request has arrived, when a logout may have deleted the cookie. A refresh would undo the logout.
     """
     forget_mere_refresh(app)
     current = current_session()
     if current.modified and not app.session_interface.is_null_session(current):
         app.session_interface.save_session(app, current, response)
-        current.modified = False  # what is changed from now on, is lost
+        current.modified = False  # later changes are lost
 
 
 def forget_mere_refresh(app: Flask) -> None:
-    """Mark the session as unchanged if it equals the one that the request's cookie leads to.
+    """Mark the session as unchanged if it equals the session of the request's cookie.
 
-    ``session.permanent = True`` in a ``before_request`` function marks it as modified in each request.
+    ``session.permanent = True`` in a ``before_request`` function marks the session as modified in each request.
     """
     current = current_session()
     if current.modified and not app.session_interface.is_null_session(current):
@@ -36,21 +36,22 @@ def forget_mere_refresh(app: Flask) -> None:
 
 
 def forget_changes(app: Flask, response: Response) -> None:
+    """Mark the session as unchanged. The parameters are those of :func:`save_session`."""
     current_session().modified = False
 
 
 def current_session() -> SessionMixin:
-    """Return the session, without taking it for accessed: Flask would then add ``Vary: Cookie`` to the response."""
+    """Return the session without marking it as accessed, which would add ``Vary: Cookie`` to the response."""
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]
     current: SessionMixin = getattr(context, _session_attribute(context))
     return current
 
 
 def forget_session(app: Flask) -> None:
-    """Keep Flask from saving the session at the end. It stays as it is for ``after_request`` and teardown functions.
+    """Keep Flask from saving the session at the end. ``after_request`` and teardown functions still see the session.
 
-    It was saved with the handshake, or has not changed. By now it is old, and a session may have changed since, or
-    been ended by a logout, which must not be undone.
+    The handshake has saved the session, or the session has not changed. Since then another request may have changed
+    the session, or a logout may have ended it. To save the old session would undo that.
     """
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]
     current = current_session()
@@ -60,13 +61,13 @@ def forget_session(app: Flask) -> None:
 
 @cache
 def _proxy_class(null_class: type) -> type[LocalProxy[SessionMixin]]:
-    """Return a class of proxies that Flask takes for null sessions, which it does not save.
+    """Return a class of proxies that Flask takes for null sessions, and does not save.
 
-    A real null session could not be written to, which Flask-Login does after each request with
+    A real null session refuses changes, and Flask-Login changes the session after each request with
     ``REMEMBER_COOKIE_REFRESH_EACH_REQUEST``.
     """
     return type("ForgottenSession", (LocalProxy,), {"__class__": null_class})
 
 
 def _session_attribute(context: object) -> str:
-    return "_session" if "_session" in vars(context) else "session"  # in newer and older versions of Flask
+    return "_session" if "_session" in vars(context) else "session"  # depends on the version of Flask

@@ -20,16 +20,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import Protocol as StructuralType
 
 from ..exceptions import ConnectionClosed
 from ..loops.base import Loop
 from ..protocol.deflate import Deflate
-from ..protocol.protocol import ABNORMAL_CLOSURE, Ping, Pong, Protocol, payload_of
+from ..protocol.protocol import ABNORMAL_CLOSURE, POLICY_VIOLATION, Close, Ping, Pong, Protocol, payload_of
 from ..protocol.speedups import COMPILED
 from ..settings import Settings
 from ..worker.stats import Counts
 from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
-from .heartbeat import Drop, Heartbeat
+from .heartbeat import Heartbeat
 from .lifespan import Lifespan
 from .pace import Pace
 from .ratelimit import Meter
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-    from .base import BaseClient
 
 if COMPILED:
     from ._channel import Channel, memory_of
@@ -54,6 +54,13 @@ class Answered(NamedTuple):
     """
 
     latency: float
+
+
+class Owner(StructuralType):
+    """The part of a client that its transport knows."""
+
+    def on_event(self, event: Answered) -> None:
+        """Take an event. Called without a lock, by the caller of receive() or beside the housekeeper."""
 
 
 #: The reason with which a connection ends after a failed write.
@@ -117,7 +124,7 @@ class Transport(Channel):
         )
         #: The client that has this transport: exceptions name it, and it gets the events. A weak reference, because the
         #: client refers to the transport.
-        self.owner: Callable[[], BaseClient | None] = lambda: None
+        self.owner: Callable[[], Owner | None] = lambda: None
         self.is_receiving = self.has_events = False
         self._end_told = False
         self.work = 0
@@ -127,7 +134,7 @@ class Transport(Channel):
         self.inbox = deque()
         self.bytes_stored = self.bytes_taken = 0
         self.outbox = bytearray()
-        self._events: deque[Answered] = deque()
+        self._events: deque[Answered] = deque()  # one for each ping of ours at most
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
         self._eof = False
         self.drained = self.has_rest = False
@@ -207,7 +214,7 @@ class Transport(Channel):
             return True
 
     def refused_error(self) -> ConnectionClosed:
-        return ConnectionClosed(1006, self.refusal, connection=self.owner())
+        return ConnectionClosed(ABNORMAL_CLOSURE, self.refusal, connection=self.owner())
 
     # Input
 
@@ -376,7 +383,7 @@ class Transport(Channel):
             len(data) + max(0, protocol.gained),
             is_behind=self.has_rest or not self.drained,
         ):
-            self.begin_close(1008, "more was sent than the rate limit allows")
+            self.begin_close(POLICY_VIOLATION, "more was sent than the rate limit allows")
 
     def _on_pong(self, payload: bytes) -> None:
         pinged = self._pinged
@@ -468,7 +475,7 @@ class Transport(Channel):
             return self.flush_now()
 
     def flush_now(self) -> bool:
-        """Do the work of :meth:`_flush`, with the write lock."""
+        """Do the work of :meth:`flush`, with the write lock."""
         self.is_corked = False
         sock = self._sock
         if sock is None:
@@ -545,7 +552,7 @@ class Transport(Channel):
             work += 2 * self.protocol.work
         if not may_go_on:
             self.abort(LOST)
-        return ConnectionClosed(*(self.protocol.closed or (1006, LOST)), connection=self.owner())
+        return ConnectionClosed(*(self.protocol.closed or (ABNORMAL_CLOSURE, LOST)), connection=self.owner())
 
     def ping(self) -> None:
         """Send a Ping.
@@ -563,7 +570,7 @@ class Transport(Channel):
     def _send_ping(self, now: float) -> None:
         payload = struct.pack("!d", now)
         self._pinged = payload, now
-        if self._heartbeat.on_ping(now):
+        if self._heartbeat.ping_sent(now):
             self.heard = False
         self._due = min(self._due, self._next_due(now))
         self._write(self.protocol.send_ping(payload))
@@ -571,7 +578,7 @@ class Transport(Channel):
     # The end
 
     async def finish_close(self) -> None:
-        """Wait for the end of the closing handshake that :meth:`_begin_close` has begun."""
+        """Wait for the end of the closing handshake that :meth:`begin_close` has begun."""
         while not self.is_done():
             assert self._close_deadline is not None
             remaining = self._close_deadline - time.monotonic()
@@ -597,7 +604,12 @@ class Transport(Channel):
     def who_ended(self) -> Initiator:
         """Return who has ended the connection."""
         closed = self.protocol.closed
-        if self._initiator is None and self.protocol.close_received is None and closed and closed.code != 1006:
+        if (
+            self._initiator is None
+            and self.protocol.close_received is None
+            and closed
+            and closed.code != ABNORMAL_CLOSURE
+        ):
             return "error"  # the peer has broken the protocol
         return self._initiator or "client"
 
@@ -702,7 +714,7 @@ class Transport(Channel):
         if now < self._due:
             return
         beat = self._heartbeat.check(now, self.heard, self._has_input)
-        if isinstance(beat, Drop):
+        if isinstance(beat, Close):
             self._end(*beat)
         elif close := self._lifespan.check(now, self.bytes_stored + self.messages_received + self.messages_sent):
             self._end(*close)

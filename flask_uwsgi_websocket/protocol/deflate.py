@@ -53,7 +53,7 @@ class Compression:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{name} is a whole number from {least} to {most}, not {value!r}")
+                raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The WSGI servers, one file each: how it lends its sockets, how many requests it serves, how its process ends."""
+"""The WSGI servers, one file each: how they lend sockets, how many requests they serve, how their processes end."""

@@ -1,10 +1,10 @@
-"""The contract of a server, and what the servers that are written in Python share."""
+"""The contract of a server, and the base class of the servers that are written in Python."""
 
 from __future__ import annotations
 
 import os
 import socket
-from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
+from _socket import socket as RawSocket  # gevent replaces socket.socket by a class whose recv() waits
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from io import BufferedReader
@@ -18,7 +18,7 @@ from .ending import close_at_exit
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-EARLY_DATA = "A client must wait for the answer to its handshake (RFC 6455 section 4.1)."
+EARLY_DATA = "A client must wait for the response to its handshake (RFC 6455 section 4.1)."
 
 
 class Server(ABC):
@@ -30,14 +30,14 @@ class Server(ABC):
     1. :meth:`prepare` of every server, when an app is initialised;
     2. :meth:`serves` of one server after the other, until one returns True for the request;
     3. :meth:`capacity` of that server, before the application sees the request;
-    4. the class itself, with the environ of a handshake that is valid: each WebSocket has an instance;
+    4. the constructor, with the environ of a valid handshake: each WebSocket has an instance of its own;
     5. :meth:`watch`, and :meth:`open` for the socket;
-    6. :meth:`release`, when the WebSocket has ended; not for a request that gets an ordinary response.
+    6. :meth:`release`, when the WebSocket has ended, unless the request gets an ordinary response.
 
-    A server that is written in Python and whose socket can be found is a :class:`SocketServer`.
+    A server that is written in Python and has a Python socket is a :class:`SocketServer`.
 
     :param environ: the WSGI environ of the request.
-    :raises RuntimeError: when the server, as it was started, cannot serve WebSockets. The text says how to start it.
+    :raises RuntimeError: when the server was started so that it cannot serve WebSockets. The text says how to start it.
     """
 
     @abstractmethod
@@ -50,16 +50,19 @@ class Server(ABC):
 
     @classmethod
     def capacity(cls) -> Capacity:
-        """Return how many requests this process serves at once: any number, unless a server limits it."""
+        """Return how many requests this process serves at once. Without an override, there is no limit."""
         return UNLIMITED
 
     @classmethod  # noqa: B027  # most servers need no preparation
     def prepare(cls) -> None:
-        """Prepare the end of this process. It may be another server's, or one that forks the processes which serve."""
+        """Prepare the end of this process.
+
+        The process may belong to another server, or may be the parent that forks the processes which serve requests.
+        """
 
     @abstractmethod
     def watch(self) -> None:
-        """Make sure that connections are closed when this process ends. Only the first call has anything to do.
+        """Make sure that connections are closed when this process ends. Calls after the first one do nothing.
 
         :raises OSError: when this process may open no more files.
         """
@@ -68,29 +71,29 @@ class Server(ABC):
     def open(self) -> RawSocket:
         """Return a duplicate of the request's socket. The caller closes it.
 
-        The duplicate may be blocking or not: use ``MSG_DONTWAIT``.
+        The duplicate may be blocking or not, so use ``MSG_DONTWAIT``.
 
-        :raises BadRequest: when the client has sent data that the duplicate would not give.
+        :raises BadRequest: when the client has sent data that cannot be read from the duplicate.
         :raises OSError: when this process may open no more files.
         """
 
     @abstractmethod
     def release(self) -> None:
-        """Keep the server's response, which is still to come, from the client. The duplicate is closed already."""
+        """Keep the server from sending its response to the client. The duplicate is closed already."""
 
 
 class SocketServer(Server):
-    """A server that is written in Python: its socket is a Python object, and its process ends with the interpreter.
+    """A server that is written in Python: it has a Python socket, and its process ends with the interpreter.
 
     :param sock: the socket of the request.
     :raises RuntimeError: when the socket carries TLS.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        if hasattr(sock, "getpeercert"):  # the standard library's or gevent's
+        if hasattr(sock, "getpeercert"):  # a TLS socket of the standard library or of gevent
             raise RuntimeError(
-                "this server ends TLS itself, so a WebSocket cannot use its connections: start it without a "
-                "certificate, behind a proxy such as nginx that ends TLS"
+                "this server terminates TLS itself, so a WebSocket cannot use its connections: start it without a "
+                "certificate, behind a proxy such as nginx that terminates TLS"
             )
         self._socket = sock
 
@@ -103,19 +106,19 @@ class SocketServer(Server):
         if self._has_early_data():
             raise BadRequest(EARLY_DATA)
         fd = os.dup(self._socket.fileno())
-        is_blocking = os.get_blocking(fd)  # for the server's socket, too
+        is_blocking = os.get_blocking(fd)  # a flag that the server's socket shares
         sock = RawSocket(fileno=fd)
-        sock.setblocking(is_blocking)  # whatever socket.setdefaulttimeout() says
+        sock.setblocking(is_blocking)  # socket.setdefaulttimeout() may have changed it
         return sock
 
     @abstractmethod
     def _has_early_data(self) -> bool:
-        """Return whether the server has read more than the request into its buffer."""
+        """Return whether the server's buffer has data beyond the request."""
 
     def _has_read(self, reader: BufferedReader) -> bool:
-        """Return whether there is something in the buffer of *reader*, or in the socket that it reads."""
+        """Return whether the buffer of *reader*, or the socket that it reads, has data."""
         timeout = self._socket.gettimeout()
-        self._socket.settimeout(0)  # an empty buffer would be filled
+        self._socket.settimeout(0)  # peek() reads the socket if the buffer is empty
         try:
             return bool(reader.peek())
         except OSError:  # a reset, which the next read finds
@@ -124,6 +127,6 @@ class SocketServer(Server):
             self._socket.settimeout(timeout)
 
     def release(self) -> None:
-        """Shut the connection down: the server takes its response for a client that has left."""
-        with suppress(OSError):  # the client may have been faster
+        """Shut the connection down. The server then finds that the client has left."""
+        with suppress(OSError):  # the client may have closed it before
             self._socket.shutdown(socket.SHUT_RDWR)

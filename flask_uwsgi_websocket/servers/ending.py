@@ -1,7 +1,7 @@
 """The end of a process whose server is written in Python: its connections are closed while the interpreter exits.
 
-The threads and greenlets of handlers go on until all functions that are registered by ``atexit`` have returned, so the
-connections are closed in such a function. A server that knows earlier that its process ends calls
+The threads and greenlets of handlers run until all functions registered with ``atexit`` have returned. So such a
+function closes the connections. A server that knows earlier that its process ends calls
 :func:`close_connections` itself.
 """
 
@@ -11,7 +11,7 @@ import atexit
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError  # Python 3.10 has two
+from concurrent.futures import TimeoutError as FutureTimeoutError  # Python 3.10 has two classes of this name
 from functools import cache
 from math import inf
 
@@ -20,7 +20,7 @@ from ..loops.tasks import AsyncioLoop
 from ..worker.housekeeper import housekeepers, refuse_connections
 from ..worker.shutdown import LONGEST_SPREAD, Shutdown
 
-#: Seconds after which an event loop that should have closed its connections is taken to be blocked for good.
+#: Seconds of grace for an event loop that has not closed its connections. After them, it counts as blocked.
 BLOCKED_TIME = 2.0
 
 logger = logging.getLogger("flask_uwsgi_websocket")
@@ -30,26 +30,26 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 def close_at_exit(restarts: Callable[[], bool] = lambda: False) -> None:
     """Close all connections of this process when the interpreter exits.
 
-    Call it with the connections, as an app may be loaded before a fork.
+    Call this when a connection is served, not when an app is loaded: a fork may follow the load.
 
-    :param restarts: returns whether another process takes the place of this one. It is called at the exit.
+    :param restarts: returns whether another process takes the place of this one. Called at the exit.
     """
     atexit.register(_end_process, os.getpid(), restarts)
 
 
 def _end_process(pid: int, restarts: Callable[[], bool]) -> None:
-    if os.getpid() == pid:  # a process that was forked has the same descriptors
+    if os.getpid() == pid:  # a forked process inherits the function and the descriptors
         close_connections(restarts=restarts())
 
 
 def close_connections(*, restarts: bool, mercy: float = inf) -> None:
-    """Close all connections of this process, wait for their handlers, and take no more.
+    """Refuse new connections, close all connections of this process, and wait for their handlers.
 
     :param restarts: whether another process takes the place of this one; see :class:`.Shutdown`.
-    :param mercy: the seconds after which the server would kill this process.
+    :param mercy: the seconds after which the server kills this process.
     """
     refuse_connections()
-    atexit.unregister(_end_process)  # connections that have not ended by then, never will
+    atexit.unregister(_end_process)  # to close the connections again would not help
     for loop, housekeeper in housekeepers():
         shutdown = Shutdown(loop, housekeeper.connections, restarts=restarts, mercy=mercy)
         if not isinstance(loop, AsyncioLoop):
@@ -59,4 +59,7 @@ def close_connections(*, restarts: bool, mercy: float = inf) -> None:
         try:
             loop.submit(shutdown.finish()).result(longest + BLOCKED_TIME)
         except FutureTimeoutError:
-            logger.error("a coroutine blocks the event loop: its connections are not closed properly")
+            logger.error(
+                "a coroutine blocks the event loop, so its connections are not closed properly: run blocking calls in "
+                "asyncio.to_thread()"
+            )

@@ -1,4 +1,4 @@
-"""The servers in their order, and which one serves a request."""
+"""The servers in their order, and the choice of the one that serves a request."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from .werkzeug import WerkzeugServer
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-#: All servers. The first one that serves a request has it.
+#: All servers. The first one whose ``serves()`` returns True is chosen.
 SERVERS: tuple[type[Server], ...] = (UwsgiServer, WerkzeugServer, GunicornServer, GunicornPywsgiServer, GeventServer)
 
 
 def find_server(environ: WSGIEnvironment) -> Server:
     """Return the server that serves the request of *environ*.
 
-    :raises RuntimeError: when it is unknown, or cannot serve a WebSocket as it was started.
+    :raises RuntimeError: when the server is unknown, or was started so that it cannot serve WebSockets.
     """
     server = _first_that_serves(environ)
     if server is not None:
         return server(environ)
-    software = environ.get("SERVER_SOFTWARE", "it has no name")
+    software = environ.get("SERVER_SOFTWARE", "without a name")
     raise RuntimeError(
         f"this server ({software}) does not lend its sockets, so it cannot serve WebSockets: run the app in uWSGI, "
-        "with app.run() or the uwsgi command. To develop, flask run, gunicorn and gevent's WSGIServer will do, too."
+        "with app.run() or the uwsgi command. For development, flask run, gunicorn and gevent's WSGIServer also work."
     )
 
 
 def find_capacity(environ: WSGIEnvironment) -> Capacity:
-    """Return how many requests the server of *environ* serves at once in this process; any number if it is unknown."""
+    """Return how many requests the server of *environ* serves at once in this process; no limit if it is unknown."""
     server = _first_that_serves(environ)
     return UNLIMITED if server is None else server.capacity()
 
 
 def prepare_servers() -> None:
-    """Prepare this process for whichever server it runs in. Called when an app is initialised."""
+    """Call :meth:`.Server.prepare` of every server. Called when an app is initialised."""
     for server in SERVERS:
         server.prepare()
 

@@ -1,6 +1,6 @@
 """gevent's server: https://www.gevent.org/api/gevent.pywsgi.html
 
-Its process ends as the script ends that has started it, after ``WSGIServer.stop()``.
+The process ends with the script that has started the server, after ``WSGIServer.stop()``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class GeventServer(SocketServer):
-    """gevent's ``pywsgi.WSGIServer``, whose environ has the socket behind its input only."""
+    """gevent's ``pywsgi.WSGIServer``. The socket is only reachable through ``wsgi.input``."""
 
     @classmethod
     def serves(cls, environ: WSGIEnvironment) -> bool:
-        """Return whether the server calls itself gevent's."""
+        """Return whether the server calls itself gevent."""
         return str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/")
 
     def __init__(self, environ: WSGIEnvironment) -> None:
-        reader: Any = environ["wsgi.input"]  # buffered, or a reader of bodies around such a one
+        reader: Any = environ["wsgi.input"]  # a buffered reader, or a reader of bodies around one
         self._reader = getattr(reader, "rfile", reader)
         super().__init__(self._reader.raw._sock)
 

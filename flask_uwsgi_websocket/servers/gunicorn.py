@@ -1,7 +1,8 @@
 """gunicorn, with threads (``gthread``) or gevent: https://docs.gunicorn.org/en/stable/design.html
 
-A worker of gunicorn waits for its requests, of which each WebSocket is one, before it exits. So we look once a second
-whether it is about to end, and close its connections then. It does not know whether another worker takes its place.
+A gunicorn worker waits for its requests before it exits, and each WebSocket is one. So once a second this module checks
+whether the worker is about to end, and then closes its connections. The worker does not know whether another one takes
+its place.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from .gevent import GeventServer
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-#: Seconds between two looks whether a worker is to end.
+#: Seconds between two checks whether the worker is about to end.
 CHECK_INTERVAL = 1.0
 
-#: Seconds within which a worker that is to end has noticed it, too, and accepts no more: new clients reach another one.
+#: Seconds within which a worker that is about to end stops accepting. Then new clients reach another worker.
 ACCEPTING_TIME = 1.0
 
 
 class GunicornServer(SocketServer):
-    """gunicorn's own handling of requests, in threads or in gevent's greenlets."""
+    """gunicorn with its own request handling, in threads or in gevent's greenlets."""
 
     @classmethod
     def serves(cls, environ: WSGIEnvironment) -> bool:
@@ -40,18 +41,18 @@ class GunicornServer(SocketServer):
 
     @classmethod
     def capacity(cls) -> Capacity:
-        """Return how many threads or greenlets this worker has; any number when the worker is not found."""
+        """Return how many threads or greenlets this worker has; no limit when the worker is not found."""
         worker = gunicorn_worker()
         if worker is None:
             return UNLIMITED
         has_threads = hasattr(worker, "tpool")
-        return Capacity(worker.cfg.threads if has_threads else worker.cfg.worker_connections)  # those of gevent
+        return Capacity(worker.cfg.threads if has_threads else worker.cfg.worker_connections)  # greenlets, in gevent
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         if not environ["wsgi.multithread"]:
             raise RuntimeError(
-                "a sync worker of gunicorn serves one request at a time, and is killed when that takes longer than "
-                "its --timeout: start gunicorn with --threads 100, or with --worker-class gevent"
+                "a sync worker of gunicorn serves one request at a time, and gunicorn kills it when a request takes "
+                "longer than --timeout: start gunicorn with --threads 100, or with --worker-class gevent"
             )
         super().__init__(environ["gunicorn.socket"])
         self._body: Any = environ["wsgi.input"]
@@ -61,7 +62,7 @@ class GunicornServer(SocketServer):
         watch_worker()
 
     def _has_early_data(self) -> bool:
-        """Look into the buffer from which the body would be read, if there were one."""
+        """Return whether the buffer of the request's body has data."""
         unreader = getattr(getattr(self._body, "reader", None), "unreader", None)
         return unreader is not None and bool(unreader.buf.getvalue())
 
@@ -71,7 +72,7 @@ class GunicornPywsgiServer(GeventServer):
 
     @classmethod
     def serves(cls, environ: WSGIEnvironment) -> bool:
-        """Return whether gunicorn's variant of gevent's server has the request."""
+        """Return whether gunicorn's subclass of gevent's server serves the request."""
         return "gunicorn.sock" in environ and super().serves(environ)
 
     @classmethod
@@ -85,7 +86,7 @@ class GunicornPywsgiServer(GeventServer):
 
 
 def gunicorn_worker() -> Any:
-    """Return the worker of gunicorn that this process is, or None elsewhere: its methods handle the signals."""
+    """Return gunicorn's worker object, whose methods handle the signals; None outside of a gunicorn worker."""
     base: Any = sys.modules.get("gunicorn.workers.base")
     worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return worker if base is not None and isinstance(worker, base.Worker) else None
@@ -93,7 +94,7 @@ def gunicorn_worker() -> Any:
 
 @cache
 def watch_worker() -> None:
-    """Close the connections of this worker when it is about to end, and at the latest when the interpreter exits."""
+    """Close the connections when this worker is about to end, at the latest when the interpreter exits."""
     close_at_exit(_is_worker)
     worker = gunicorn_worker()
     if worker is not None:

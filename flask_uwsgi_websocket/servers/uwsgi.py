@@ -1,13 +1,13 @@
 """uWSGI: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
 
-This module has the socket and the capacity. :mod:`.uwsgi_worker` has the life and the end of uWSGI's workers.
+This module has the socket and the capacity. :mod:`.uwsgi_worker` has the event loop and the end of a worker.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from _socket import socket as RawSocket  # gevent replaces socket.socket by one whose recv() waits
+from _socket import socket as RawSocket  # gevent replaces socket.socket by a class whose recv() waits
 from _socket import socketpair
 from contextlib import suppress
 from functools import cache
@@ -26,40 +26,42 @@ if TYPE_CHECKING:
 
 
 class UwsgiServer(Server):
-    """uWSGI, in each of its loop engines.
+    """uWSGI, with any loop engine.
 
-    Use it from the thread or greenlet that serves the request: uWSGI finds the request by it.
+    Use an instance in the thread or greenlet that serves the request, because uWSGI finds the request by it.
     """
 
     @classmethod
     def serves(cls, environ: WSGIEnvironment) -> bool:
-        """Return whether this process is uWSGI's."""
+        """Return whether uWSGI runs this process."""
         return uwsgi is not None
 
     @classmethod
     def capacity(cls) -> Capacity:
-        """Return how many cores this worker has. Each thread waits for requests with a descriptor of its own."""
+        """Return how many cores this worker has. With threads, each core waits for requests with its own descriptor."""
         return Capacity(uwsgi.cores, descriptors_per_core=0 if uwsgi.loop in {b"gevent", b"asyncio"} else 1)
 
     @classmethod
     def prepare(cls) -> None:
-        """Prepare every worker, after its fork, if this is uWSGI's process."""
+        """Prepare every worker after its fork. Does nothing outside of uWSGI."""
         prepare_workers()
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         options = uwsgi.opt
         if environ.get("UWSGI_ROUTER") == "http":
             if options.keys() & {"http", "https"} and not options.keys() & {"http-websockets", "http-raw-body"}:
-                raise RuntimeError("uWSGI's HTTP router drops what a WebSocket sends: add --http-websockets")
+                raise RuntimeError(
+                    "uWSGI's HTTP router drops the frames of WebSockets: start uwsgi with --http-websockets"
+                )
         elif "HTTPS" in environ and "https-socket" in options:
             raise RuntimeError(
-                "uWSGI keeps the TLS of --https-socket to itself, so a WebSocket cannot use its connections: "
-                "use the --https router, or a proxy such as nginx that ends TLS before uWSGI"
+                "uWSGI gives no access to the TLS of --https-socket, so a WebSocket cannot use its connections: "
+                "use the --https router, or a proxy such as nginx that terminates TLS before uWSGI"
             )
         self._fd: int = uwsgi.connection_fd()
 
     def watch(self) -> None:
-        """Hear of the worker's end in gevent, in case the application has replaced uWSGI's ``post_fork_hook``."""
+        """Handle signals in the gevent engine, because the application may have replaced uWSGI's ``post_fork_hook``."""
         handle_signals_in_gevent()
 
     def open(self) -> RawSocket:
@@ -67,19 +69,19 @@ class UwsgiServer(Server):
         _null_device()
         _silent_socket()
         sock = RawSocket(fileno=os.dup(self._fd))
-        sock.settimeout(0)  # whatever socket.setdefaulttimeout() says
+        sock.settimeout(0)  # socket.setdefaulttimeout() may have changed it
         if _has_data(sock) or self._has_read_data(sock):
             sock.close()
             raise BadRequest(EARLY_DATA)
         return sock
 
     def _has_read_data(self, sock: RawSocket) -> bool:
-        """Return whether uWSGI has read more than the request into its own buffer, which it does not give back.
+        """Return whether uWSGI's own buffer has data beyond the request, which uWSGI never returns.
 
-        ``chunked_read_nb()`` looks there, and then at the socket, whose place is taken by one that is silent: what
-        happens to the client's meanwhile is for the duplicate to find. It returns None when it then finds EAGAIN in
-        errno, which may be a stale one, so another error is put there first. What could be the beginning of a chunk's
-        length is not told from nothing; of frames, only a lone first byte of a compressed fragment is.
+        ``chunked_read_nb()`` reads the buffer and then the socket. A silent socket takes the place of the client's
+        socket during the call, so that the duplicate still gets all later input. The call returns None when it finds
+        EAGAIN in errno. That may be stale, so another error is put into errno first. Data that may begin the length of
+        a chunk looks like no data. Of all frames, this applies only to a lone first byte of a compressed fragment.
         """
         os.dup2(_silent_socket().fileno(), self._fd, inheritable=False)
         with suppress(OSError):
@@ -92,23 +94,23 @@ class UwsgiServer(Server):
             os.dup2(sock.fileno(), self._fd, inheritable=False)
 
     def release(self) -> None:
-        """Let uWSGI write its response to the null device, which gives its access log the right status.
+        """Let uWSGI write its response to the null device, so that its access log has the right status.
 
-        Its own copy of the descriptor is the last one: replacing it closes the connection.
+        uWSGI's own descriptor is the last one of the connection. To replace it closes the connection.
         """
         os.dup2(_null_device(), self._fd, inheritable=False)
 
 
 def _has_data(sock: RawSocket) -> bool:
-    """Return whether there is something to be read from *sock*, which does not block."""
+    """Return whether the non-blocking *sock* has data to read."""
     try:
         return bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:  # nothing yet; or a reset, which the next read finds
+    except OSError:  # no data yet, or a reset, which the next read finds
         return False
 
 
 def _silent_socket() -> RawSocket:
-    """Return a socket to whose peer nobody ever writes, so that reading fails with EAGAIN."""
+    """Return a socket that never gets any data, so that reading it fails with EAGAIN."""
     with _opening:
         return _open_silent_sockets()[0]
 
@@ -121,7 +123,7 @@ def _open_silent_sockets() -> tuple[RawSocket, RawSocket]:
 
 
 def _null_device() -> int:
-    """Return a descriptor of the null device, opened before one is needed in a hurry."""
+    """Return a descriptor of the null device. It is opened early, because release() must not fail."""
     with _opening:
         return _open_null_device()
 
@@ -131,4 +133,4 @@ def _open_null_device() -> int:
     return os.open(os.devnull, os.O_RDWR)
 
 
-_opening = allocate_lock()  # of two threads that are the first, each would open its own
+_opening = allocate_lock()  # otherwise two threads that come first at once would each open one

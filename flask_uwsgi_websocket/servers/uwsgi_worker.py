@@ -1,17 +1,17 @@
-"""What a uWSGI worker needs around its connections: an event loop of its own, and a proper end.
+"""The event loop and the end of a uWSGI worker.
 
 uWSGI ends its workers by signals: SIGHUP to reload, SIGINT to stop, SIGTERM to reload brutally (or to stop, without a
-master). Clients are then told so, and handlers get a little time. How to hear of the signal before the worker is gone
-depends on uWSGI's loop engine:
+master). Then clients get a Close frame, and handlers get some time to end. How this module handles the signals before
+uWSGI ends the worker depends on uWSGI's loop engine:
 
-* gevent: by watchers beside uWSGI's own. ``uwsgi.atexit`` holds the exit up.
-* asyncio: by handlers of the event loop, in place of uWSGI's, which exit at once.
-* threads: the signals are blocked in the main thread, as uWSGI blocks them in all others, and one more thread waits
-  for them. With threads turned off in uWSGI there is nothing that could wait.
+* gevent: by watchers in addition to uWSGI's own. ``uwsgi.atexit`` delays the exit.
+* asyncio: by handlers of the event loop. They replace uWSGI's handlers, which exit at once.
+* threads: the main thread blocks the signals, as uWSGI does in all other threads, and one more thread waits for them.
+  If threads are turned off in uWSGI, nothing can wait for the signals.
 
-A worker that has served ``max-requests``, or is too old or too large, gets no signal: uWSGI decides that inside the
-worker, at the end of a request, and then waits for the others, to kill them at last. So the same is worked out here,
-once a second, and the worker sends itself the SIGHUP.
+A worker that has served ``max-requests``, or is too old or too large, gets no signal. uWSGI decides inside the worker,
+at the end of a request, that the worker ends. It then waits for the other requests, and finally kills the worker. So
+this module checks the same conditions once a second, and the worker sends itself a SIGHUP.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from ..worker.shutdown import INTERVAL, Shutdown
 if TYPE_CHECKING:
     from types import FrameType
 
-#: The variable with the lines that the terminal gets when the application is loaded.
+#: The environment variable with the lines to show in the terminal when the application is loaded.
 BLOCK_VARIABLE = "WEBSOCKET_START_BLOCK"
 
-#: Seconds for which these lines wait, so that they come after the last ones of uWSGI's start.
+#: Seconds of delay, so that these lines come after the last lines of uWSGI's start.
 BLOCK_DELAY = 0.3
 
-#: Seconds between two looks whether uWSGI wants a worker to end that gets no signal.
+#: Seconds between two checks whether uWSGI wants the worker to end without a signal.
 CHECK_INTERVAL = 1.0
 
-#: Seconds that uWSGI's asyncio engine, which would wait for none, gives to the other requests of a worker that reloads.
+#: Seconds that other requests get to end when a worker with the asyncio engine reloads. uWSGI itself would not wait.
 REQUEST_TIME = 5.0
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-#: The options with which a worker ends by itself.
+#: The options that make a worker end by itself.
 _LIMITS = frozenset({"max-requests", "max-worker-lifetime", "reload-on-rss", "reload-on-as"})
 
-# The exit codes of uWSGI's workers (uwsgi.h). After the first, its master starts another worker without a complaint.
+# The exit codes of uWSGI's workers (uwsgi.h). After the first one, the master starts another worker without a warning.
 _QUIET_CODE = 29
 _END_CODE = 30
 
@@ -78,27 +78,27 @@ def prepare_workers() -> None:
     uwsgi.post_fork_hook = partial(_after_fork, [each for each in hooks if each is not None])
     for signum in _SIGNALS:
         if signal.getsignal(signum) in {signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler}:
-            with suppress(ValueError):  # only the main thread of the main interpreter may
+            with suppress(ValueError):  # only the main thread of the main interpreter may set handlers
                 signal.signal(signum, _end_starting_worker)
     if uwsgi.worker_id() > 0:  # the app is loaded after the fork
         _after_fork([])
 
 
 def _load_decorators() -> Callable[[], object] | None:
-    """Import ``uwsgidecorators``, which puts its hook in the place of what is there, before ours is; return that."""
+    """Import ``uwsgidecorators`` before our hook is set, because it replaces ``post_fork_hook``; return its hook."""
     spooler = getattr(uwsgi, "spooler", None)
-    with suppress(Exception):  # it is not installed, or there is no master
+    with suppress(Exception):  # not installed, or there is no master
         importlib.import_module("uwsgidecorators")
-    if spooler is not None:  # another thing that it replaces
+    if spooler is not None:  # the import replaces the spooler, too
         uwsgi.spooler = spooler
     hook: Callable[[], object] | None = getattr(uwsgi, "post_fork_hook", None)
     return hook
 
 
 def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
-    """Handle a signal until uWSGI sets its own handlers, at the end of a worker's start.
+    """Handle a signal that comes before uWSGI sets its own handlers, at the end of a worker's start.
 
-    Until then uWSGI ignores SIGHUP and SIGTERM, and drops the KeyboardInterrupt that Python makes of SIGINT.
+    Before that, uWSGI ignores SIGHUP and SIGTERM, and drops the KeyboardInterrupt that Python raises for SIGINT.
     """
     if uwsgi.worker_id() > 0:
         os._exit(_QUIET_CODE if signum == signal.SIGHUP else _END_CODE)
@@ -107,7 +107,7 @@ def _end_starting_worker(signum: int, frame: FrameType | None) -> None:
 
 
 def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
-    is_worker = uwsgi.worker_id() > 0  # a mule or a spooler, whose signals are its own, is forked, too
+    is_worker = uwsgi.worker_id() > 0  # mules and spoolers are forked, too, and handle their own signals
     if is_worker:
         _prepare_worker()
     try:
@@ -117,19 +117,19 @@ def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
         if is_worker and uwsgi.loop == b"gevent":
             from gevent import spawn
 
-            spawn(handle_signals_in_gevent)  # which runs when the engine does, and has set its own
+            spawn(handle_signals_in_gevent)  # runs after the engine has started and set its own handlers
 
 
-_block = ""  # what BLOCK_VARIABLE had
+_block = ""  # the value of BLOCK_VARIABLE
 
 
 def _prepare_worker() -> None:
     if uwsgi.loop == b"asyncio":
-        # The engine calls asyncio.get_event_loop(), which from Python 3.12 on makes none; and a loop from before the
-        # fork would be shared by all workers.
+        # The asyncio engine calls asyncio.get_event_loop(), which makes no loop on Python 3.12 and later. All workers
+        # would share a loop that was made before the fork.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
-        loop.call_soon(_handle_signals_in_asyncio, loop)  # by when uWSGI has set its own
+        loop.call_soon(_handle_signals_in_asyncio, loop)  # after uWSGI has set its own handlers
     elif uwsgi.loop != b"gevent" and uwsgi.has_threads:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
@@ -139,9 +139,9 @@ def _prepare_worker() -> None:
 
 
 def make_shutdown(signum: int, loop: Loop) -> Shutdown:
-    """Return the end of this worker, which from now on takes only connections for which uWSGI will wait.
+    """Return the shutdown of this worker. From now on, the worker takes only connections for which uWSGI will wait.
 
-    :param signum: what uWSGI has sent. SIGHUP lets other requests end, and some may yet become connections.
+    :param signum: the signal from uWSGI. After SIGHUP, other requests may go on and may still become connections.
     """
     if signum != signal.SIGHUP:
         refuse_connections()
@@ -150,17 +150,17 @@ def make_shutdown(signum: int, loop: Loop) -> Shutdown:
 
 
 def _exit(signum: int) -> NoReturn:
-    """End the worker as uWSGI's handlers do, which skip what Python has to do at its exit."""
+    """End the worker as uWSGI's handlers do, without Python's functions for the exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(_QUIET_CODE if signum == signal.SIGHUP else _END_CODE)
 
 
-# What uWSGI tells nobody
+# Ends without a signal
 
 
 def _start_timers(make_loop: Callable[[], Loop]) -> None:
-    """Show the terminal what has started, and end this worker properly when uWSGI wants it to, without a signal."""
+    """Start the timers that show the start block, and that end this worker when uWSGI's limits are reached."""
     if _is_first():
         make_loop().run_every(BLOCK_DELAY, partial(click.echo, _block))
     if uwsgi.opt.keys() & _LIMITS:
@@ -168,7 +168,7 @@ def _start_timers(make_loop: Callable[[], Loop]) -> None:
 
 
 def _is_first() -> bool:
-    """Return whether the terminal is to get a block from this worker: the first one, at its first start."""
+    """Return whether this worker shows the start block: worker 1 does, at its first start."""
     return bool(_block) and uwsgi.worker_id() == 1 and uwsgi.workers()[0]["respawn_count"] == 0
 
 
@@ -180,8 +180,8 @@ def _go_on_or_end() -> float | None:
 
 
 def is_worn_out() -> bool:
-    """Return whether uWSGI lets this worker end after its next request, or has done so after the last one (utils.c)."""
-    others = uwsgi.worker_id() - 1  # before this one
+    """Return whether one of uWSGI's limits ends this worker after its next request, or has ended it (utils.c)."""
+    others = uwsgi.worker_id() - 1  # the workers before this one
     worker = uwsgi.workers()[others]
     age = time.time() - worker["last_spawn"]
     values = {
@@ -196,7 +196,7 @@ def is_worn_out() -> bool:
 
 
 def _is_busy() -> bool:
-    """Return whether any request of this worker has not ended."""
+    """Return whether this worker still serves a request."""
     status: bytes = uwsgi.workers()[uwsgi.worker_id() - 1]["status"]
     return status == b"busy"
 
@@ -206,13 +206,13 @@ def _is_busy() -> bool:
 
 def _wait_for_signal() -> None:
     signum = signal.sigwait(_SIGNALS)
-    if signum == signal.SIGHUP:  # uWSGI's handler accepts no more, and lets the worker go after its last request
+    if signum == signal.SIGHUP:  # uWSGI's handler stops accepting, and ends the worker after its last request
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.kill(os.getpid(), signum)
     shutdown = make_shutdown(signum, ThreadLoop())
-    while run(shutdown.finish()) and signum == signal.SIGHUP:  # a request may yet become a connection
+    while run(shutdown.finish()) and signum == signal.SIGHUP:  # a request may still become a connection
         time.sleep(INTERVAL)
-    # uWSGI would do the same, but not in this thread.
+    # uWSGI calls these at the exit, but not for an exit in this thread.
     getattr(uwsgi, "atexit", lambda: None)()
     atexit._run_exitfuncs()
     _exit(signum)
@@ -223,9 +223,9 @@ def _wait_for_signal() -> None:
 
 @cache
 def handle_signals_in_gevent() -> None:
-    """Prepare the end of uWSGI's gevent engine, once it runs.
+    """Handle the signals that end a worker with the gevent engine, once the engine runs.
 
-    It is called with each connection, too, as an application may have replaced the ``post_fork_hook``.
+    Each connection calls this, too, because the application may have replaced the ``post_fork_hook``.
     """
     if uwsgi.loop != b"gevent":
         return
@@ -245,11 +245,11 @@ def handle_signals_in_gevent() -> None:
             Greenlet.spawn(follow, shutdown, in_time)
 
     def follow(shutdown: Shutdown, in_time: bool) -> None:
-        """Look after requests that become connections yet, while uWSGI waits for them."""
+        """Close connections that requests still become, while uWSGI waits for these requests."""
         while in_time:
             sleep(INTERVAL)
             in_time = run(shutdown.finish())
-        _exit(signal.SIGHUP)  # uWSGI would wait for its mercy
+        _exit(signal.SIGHUP)  # uWSGI would wait until it kills the worker
 
     def at_exit() -> None:
         joinall(finishing)
@@ -270,7 +270,7 @@ def _handle_signals_in_asyncio(loop: asyncio.AbstractEventLoop) -> None:
 
     def begin(signum: int) -> None:
         if not tasks:
-            for fd in uwsgi.sockets:  # accept no more: whoever comes now, waits for another worker
+            for fd in uwsgi.sockets:  # stop accepting: new clients wait for another worker
                 loop.remove_reader(fd)
             tasks.append(loop.create_task(finish(signum)))
 

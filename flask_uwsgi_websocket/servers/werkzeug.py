@@ -1,6 +1,6 @@
 """Werkzeug's development server, behind ``flask run``.
 
-``flask run`` exits with 3 when its reloader is to start another process.
+With its reloader, ``flask run`` exits with code 3 to get restarted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RELOAD_CODE = 3
 
 
 class WerkzeugServer(SocketServer):
-    """Werkzeug's development server (``flask run``), and whatever else puts a ``werkzeug.socket`` into the environ."""
+    """Werkzeug's development server (``flask run``), and any server that puts ``werkzeug.socket`` into the environ."""
 
     @classmethod
     def serves(cls, environ: WSGIEnvironment) -> bool:
@@ -33,19 +33,19 @@ class WerkzeugServer(SocketServer):
 
     @classmethod
     def prepare(cls) -> None:
-        """Close the connections at the end of ``flask run``, if this is its process."""
+        """Close the connections at the end of ``flask run``. Does nothing in other processes."""
         context = click.get_current_context(silent=True)
         if context is None or context.command is not run_command:
             return
         context.call_on_close(_end_command)
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # which would leave no time for anything
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # the default would end the process at once
             signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit())  # as Werkzeug does with its reloader
 
     def __init__(self, environ: WSGIEnvironment) -> None:
         if not environ["wsgi.multithread"] and not environ["wsgi.multiprocess"]:
             raise RuntimeError(
-                "this server serves one request at a time, so that a WebSocket would hold up all others: start it "
-                "with threads, flask run without --without-threads"
+                "this server serves one request at a time, so a WebSocket would block all others: start it with "
+                "threads, for example flask run without --without-threads"
             )
         super().__init__(environ["werkzeug.socket"])
         self._input: Any = environ["wsgi.input"]
@@ -55,5 +55,5 @@ class WerkzeugServer(SocketServer):
 
 
 def _end_command() -> None:
-    error = sys.exc_info()[1]  # that leaves the command
+    error = sys.exc_info()[1]  # the exception that ends the command
     close_connections(restarts=isinstance(error, SystemExit) and error.code == _RELOAD_CODE)

@@ -1,4 +1,4 @@
-"""Admission: how many connections a worker takes, of what its server serves and of the files that it may open."""
+"""Admission: how many connections a worker takes, depending on its server and on the files that it may open."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from ..loops.base import allocate_lock
 
-#: Seconds after which a client that is refused may try again (``Retry-After``, RFC 9110 section 10.2.3).
+#: Seconds after which a refused client may try again (``Retry-After``, RFC 9110 section 10.2.3).
 RETRY_AFTER = 10
 
-#: Seconds between two log lines which say that this process may open no more files.
+#: The fewest seconds between two log lines which report that this process may open no more files.
 SILENCE = 60.0
 
-#: Descriptors that are kept for the server, pages, files and databases. Besides, one in sixteen of those that a process
-#: may open is kept.
+#: Descriptors reserved for the server, pages, files and databases, in addition to a sixteenth of the process's limit.
 RESERVED_DESCRIPTORS = 32
 
 logger = logging.getLogger("flask_uwsgi_websocket")
 
 
 class Capacity(NamedTuple):
-    """How many requests a process serves at once. Its server knows."""
+    """How many requests a process serves at once, as its server knows."""
 
     #: The number of requests; None when the server has no limit, or does not report it.
     cores: int | None = None
-    #: How many files each core keeps open by itself, besides those of its connection.
+    #: How many files each core keeps open, besides those of its connection.
     descriptors_per_core: int = 0
 
     @property
     def own_descriptors(self) -> int:
-        """How many files the cores together keep open by themselves."""
+        """How many files all cores together keep open, besides those of connections."""
         return (self.cores or 0) * self.descriptors_per_core
 
 
@@ -51,13 +50,13 @@ UNLIMITED = Capacity()
 
 
 class Admissions:
-    """The connections of this worker, counted by their addresses, from any thread."""
+    """The connections of this worker, counted by address. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._told_of_descriptors = False  # the worst of a race is a second line
+        self._has_warned = False  # a race causes at most a second line
         self._lock = allocate_lock()
         self._open: Counter[str | None] = Counter()
-        self._total = 0  # of a worker with thousands of addresses, too dear to be summed up for each handshake
+        self._total = 0  # to sum up thousands of addresses for each handshake would be slow
 
     @contextmanager
     def admit(
@@ -65,13 +64,13 @@ class Admissions:
     ) -> Iterator[None]:
         """Count a connection while the block runs.
 
-        :param address: where it comes from, as far as the application knows; None if it does not.
-        :param most: the most connections of the worker; None for as many as leave the server something for HTTP. Its
-            descriptors are a limit in any case.
-        :param most_per_address: the connections of one address, or None for any number.
-        :param capacity: that of the server.
-        :raises ServiceUnavailable: when the worker has no room for it (503).
-        :raises TooManyRequests: when its address has too many already (429).
+        :param address: the address of the client as the application knows it, or None.
+        :param most: the most connections of the worker; None for as many as leave the server some cores for HTTP. The
+            descriptors limit the connections in any case.
+        :param most_per_address: the most connections of one address; None for no limit.
+        :param capacity: the capacity of the server.
+        :raises ServiceUnavailable: when the worker has no room for the connection (503).
+        :raises TooManyRequests: when the address has too many connections already (429).
         """
         network = _network(address)
         room = self._room(most, capacity)
@@ -98,16 +97,16 @@ class Admissions:
                     del self._open[network]
 
     def _room(self, most: int | None, capacity: Capacity) -> float:
-        """Return for how many connections this process has room: each takes a core of its server, and descriptors."""
+        """Return the most connections of this process. Each one takes a core of the server, and descriptors."""
         descriptors = descriptor_limit()
         by_cores = inf if capacity.cores is None else most_by_cores(capacity.cores)
         wanted = by_cores if most is None else most
         by_descriptors = most_by_descriptors(descriptors, capacity.own_descriptors)
-        if self._total >= by_descriptors < wanted and not self._told_of_descriptors:
-            self._told_of_descriptors = True
+        if self._total >= by_descriptors < wanted and not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                "WebSockets are refused with 503: this process may open %d files, which is enough for %d of them. "
-                "Raise the limit: ulimit -n, or LimitNOFILE in systemd's unit. This is not said again.",
+                "WebSockets are refused with 503: this process may open %d files, which is enough for %d WebSockets. "
+                "Raise the limit: ulimit -n, or LimitNOFILE in systemd's unit. This warning is logged once.",
                 descriptors,
                 by_descriptors,
             )
@@ -116,33 +115,37 @@ class Admissions:
 
 @contextmanager
 def opening_files() -> Iterator[None]:
-    """Refuse a connection if this process may open no more files, and log that from time to time.
+    """Refuse a connection if this process may open no more files, and log that, at most once a minute.
 
-    :raises ServiceUnavailable: in place of the error.
+    :raises ServiceUnavailable: instead of the OSError (503).
     """
-    global _told_at
+    global _logged_at
     try:
         yield
     except OSError as error:
         if error.errno not in {errno.EMFILE, errno.ENFILE}:
             raise
-        if monotonic() - _told_at >= SILENCE:
-            _told_at = monotonic()  # the worst of a race is a second line
-            logger.error("WebSockets are refused with 503: this process may open no more files (%s)", error.strerror)
+        if monotonic() - _logged_at >= SILENCE:
+            _logged_at = monotonic()  # a race causes at most a second line
+            logger.error(
+                "WebSockets are refused with 503: this process may open no more files (%s). Raise the limit: ulimit "
+                "-n, or LimitNOFILE in systemd's unit.",
+                error.strerror,
+            )
         raise ServiceUnavailable("This server has too many open files.", retry_after=RETRY_AFTER) from None
 
 
-_told_at = -SILENCE
+_logged_at = -SILENCE
 
-#: Those of this worker.
+#: The connections of this worker.
 admissions = Admissions()
 
-#: What some proxies write into X-Forwarded-For: an address with the port of the client, ``1.2.3.4:5`` or ``[::1]:5``.
+#: Matches an address with a port, ``1.2.3.4:5`` or ``[::1]:5``, as some proxies write it into X-Forwarded-For.
 _address_with_port = re.compile(r"\[([^\]]*)\](?::\d+)?|([\d.]+):\d+").fullmatch
 
 
 def _network(address: str | None) -> str | None:
-    """Return what counts as one address: of IPv6, a /64, which one customer has to himself."""
+    """Return the key under which *address* is counted: for IPv6 its /64 network, because one customer has all of it."""
     if match := _address_with_port(address or ""):
         address = match[1] or match[2]
     try:
@@ -157,34 +160,34 @@ def _network(address: str | None) -> str | None:
 
 
 def most_by_cores(cores: int) -> int:
-    """Return for how many connections a worker with so many cores has room: each occupies one."""
+    """Return the most connections of a worker with *cores* cores. Each connection occupies one."""
     return max(1, cores - reserved_cores(cores))
 
 
 def most_by_descriptors(limit: int, own: int) -> int:
-    """Return for how many connections a process has room that may open so many files.
+    """Return the most connections of a process that may open *limit* files.
 
-    Each takes two descriptors, the server's and its duplicate.
+    Each connection takes two descriptors: the server's, and its duplicate.
 
-    :param own: how many files the cores of the server keep open by themselves.
+    :param own: how many files the cores of the server keep open, besides those of connections.
     """
     return max(1, (limit - limit // 16 - RESERVED_DESCRIPTORS - own) // 2)
 
 
 def descriptors_for(connections: int, own: int) -> int:
-    """Return how many files a process has to be allowed to open for so many connections.
+    """Return how many files a process must be allowed to open for *connections* connections.
 
-    :param own: how many files the cores of the server keep open by themselves.
+    :param own: how many files the cores of the server keep open, besides those of connections.
     """
     return -(-(2 * connections + RESERVED_DESCRIPTORS + own) * 16 // 15)
 
 
 def descriptor_limit() -> int:
-    """Return how many files this process may have open."""
+    """Return how many files this process may open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def reserved_cores(cores: int) -> int:
-    """Return how many of a worker's cores are kept for HTTP requests: a tenth, up to 20."""
+    """Return how many of a worker's cores are reserved for HTTP requests: a tenth, at least 1 and at most 20."""
     return min(max(1, cores // 10), 20)

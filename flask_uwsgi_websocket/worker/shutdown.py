@@ -1,4 +1,4 @@
-"""How the connections of a process that ends are closed: clients are told, and handlers get a little time."""
+"""How a process that ends closes its connections: clients get a Close frame, and handlers get some time to end."""
 
 from __future__ import annotations
 
@@ -6,42 +6,41 @@ from collections.abc import Callable
 from math import inf
 from random import random
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from ..loops.base import Loop
+from ..protocol.protocol import GOING_AWAY, SERVICE_RESTART
+from .housekeeper import Connection
 
-if TYPE_CHECKING:
-    from ..connection.base import BaseClient
-
-#: Seconds between two looks at the connections.
+#: Seconds between two checks of the connections.
 INTERVAL = 0.05
 
-#: Clients are told within so many seconds for each, and at most so many for all: they come back at as many moments.
+#: The Close frames are spread over so many seconds per client, up to a maximum for all, so that the clients do not all
+#: connect again at once.
 SPREAD = 0.01
 LONGEST_SPREAD = 1.0
 
 
 class Shutdown:
-    """The end of this process, carried out by one thread, greenlet or task.
+    """The shutdown of this process, run by one thread, greenlet or task.
 
-    :param loop: how it waits.
-    :param connections: returns those to be closed.
+    :param loop: the loop in which it waits.
+    :param connections: returns the connections to close.
     :param restarts: whether another process takes the place of this one: clients get 1012 instead of 1001.
-    :param mercy: the seconds after which the server would kill this process.
+    :param mercy: the seconds after which the server kills this process.
     """
 
     def __init__(
-        self, loop: Loop, connections: Callable[[], list[BaseClient]], *, restarts: bool, mercy: float = inf
+        self, loop: Loop, connections: Callable[[], list[Connection]], *, restarts: bool, mercy: float = inf
     ) -> None:
         self._loop = loop
         self._connections = connections
-        self._code = 1012 if restarts else 1001
+        self._code = SERVICE_RESTART if restarts else GOING_AWAY
         self._reason = "the server restarts" if restarts else "the server stops"
         self._longest = mercy - min(2, mercy / 2)
-        self._closing_at: dict[BaseClient, float] = {}
+        self._closing_at: dict[Connection, float] = {}
 
     async def finish(self) -> bool:
-        """Close all connections and wait for their handlers; return whether they have ended in time."""
+        """Close all connections and wait for their handlers; return whether all have ended in time."""
         while self._close_connections():
             await self._loop.sleep(INTERVAL)
         late = self._connections()
@@ -50,7 +49,7 @@ class Shutdown:
         return not late
 
     def _close_connections(self) -> bool:
-        """Begin to close what is open, and what has opened since; return whether there is still reason to wait."""
+        """Begin to close all connections that are open, new ones too; return whether to wait for any of them."""
         now = monotonic()
         current = self._connections()
         new = [connection for connection in current if connection not in self._closing_at]

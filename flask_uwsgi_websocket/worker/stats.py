@@ -12,7 +12,7 @@ from ..loops.base import allocate_lock
 
 
 class Counts(NamedTuple):
-    """What one connection has moved, from its handshake on."""
+    """How much one connection has received and sent since its handshake."""
 
     messages_received: int = 0
     messages_sent: int = 0
@@ -21,11 +21,11 @@ class Counts(NamedTuple):
 
 
 class Counted(Protocol):
-    """A connection, as far as it is counted."""
+    """The attributes of a connection that are counted."""
 
     #: Whether it was dropped because the peer read too slowly.
     was_slow: bool
-    # Attributes, as a call for each of thousands of connections would hold up the loop.
+    # Attributes, because one call for each of thousands of connections would delay the loop.
     messages_received: int
     messages_sent: int
     bytes_received: int
@@ -33,13 +33,13 @@ class Counted(Protocol):
 
 
 class Stats:
-    """The counters of one app. Any thread may count."""
+    """The counters of one app. Any thread may use them."""
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()  # held around what follows
+        self._lock = allocate_lock()  # guards the following attributes
         self._open: set[Counted] = set()
         self._totals: Counter[str] = Counter()
-        self._moved = Counts()  # by those that have closed
+        self._moved = Counts()  # of closed connections
         self._closes: Counter[int] = Counter()
         self._published: Counter[str] = Counter()
         _all.add(self)
@@ -51,7 +51,7 @@ class Stats:
             self._totals["total"] += 1
 
     def on_close(self, connection: Counted, code: int) -> None:
-        """Count the end of a connection, and what it has moved."""
+        """Count the end of a connection, and its messages and bytes."""
         with self._lock:
             self._open.discard(connection)
             self._moved = _sum(self._moved, [connection])
@@ -60,7 +60,7 @@ class Stats:
         self._publish_if_idle()
 
     def on_rejection(self) -> None:
-        """Count an upgrade request that has got another answer."""
+        """Count an upgrade request that got another response than 101."""
         with self._lock:
             self._totals["rejected"] += 1
         self._publish_if_idle()
@@ -71,10 +71,10 @@ class Stats:
             return {**self._flat(), "closes": dict(self._closes)}
 
     def publish(self) -> None:
-        """Add what is new to uWSGI's metrics of the names ``websocket.open`` and so on, if it has these."""
+        """Add the changes since the last call to uWSGI's metrics ``websocket.open`` and so on, where they exist."""
         with self._lock:
             flat = self._flat()
-            # Not subtract(): what has sunk, like the number of open connections, is published, too.
+            # Not subtract(), because counters that sink, such as open, are published, too.
             news = {name: count - self._published[name] for name, count in flat.items()}
             self._published.update(news)
         for name, change in news.items():
@@ -82,7 +82,7 @@ class Stats:
                 uwsgi.metric_inc(f"websocket.{name}", change)
 
     def _publish_if_idle(self) -> None:
-        """Publish what the housekeeper may not: it runs beside connections only, and a worker may end with the last."""
+        """Publish when no connection is open: the housekeeper runs only while there are connections."""
         if not self._open:
             publish_all()
 
@@ -92,7 +92,7 @@ class Stats:
 
 
 def _sum(counts: Counts, connections: Iterable[Counted]) -> Counts:
-    """Return *counts* with those of connections added."""
+    """Return the sum of *counts* and the counts of *connections*."""
     received, sent, bytes_received, bytes_sent = counts
     for each in connections:
         received += each.messages_received
@@ -102,14 +102,14 @@ def _sum(counts: Counts, connections: Iterable[Counted]) -> Counts:
     return Counts(received, sent, bytes_received, bytes_sent)
 
 
-#: The counters.
+#: The names of the counters.
 NAMES = ("open", "total", *Counts._fields, "rejected", "slow_consumers")
 
 _all: WeakSet[Stats] = WeakSet()
 
 
 def publish_all() -> None:
-    """Publish the counters of all apps as uWSGI's metrics, if it has been given any: to count takes time."""
+    """Publish the counters of all apps as uWSGI's metrics. Does nothing if uWSGI has none, because it takes time."""
     if uwsgi is not None and "metric" in uwsgi.opt:
         for stats in list(_all):
             stats.publish()

@@ -212,7 +212,7 @@ def test_a_coroutine_function_is_no_blocking_handler(extension: Any) -> None:
 
 
 def test_a_plain_function_is_no_coroutine_handler() -> None:
-    with pytest.raises(TypeError, match=r"handler\(\) is no coroutine function: write async def, or use WebSocket"):
+    with pytest.raises(TypeError, match=r"handler\(\) is not a coroutine function: write async def, or use WebSocket"):
         AsyncioWebSocket().add_url_rule("/", None, say("x"))
 
 
@@ -479,7 +479,9 @@ def test_a_key_that_is_almost_a_settings_is_told_by_init_app(
     app = Flask("app")
     app.config[key] = 1
     WebSocket(app)
-    assert [record.getMessage() for record in caplog.records] == [f"app.config[{key!r}] is no setting: is it {meant}?"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"app.config[{key!r}] is not a setting: did you mean {meant}?"
+    ]
 
 
 def test_keys_of_the_applications_own_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
@@ -677,7 +679,7 @@ def test_app_run_runs_the_app_in_uwsgi_in_its_mode(extension: Any, options: Any,
 
 def test_the_extension_runs_the_app_that_it_was_initialised_with(ran: list[Any]) -> None:
     websocket = WebSocket()
-    with pytest.raises(RuntimeError, match="which app is to be run"):
+    with pytest.raises(RuntimeError, match="cannot choose an app: "):
         websocket.run()
     app, other = Flask("app"), Flask("other")
     app.debug = True
@@ -685,7 +687,7 @@ def test_the_extension_runs_the_app_that_it_was_initialised_with(ran: list[Any])
     websocket.run(port=1)
     websocket.run("module:variable", uwsgi_binary="/uwsgi")
     websocket.init_app(other)
-    with pytest.raises(RuntimeError, match="which app is to be run"):
+    with pytest.raises(RuntimeError, match="cannot choose an app: "):
         websocket.run()
     websocket.run(other)
     assert [args for args, _ in ran] == [

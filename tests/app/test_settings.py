@@ -73,7 +73,7 @@ def test_later_overrides_win_setting_by_setting() -> None:
     ("value", "error"), [(0, ValueError), (-1, ValueError), (True, ValueError), (1.5, TypeError), (None, TypeError)]
 )
 def test_a_size_is_a_whole_number_above_0(name: str, value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=rf"{name} (must be a number above 0|is a whole number of bytes), not"):
+    with pytest.raises(error, match=rf"{name} must be a (number above 0|whole number of bytes), not"):
         Settings(**{name: value})
 
 
@@ -100,9 +100,9 @@ def test_one_origin_is_a_list_of_one(origins: str) -> None:
 
 @pytest.mark.parametrize("value", [None, 1, iter(["https://example.com"])], ids=["None", "1", "iterator"])
 def test_lists_are_lists(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"origins is .* or a list of origins, not"):
+    with pytest.raises(TypeError, match=r"origins must be .* or a list of origins, not"):
         Settings(origins=value)
-    with pytest.raises(TypeError, match="subprotocols is a list of names, not"):
+    with pytest.raises(TypeError, match="subprotocols must be a list of names, not"):
         Settings(subprotocols=value)
 
 
@@ -133,19 +133,19 @@ def test_subprotocols_are_a_list() -> None:
 
 @pytest.mark.parametrize("compression", [1, None, "on", {}], ids=repr)
 def test_compression_is_a_bool_or_a_compression(compression: Any) -> None:
-    with pytest.raises(TypeError, match="compression is True, False or a Compression"):
+    with pytest.raises(TypeError, match="compression must be True, False or a Compression"):
         Settings(compression=compression)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "1", None], ids=repr)
 def test_max_fragments_is_a_whole_number_above_0(value: Any) -> None:
-    with pytest.raises(ValueError, match="max_fragments is a whole number above 0, not"):
+    with pytest.raises(ValueError, match="max_fragments must be a whole number above 0, not"):
         Settings(max_fragments=value)
 
 
 @pytest.mark.parametrize("value", ["false", 1, None], ids=repr)
 def test_text_as_bytes_is_a_bool(value: Any) -> None:
-    with pytest.raises(TypeError, match="text_as_bytes is True or False, not"):
+    with pytest.raises(TypeError, match="text_as_bytes must be True or False, not"):
         Settings(text_as_bytes=value)
 
 
@@ -157,15 +157,15 @@ def test_a_setting_that_does_not_exist_is_a_type_error() -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("max_quue", "is it max_queue?"),
-        ("origin", "is it origins?"),
+        ("max_quue", "did you mean max_queue?"),
+        ("origin", "did you mean origins?"),
         ("colour", "the settings are origins, max_message_size, max_fragments, "),
     ],
 )
 def test_a_name_that_is_no_setting_is_answered_with_the_nearest_or_with_all(name: str, advice: str) -> None:
     with pytest.raises(TypeError) as error:
         resolve({}, {name: 1})
-    assert str(error.value).startswith(f"{name} is no setting: {advice}")
+    assert str(error.value).startswith(f"{name} is not a setting: {advice}")
 
 
 def test_a_setting_without_a_check_is_an_error_where_it_is_declared() -> None:
@@ -187,9 +187,9 @@ def test_a_setting_that_is_added_is_checked() -> None:
         rooms: int = setting(1, check_count)
 
     assert More(rooms=2).rooms == 2
-    with pytest.raises(ValueError, match="rooms is a whole number above 0, not 0"):
+    with pytest.raises(ValueError, match="rooms must be a whole number above 0, not 0"):
         More(rooms=0)
-    with pytest.raises(ValueError, match="max_queue is a whole number above 0, not 0"):
+    with pytest.raises(ValueError, match="max_queue must be a whole number above 0, not 0"):
         More(max_queue=0)
 
 

@@ -292,7 +292,7 @@ def test_views_belong_to_their_mode() -> None:
 
     with pytest.raises(TypeError, match=r"x\(\) is a coroutine function: use AsyncioWebSocket"):
         WebSocket().add_url_rule("/", view_func=Coroutine.as_view("x"))
-    with pytest.raises(TypeError, match=r"x\(\) is no coroutine function: write async def"):
+    with pytest.raises(TypeError, match=r"x\(\) is not a coroutine function: write async def"):
         AsyncioWebSocket().add_url_rule("/", view_func=Plain.as_view("x"))
 
 

@@ -158,7 +158,7 @@ def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
     if case == "another":
         message = site.logged().getMessage()
         assert "/speaks> has waited " in message
-        assert "/listens>, whose client does not read. To send to others, use broadcast()" in message
+        assert "/listens>, whose client does not read. To send to other connections, use broadcast()" in message
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

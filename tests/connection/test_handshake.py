@@ -10,7 +10,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_uwsgi_websocket import Compression, WebSocket
-from flask_uwsgi_websocket.dispatch import ORIGINS_TOLD
+from flask_uwsgi_websocket.dispatch import MOST_LOGGED_ORIGINS
 from support.inprocess import ACCEPT, REQUEST, Response, Site
 from support.wire import TEXT
 
@@ -377,8 +377,8 @@ def test_the_log_says_once_for_each_origin_that_its_pages_were_refused_and_what_
     first, second = caplog.records
     assert first.levelname == "WARNING"
     assert first.getMessage().startswith(
-        "The WebSocket '/' answers a page of another origin with 403: page 'http://localhost:3000', app "
-        "'http://localhost:5000'. If the page is yours, add WEBSOCKET_ALLOWED_ORIGINS = ['http://localhost:3000'];"
+        "The WebSocket '/' refuses a page of another origin with 403: page 'http://localhost:3000', app "
+        "'http://localhost:5000'. If the page is yours, set WEBSOCKET_ALLOWED_ORIGINS = ['http://localhost:3000']."
     )
     assert "'http://localhost:3001'" in second.getMessage()
 
@@ -388,9 +388,9 @@ def test_a_client_that_makes_up_origins_fills_no_log_and_forges_no_line(
 ) -> None:
     assert site.refusal(origin="http://" + "x" * 3000).status == 403
     assert site.refusal(origin="forged\x85line").status == 403
-    for port in range(2 * ORIGINS_TOLD):
+    for port in range(2 * MOST_LOGGED_ORIGINS):
         assert site.refusal(origin=f"http://localhost:{port + 1}").status == 403
-    assert len(caplog.records) == ORIGINS_TOLD
+    assert len(caplog.records) == MOST_LOGGED_ORIGINS
     assert "page 'forged\\x85line', app" in caplog.records[0].getMessage()
 
 
@@ -407,4 +407,4 @@ def test_a_server_that_does_not_lend_its_sockets_is_told_from_one_that_does(site
 def test_a_route_reached_past_the_middleware_says_so(site: Site) -> None:
     site.app.wsgi_app = site.app.wsgi_app.wsgi_app  # type: ignore[attr-defined, method-assign]
     assert site.refusal().status == 500
-    assert "leave the extension's middleware in app.wsgi_app" in str(site.logged().exc_info)
+    assert "leave the middleware in app.wsgi_app" in str(site.logged().exc_info)

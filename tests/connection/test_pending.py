@@ -270,5 +270,5 @@ def test_with_accept_early_only_hooks_refuse(site: Site) -> None:
 
 @pytest.mark.parametrize("value", ["late", None, True, ["early"]])
 def test_accept_is_early_or_lazy(value: Any) -> None:
-    with pytest.raises(ValueError, match='accept is "lazy" or "early", not'):
+    with pytest.raises(ValueError, match='accept must be "lazy" or "early", not'):
         Settings(accept=value)

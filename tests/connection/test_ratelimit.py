@@ -193,5 +193,5 @@ def test_a_rate_is_a_number_above_0(name: str, value: Any) -> None:
 
 
 def test_a_rate_limit_is_one_or_none() -> None:
-    with pytest.raises(TypeError, match="rate_limit is a RateLimit or None, not 10"):
+    with pytest.raises(TypeError, match="rate_limit must be a RateLimit, not 10"):
         Settings(rate_limit=10)  # type: ignore[arg-type]

@@ -534,13 +534,20 @@ def test_uwsgi_is_compiled_as_by_the_makefile() -> None:
     )
 
 
+def test_every_signal_is_in_the_table() -> None:
+    listed = re.findall(r"^\| `(websocket_\w+)`", (DOCS / "signals.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == [name for name in flask_uwsgi_websocket.__all__ if name.startswith("websocket_")]
+
+
 def test_the_modules_are_listed_in_their_order() -> None:
     listing = block_not_run("docs/how-it-works.md: __init__")
     assert re.findall(r"^\w+", listing, re.MULTILINE) == ORDER[::-1]
     for folder, modules in re.findall(r"^(\w+)/.*\n((?:  .*\n?)+)", listing, re.MULTILINE):
-        stems = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+        stems = {path.stem for path in (ROOT / "flask_uwsgi_websocket" / folder).glob("*.py")} - {"__init__"}
         assert re.findall(r"^  (\w+)", modules, re.MULTILINE) == sorted(stems)
-    assert re.findall(r"^(\w+)/", listing, re.MULTILINE) == [name for name in ORDER[::-1] if (PACKAGE / name).is_dir()]
+    assert re.findall(r"^(\w+)/", listing, re.MULTILINE) == [
+        name for name in ORDER[::-1] if (ROOT / "flask_uwsgi_websocket" / name).is_dir()
+    ]
 
 
 def test_the_log_is_as_shown(caplog: pytest.LogCaptureFixture) -> None:

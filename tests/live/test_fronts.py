@@ -295,7 +295,7 @@ def test_https_socket_is_refused_in_words(tmp_path: Path, port: int) -> None:
         ):
             connection.request("GET", "/echo", headers=HANDSHAKE)
             assert connection.getresponse().status == 500
-        assert "use the --https router, or a proxy such as nginx that ends TLS before uWSGI" in server.log
+        assert "use the --https router, or a proxy such as nginx that terminates TLS before uWSGI" in server.log
         assert server.handshake("/echo").status == 101  # the other socket is none the worse
 
 

@@ -111,7 +111,7 @@ def test_a_router_that_would_drop_what_a_client_sends_is_refused_in_words(
     with serving(tmp_path, MODES["gevent"], "bare router", expected="RuntimeError") as server:
         assert server.handshake("/echo").status == 500
         assert server.get("/").status == 200
-        assert "add --http-websockets" in server.log
+        assert "start uwsgi with --http-websockets" in server.log
 
 
 @pytest.mark.parametrize(("front", "status"), [("http", 400), ("http-socket", 101)])

@@ -733,7 +733,7 @@ def test_a_configured_level_that_zlib_does_not_have_is_a_value_error(options: di
 @pytest.mark.parametrize("name", ["threshold", "level", "window_bits", "memory_level"])
 @pytest.mark.parametrize("value", [-1, "9", 9.0, True, None], ids=repr)
 def test_what_is_configured_are_whole_numbers(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} is a whole number from . to .*, not {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number from . to .*, not {value!r}"):
         Compression(**{name: value})  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_a_socket_that_carries_tls_is_refused_in_words(pair: Any, server: str, library: Any) -> None:
     context = library.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     wrapped = context.wrap_socket(pair[0], server_side=True, do_handshake_on_connect=False)
-    with closing(wrapped), pytest.raises(RuntimeError, match="a proxy such as nginx that ends TLS"):
+    with closing(wrapped), pytest.raises(RuntimeError, match="a proxy such as nginx that terminates TLS"):
         find_server(environ_of(server, wrapped))
 
 

@@ -119,7 +119,7 @@ def test_data_sent_with_the_handshake_is_refused_in_words_or_dropped_by_the_rout
         response = client.handshake({}, rest=early)
         if server.front != "http":
             assert response.status == 400
-            assert b"must wait for the answer" in response.body
+            assert b"must wait for the response" in response.body
         else:
             # The router reads it together with the request, takes it for a body and never passes it on: no worker
             # can know. The connection must be that of a client that has waited (RFC 6455 section 4.1).
