@@ -1,4 +1,4 @@
-"""What all tests share: no test leaves anything behind, and in CI none is skipped."""
+"""What all tests share: the markers of folders; no test leaves anything behind; in CI none is skipped."""
 
 from __future__ import annotations
 
