@@ -141,7 +141,11 @@ def _make_client(client_class: type[Any], app: Flask, route: Route, handshake: H
         server.watch()
         forget_mere_refresh(app)  # also now, because a session on the server may change until the handshake
         transport = Transport(server.open(), server.release, loop, route.settings, deflate)
-    client = client_class(request.environ, app, route, transport, handshake)
+    try:
+        client = client_class(request.environ, app, route, transport, handshake)
+    except BaseException:  # the class may be the application's own
+        transport.detach()
+        raise
     request.environ[ENVIRON_KEY] = client
     return client
 

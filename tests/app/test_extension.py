@@ -173,6 +173,27 @@ def test_a_subclass_may_bring_its_own_client(blocking: Site) -> None:
     assert hear(serve(blocking, app), "/") == "HELLO"
 
 
+def test_a_client_that_cannot_be_made_is_a_500_and_leaves_no_socket_open(
+    blocking: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Client(WebSocketClient):
+        def __init__(self, *args: Any) -> None:
+            if args[3].fd >= 0:  # a transport with a socket, unlike that of the refused request
+                raise LookupError("no client")
+            super().__init__(*args)
+
+    class Middleware(WebSocketMiddleware):
+        client = Client
+
+    class Extension(WebSocket):
+        middleware = Middleware
+
+    app = Flask("app")
+    Extension(app).route("/")(say("hello"))
+    assert serve(blocking, app).refusal("/").status == 500
+    assert "no client" in caplog.text
+
+
 # Routes
 
 
