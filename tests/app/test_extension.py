@@ -432,9 +432,10 @@ def test_a_blueprint_of_coroutines_needs_the_asyncio_extension() -> None:
     async def handler(ws: Any) -> None:
         pass
 
-    AsyncioWebSocket(Flask("app")).register_blueprint(blueprint)
+    app, other = Flask("app"), Flask("app")
+    AsyncioWebSocket(app).register_blueprint(blueprint)
     with pytest.raises(TypeError, match="is a coroutine function"):
-        WebSocket(Flask("app")).register_blueprint(blueprint)
+        WebSocket(other).register_blueprint(blueprint)
 
 
 # Settings
