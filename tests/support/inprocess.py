@@ -7,6 +7,7 @@ suspend, so that one ``send(None)`` runs the handler to its end.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import inspect
 import io
@@ -341,8 +342,11 @@ class Server:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:  # shut down
-                return
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # shut down
+                    return
+                time.sleep(0.01)  # a test has taken the descriptors away, for one request
+                continue
             timeout = sock.gettimeout()
             sock.settimeout(None)
             head = b""
