@@ -5,7 +5,7 @@
 # make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
 # make wheel  build what goes to PyPI into dist: the source, and a wheel with its extension for this machine's Linux
 # make soak   every fault at once for half an hour: is the server unharmed and flat? (make soak SOAK="--mode threads")
-# make fuzz   fuzz the engine, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
+# make fuzz   fuzz the protocol, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
 # make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean  remove the virtual environments and whatever was built
 #
@@ -54,38 +54,18 @@ wheel: .venv/ready
 	@rm -rf dist
 	.venv/bin/python -m build >build/wheel.log || { cat build/wheel.log; exit 1; }
 	.venv/bin/twine check --strict dist/*
-	@.venv/bin/python -m zipfile -l dist/*.whl | grep "_speedups.*\.so"
+	@.venv/bin/python -m zipfile -l dist/*.whl | grep -c "\.so " | grep -x 2
 
-# Python's own allocator would hide from AddressSanitizer where an object ends, and Python leaks at exit by design.
 sanitize: .venv/ready
-	@rm -rf build/sanitized && mkdir -p build/sanitized
-	@cp -r setup.py setup.cfg pyproject.toml README.md LICENSE flask_uwsgi_websocket build/sanitized
-	@rm -f build/sanitized/flask_uwsgi_websocket/*.so
-	@CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
-	    .venv/bin/pip install -qq --no-deps --target build/sanitized/site build/sanitized
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=build/sanitized/site CI=true \
-	    .venv/bin/pytest -q --capture=sys --timeout 600 \
-	    tests/test_speedups.py tests/test_protocol*.py tests/test_fuzz_corpus.py tests/test_deflate.py \
-	    tests/test_client.py -k "not gevent and not asyncio"
+	.ci/sanitize .venv
 
 clean:
-	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/_speedups.c flask_uwsgi_websocket/*.so
+	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/*/_*.c flask_uwsgi_websocket/*/*.so
 
 
-# Tests: what needs no server on every interpreter, on one of them with its coverage; what is live on the oldest and the
-# newest. One of these runs everything on the pure-Python engine; the examples and the pages, with their browser, the
-# commands, and the servers in front of uWSGI and in its place run on the newest alone.
-
-# Many examples through few lines: not to be traced, and run with the default and the newest interpreter only.
-HEAVY = tests/test_protocol_fuzz.py tests/test_protocol_properties.py tests/test_speedups.py
-
-# What the coverage needs besides: the pure-Python twin, and what only uWSGI runs.
-COVERED_LIVE = tests/test_live_shutdown.py tests/test_live_stats.py
-
-# Live tests wait most of their time: three parts of them run beside each other.
-SOME_LIVE = $(patsubst %,tests/test_live_%.py,messages handshake isolation blueprints reloads)
-LIVE_ONCE = $(patsubst %,tests/test_%.py,cli docs examples example_blueprints live_fronts live_servers package)
+# Tests, chosen by the markers that pyproject.toml explains: what needs no server on every interpreter, on one of them
+# with the coverage; what is live on the oldest and the newest, or once on the newest. One of these runs all of it on the
+# pure-Python functions.
 
 NEWEST := $(lastword $(SUPPORTED))
 
@@ -123,8 +103,8 @@ endif
 LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
 
 # What takes longest comes first.
-tests: lint $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LIVE:%=live-others-%) $(LAST:%=live-once-%) \
-    $(LIVE:%=live-some-%) $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
+tests: lint $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LIVE:%=live-matrix-%) $(LAST:%=live-once-%) \
+    $(LIVE:%=live-others-%) $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
     $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) examples docs
 
 # Those of an interpreter, in its virtual environment.
@@ -132,42 +112,34 @@ venv   = $(if $(filter $(DEFAULT),$1),.venv,.venvs/$1)
 pytest = .ci/part $@ $(call venv,$*)/bin/python -m pytest -q --maxfail=20
 
 test-%: $$(call venv,%)/ready
-	@$(if $(filter $*,$(COVERED)),$(test-covered),$(pytest) $(IN_PROCESS))
-
-IN_PROCESS = -m "not live" $(HEAVY:%=--ignore=%)
-
-test-covered = set -e; coverage=$(call venv,$*)/bin/coverage; $$coverage erase; \
-    .ci/part $@ $$coverage run -m pytest -q $(IN_PROCESS); \
-    .ci/part $@ env FLASK_UWSGI_WEBSOCKET_PURE=1 $$coverage run -m pytest -q tests/test_client.py -k threads; \
-    .ci/part $@ $$coverage run -m pytest -q -m live $(COVERED_LIVE); \
-    $$coverage combine --quiet; \
-    .ci/part $@ $$coverage report
+	@$(if $(filter $*,$(COVERED)),.ci/coverage $@ $(call venv,$*),$(pytest) -m "not live and not heavy")
 
 heavy-%: $$(call venv,%)/ready
-	@$(pytest) $(HEAVY)
+	@$(pytest) -m heavy
 
-live-some-%: $$(call venv,%)/ready
-	@$(pytest) -m live $(SOME_LIVE)
+# Live tests wait most of their time: three parts of them run beside each other.
+live-matrix-%: $$(call venv,%)/ready
+	@$(pytest) -m "matrix and not once"
 
 live-others-%: $$(call venv,%)/ready
-	@$(pytest) -m live $(SOME_LIVE:%=--ignore=%) $(LIVE_ONCE:%=--ignore=%)
+	@$(pytest) -m "live and not matrix and not once"
 
 live-once-%: $$(call venv,%)/ready
-	@$(pytest) -m live $(LIVE_ONCE)
+	@$(pytest) -m "live and once"
 
 examples: .venv/ready
 	@cd $@/blueprints && ../../.ci/part $@ ../../.venv/bin/python -m pytest -q
 
 # In Debian testing these are the same goals, with no default beside them.
 borrowed-%:
-	@.ci/testing $* $(MAKE) --no-print-directory PYTHON=python$* test-$* heavy-$* live-some-$* live-others-$*
+	@.ci/testing $* $(MAKE) --no-print-directory PYTHON=python$* test-$* heavy-$* live-matrix-$* live-others-$*
 
 # They share one interpreter's extension, which must not change under the tests.
 ifneq (,$(LOWEST_IF_HERE))
 test-$(LOWEST) test-lowest: $$(call venv,$(LOWEST))/ready .venvs/lowest/ready
 endif
 
-test-$(PURE) live-some-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
+test-$(PURE) live-matrix-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 
 # Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
@@ -191,13 +163,15 @@ test-$(PURE) live-some-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET
 	    PIP_CACHE_DIR=$(CURDIR)/.venvs/cache \
 	    $*/bin/pip install -qq --no-binary uwsgi "$$(grep -i '^ *uwsgi>' setup.cfg)"  # cached apart, with its plugins
 
-%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml flask_uwsgi_websocket/_speedups.pyx
+EXTENSIONS := $(wildcard flask_uwsgi_websocket/*/_*.pyx flask_uwsgi_websocket/*/_*.pxd)
+
+%/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml $(EXTENSIONS)
 	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[$(extras)]"  # which writes into build, too
 	@touch $@
 
 # The peers, and 0.6.1 in a directory of its own.
 .venvs/bench/ready: .venvs/bench/bin/uwsgi setup.cfg setup.py pyproject.toml \
-    flask_uwsgi_websocket/_speedups.pyx benchmarks/requirements.txt
+    $(EXTENSIONS) benchmarks/requirements.txt
 	@mkdir -p build && flock build/lock \
 	    $(@D)/bin/pip install -qq --editable ".[asyncio,gevent]" --requirement benchmarks/requirements.txt
 	@$(@D)/bin/pip install -qq --upgrade --no-deps --target $(@D)/legacy Flask-uWSGI-WebSocket==0.6.1

@@ -5,15 +5,22 @@ from setuptools import Extension, setup
 
 FILES = "https://github.com/zeekay/flask-uwsgi-websocket"
 
-# PyPI shows the README, and has none of the files that it links to.
+# PyPI shows the README, but does not have the files that it links to.
 readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 readme = re.sub(r"(!\[[^]]*\])\((?!https?:)", rf"\1({FILES}/raw/HEAD/", readme)
 readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)
 
-# All other metadata is in setup.cfg. Where the extension cannot be built, the pure-Python engine serves.
+# All other metadata is in setup.cfg. Where the C extension cannot be built, pure Python is used.
 setup(
     long_description=readme,
     ext_modules=[
-        Extension("flask_uwsgi_websocket._speedups", ["flask_uwsgi_websocket/_speedups.pyx"], optional=True),
+        Extension(
+            "flask_uwsgi_websocket.protocol._frames", ["flask_uwsgi_websocket/protocol/_frames.pyx"], optional=True
+        ),
+        Extension(
+            "flask_uwsgi_websocket.connection._channel",
+            ["flask_uwsgi_websocket/connection/_channel.pyx"],
+            optional=True,
+        ),
     ],
 )

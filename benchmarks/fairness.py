@@ -182,7 +182,7 @@ def measure(target: Running, kind: str, connections: int, seconds: float) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fairness", description=__doc__.partition("\n")[0])
     parser.add_argument("--mode", choices=["gevent", "asyncio", "threads"], default="gevent")
-    parser.add_argument("--pure", action="store_true", help="with the pure-Python engine")
+    parser.add_argument("--pure", action="store_true", help="with pure Python")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only these floods")
     parser.add_argument("--connections", type=int, default=20, help="that flood (20)")
     parser.add_argument("--seconds", type=float, default=3, help="of each (3)")

@@ -45,7 +45,9 @@ from collections import Counter
 from flask import Flask, g, request
 from greenlet import greenlet
 
-from flask_uwsgi_websocket import GeventWebSocket, WebSocketBlueprint, engine, keepalive, websocket_closed
+from flask_uwsgi_websocket import GeventWebSocket, WebSocketBlueprint, websocket_closed
+from flask_uwsgi_websocket.protocol import speedups
+from flask_uwsgi_websocket.worker import housekeeper
 
 app = Flask(__name__)
 app.config.update(WEBSOCKET_PING_INTERVAL=5, WEBSOCKET_PING_TIMEOUT=10)
@@ -119,8 +121,8 @@ def status():
         gc.collect()
     objects = gc.get_objects()
     return {
-        "engine": "compiled" if engine.COMPILED else "pure Python",
-        "connections": len(keepalive.connections()),
+        "functions": "compiled" if speedups.COMPILED else "pure Python",
+        "connections": len(housekeeper.connections()),
         "members": len(members),
         "greenlets": sum(issubclass(type(each), greenlet) for each in objects),
         "objects": len(objects),
@@ -649,7 +651,7 @@ async def test(worker: Worker, port: int, seconds: float, slope_limit: float) ->
     await await_start(worker, load)
     printed = len(worker.log())
     before = await settled(worker, load)
-    print(f"engine: {before.status['engine']}")
+    print(f"functions: {before.status['functions']}")
 
     load.deadline = time.monotonic() + seconds
     began, cpu_before, own_cpu_before = time.monotonic(), worker.cpu_seconds(), cpu_of_load()

@@ -21,8 +21,8 @@ END = "<!-- End of what `make bench` wrote. -->\n"
 
 PAGE = f"""# Performance
 
-`make bench` compares this package with other servers, each in one worker process on the same machine in the same run.
-The ratios hold from run to run; the absolute figures depend on the machine and on what else it does.
+`make bench` compares this package with other servers. All servers run on the same machine in the same run, each in one
+worker process. The ratios hold from run to run; the absolute figures depend on the machine and on its other load.
 
 {BEGIN}{END}"""
 
@@ -210,8 +210,8 @@ def _plan(plan: Plan) -> str:
 def _versions(servers: Sequence[Server]) -> str:
     packages = dict.fromkeys(package for server in servers for package in server.packages)
     versions = [f"{package} {version(package)}" for package in packages]
-    engine = "compiled" if find_spec("flask_uwsgi_websocket._speedups") else "pure Python"
-    return f"CPython {platform.python_version()}, {', '.join(versions)}; the engine of this package: {engine}"
+    functions = "compiled" if find_spec("flask_uwsgi_websocket.protocol._frames") else "pure Python"
+    return f"CPython {platform.python_version()}, {', '.join(versions)}; the functions of this package: {functions}"
 
 
 # The plot: a panel for each shape, a bar for each server.

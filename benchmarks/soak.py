@@ -44,8 +44,10 @@ from .measures import raise_file_limit
 from .mixed import MALLOC, PATIENCE, Load, tear_down
 from .servers import APPS, BIN, Running, ServerError
 
+ROOT = Path(__file__).parent.parent
+
 #: What the live tests do to clients and clocks.
-TESTS = Path(__file__).parent.parent / "tests"
+SUPPORT = ROOT / "tests" / "support"
 
 HOST = "127.0.0.1"
 
@@ -136,7 +138,7 @@ class Server:
         self._clock = directory / "clock"
         self.set_clock(0)
         library = directory / "clock.so"
-        subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, TESTS / "clock.c"], check=True)
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, SUPPORT / "clock.c"], check=True)
         addresses = [*(f"{HOST}:{port}" for port in self.ports), *(f"{host}:{self.ports[0]}" for host in hosts)]
         backlog = min(1024, int(Path("/proc/sys/net/core/somaxconn").read_text()))  # uWSGI refuses to start above it
         with self._log.open("wb") as log:
@@ -149,7 +151,7 @@ class Server:
                     # A client that resets its connection before it has its page is an error in uWSGI's log otherwise.
                     *("--disable-write-exception", "--ignore-write-errors", "--ignore-sigpipe"),
                     *("--enable-threads", "--disable-logging", "--need-app", "--virtualenv", sys.prefix),
-                    *("--pythonpath", str(APPS), "--pythonpath", str(TESTS.parent), "--module", "soak_app:app"),
+                    *("--pythonpath", str(APPS), "--pythonpath", str(ROOT), "--module", "soak_app:app"),
                 ],
                 env={
                     **os.environ,
@@ -457,7 +459,7 @@ class Soak(Load):
         """Connect in another process, which is killed at the end."""
         self._begin()
         process = await asyncio.create_subprocess_exec(
-            *(*prefix, sys.executable, "-SE", str(TESTS / "live_client.py"), host, str(self.port), *paths),
+            *(*prefix, sys.executable, "-SE", str(SUPPORT / "live_client.py"), host, str(self.port), *paths),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -651,7 +653,7 @@ async def test(server: Server, soak: Soak, mode: str, seconds: float, slope_limi
         await begin_handshakes(door.port, MODES[mode][1] - 50, 1)
     before = await settled(soak)
     _, body = await soak.doors[0].get("/status")
-    print(f"engine: {json.loads(body)['engine']}")
+    print(f"functions: {json.loads(body)['functions']}")
 
     for load in (soak, *soak.doors):
         load.deadline = time.monotonic() + seconds

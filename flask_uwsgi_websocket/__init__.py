@@ -1,10 +1,11 @@
 """WebSockets for Flask applications served by uWSGI."""
 
-from .aio import AsyncioWebSocketClient
+from ._uwsgi import uwsgi
 from .blueprints import WebSocketBlueprint
-from .client import GeventWebSocketClient, WebSocketClient
-from .client import WebSocketClient as AsyncWebSocketClient
-from .deflate import Compression
+from .cli.runner import find_uwsgi, run_uwsgi
+from .connection.aio import AsyncioWebSocketClient
+from .connection.blocking import GeventWebSocketClient, WebSocketClient
+from .connection.blocking import WebSocketClient as AsyncWebSocketClient
 from .exceptions import (
     AsyncioNotAvailable,
     ConcurrencyError,
@@ -16,16 +17,16 @@ from .exceptions import (
 )
 from .extension import AsyncioWebSocket, GeventWebSocket, WebSocket
 from .extension import WebSocket as AsyncWebSocket
-from .limits import RateLimit
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .middleware import WebSocketMiddleware as AsyncWebSocketMiddleware
-from .runner import find_uwsgi, run_uwsgi
-from .servers import uwsgi
+from .protocol.deflate import Compression
+from .settings import RateLimit
 from .signals import (
     websocket_closed,
     websocket_connected,
     websocket_error,
     websocket_message,
+    websocket_pong,
     websocket_rejected,
     websocket_sent,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "websocket_connected",
     "websocket_error",
     "websocket_message",
+    "websocket_pong",
     "websocket_rejected",
     "websocket_sent",
 ]

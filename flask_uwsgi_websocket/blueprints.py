@@ -1,4 +1,4 @@
-"""WebSocketBlueprint: a Flask blueprint with WebSocket routes, hooks and listeners beside its views."""
+"""WebSocketBlueprint: a Flask blueprint with WebSocket routes, hooks and listeners."""
 
 from __future__ import annotations
 
@@ -10,13 +10,29 @@ from flask import Blueprint
 from flask.sansio.app import App
 from flask.sansio.blueprints import BlueprintSetupState
 
-from .middleware import Views
-from .state import After, Before, F, Kind, Registrar, Teardown, state_of
+from .dispatch import Views
+from .hooks import AppRegistrar, F
+from .settings import suggesting_settings
+from .state import state_of
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
 
 
-class WebSocketBlueprint(Registrar, Blueprint):
-    """A Flask blueprint that has WebSocket routes, too.
+class _SetupState(BlueprintSetupState):
+    """One registration of a blueprint. It explains wrong options of WebSocket routes."""
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
+        with suggesting_settings(options if options.get("websocket") else ()):
+            super().add_url_rule(rule, endpoint, view_func, **options)
+
+
+class WebSocketBlueprint(AppRegistrar, Blueprint):
+    """A Flask blueprint that may also have WebSocket routes.
 
     ::
 
@@ -29,9 +45,9 @@ class WebSocketBlueprint(Registrar, Blueprint):
 
         app.register_blueprint(chat)
 
-    All that Flask's blueprints can do is as there: prefixes, subdomains, nesting, URL processors, several
-    registrations and apps. The app needs ``init_app()`` of one of the extensions, before or after the registration.
-    Hooks and listeners are for the connections of this blueprint and of those nested in it.
+    Prefixes, subdomains, nesting, URL processors, several registrations and several apps work as in Flask. The app
+    needs ``init_app()`` of one of the extensions, before or after the registration. Hooks and listeners apply to the
+    connections of this blueprint and of the blueprints nested in it.
     """
 
     @cached_property
@@ -39,14 +55,20 @@ class WebSocketBlueprint(Registrar, Blueprint):
         return Views()
 
     def register(self, app: App, options: dict[str, Any]) -> None:
-        """Called by Flask to register the blueprint."""
-        # A plain parent that is registered as a whole by the extension makes WebSockets of its own views only.
+        """Register the blueprint. Called by Flask."""
+        # A plain parent that the extension registers makes WebSockets of its own views, not of those of this blueprint.
         super().register(getattr(app, "flask_app", app), options)
+
+    def make_setup_state(
+        self, app: App, options: dict[str, Any], first_registration: bool = False
+    ) -> BlueprintSetupState:
+        """Return the state of one registration. Called by Flask."""
+        return _SetupState(self, app, options, first_registration)
 
     def websocket(self, rule: str, **options: Any) -> HandlerDecorator:
         """Declare the handler of a URL.
 
-        :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
+        :param rule: the URL rule, as in :meth:`flask.Flask.route`. Its variables are passed to the handler.
         :param options: ``endpoint``; settings of this route, such as ``subprotocols``, ``origins`` or
             ``max_message_size`` (see :class:`~flask_uwsgi_websocket.settings.Settings`); and options of Werkzeug's
             rule, such as ``defaults`` or ``subdomain``.
@@ -84,9 +106,10 @@ class WebSocketBlueprint(Registrar, Blueprint):
     ) -> None:
         """Declare the handler of a URL; see :meth:`websocket`.
 
-        :param handler: called with the client and the variables of the URL; a coroutine function in the asyncio mode.
+        :param handler: the function to call with the client and the variables of the URL; a coroutine function in the
+            asyncio mode.
         :raises TypeError: when the handler is missing, or an option has the wrong type.
-        :raises ValueError: when an option makes no sense.
+        :raises ValueError: when an option has an invalid value.
         """
         if handler is None:
             raise TypeError("a WebSocket rule needs its handler: add_websocket_rule(rule, endpoint, handler)")
@@ -95,21 +118,7 @@ class WebSocketBlueprint(Registrar, Blueprint):
         self.add_url_rule(rule, endpoint, view, **options)
         self.record_once(lambda setup: state_of(setup.app).add_handler(handler))
 
-    # Hooks
-
-    def before_app_websocket(self, function: Before) -> Before:
-        """Like :meth:`before_websocket`, for all connections of the app."""
-        return self._add_for_app("before", function)
-
-    def after_app_websocket(self, function: After) -> After:
-        """Like :meth:`after_websocket`, for all connections of the app."""
-        return self._add_for_app("after", function)
-
-    def teardown_app_websocket(self, function: Teardown) -> Teardown:
-        """Like :meth:`teardown_websocket`, for all connections of the app."""
-        return self._add_for_app("teardown", function)
-
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         def add(setup: BlueprintSetupState) -> None:
             full_name = f"{setup.name_prefix}.{setup.name}".lstrip(".")
             state_of(setup.app).add(kind, full_name, function)
@@ -117,6 +126,6 @@ class WebSocketBlueprint(Registrar, Blueprint):
         self.record(add)
         return function
 
-    def _add_for_app(self, kind: Kind, function: F) -> F:
+    def _add_for_app(self, kind: str, function: F) -> F:
         self.record_once(lambda setup: state_of(setup.app).add(kind, None, function))
         return function

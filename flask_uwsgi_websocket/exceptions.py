@@ -3,7 +3,7 @@
     WebSocketError
     ├── ConnectionClosed            the connection has ended: code, reason, connection
     ├── ConcurrencyError            two callers in receive() at once (also a RuntimeError)
-    ├── HandshakeRejected           the test client was answered with something else than 101: response
+    ├── HandshakeRejected           the test client got another response than 101: response
     ├── GeventNotInstalled          (also an ImportError)
     ├── AsyncioNotAvailable         (also an ImportError)
     └── UwsgiNotFound               (also a FileNotFoundError)
@@ -14,14 +14,13 @@ built-in ``TimeoutError``, whose text says "timed out".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
 
-    from .connection import Connection
 
-#: What the close codes mean (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
+#: The meanings of close codes (RFC 6455 section 7.4.1 and the IANA WebSocket Close Code Number Registry).
 CLOSE_CODES = {
     1000: "OK",
     1001: "going away",
@@ -41,21 +40,21 @@ CLOSE_CODES = {
 
 
 class WebSocketError(Exception):
-    """Base of every exception that this package defines."""
+    """The base of every exception that this package defines."""
 
 
 class ConnectionClosed(WebSocketError):
-    """The connection has ended, so there is nothing more to receive and nobody to send to.
+    """The connection has ended: you can neither receive from it nor send to it.
 
-    A handler need not catch the exception of its own connection, which ends it quietly. The exception of another
-    connection, to which it has sent, is an error of the handler if it is not caught.
+    A handler need not catch the exception of its own connection, which ends the handler without an error. The exception
+    of another connection, to which the handler has sent, is an error of the handler unless it catches it.
 
-    :param code: close code (RFC 6455 section 7.4); 1006 when the peer vanished without a Close frame.
-    :param reason: the text that came with it, or what happened.
+    :param code: the close code (RFC 6455 section 7.4); 1006 when the peer vanished without a Close frame.
+    :param reason: the reason in the Close frame, or what happened.
     :param connection: the connection that has ended; None in the test client.
     """
 
-    def __init__(self, code: int = 1006, reason: str = "", *, connection: Connection | None = None) -> None:
+    def __init__(self, code: int = 1006, reason: str = "", *, connection: Any = None) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
@@ -67,7 +66,7 @@ class ConnectionClosed(WebSocketError):
         else:
             meaning = CLOSE_CODES.get(self.code, "unknown")
         text = f"the WebSocket is closed: {self.code} ({meaning})"
-        return f"{text} {self.reason!r}" if self.reason else text  # quoted: it is the peer's, and could forge a line
+        return f"{text} {self.reason!r}" if self.reason else text  # quoted, because the peer could forge a log line
 
 
 class ConcurrencyError(WebSocketError, RuntimeError):
@@ -75,9 +74,9 @@ class ConcurrencyError(WebSocketError, RuntimeError):
 
 
 class HandshakeRejected(WebSocketError):
-    """The app has answered the test client's handshake with something else than 101.
+    """The app has answered the test client's handshake with another status than 101.
 
-    :param response: the answer.
+    :param response: the response.
     """
 
     def __init__(self, response: TestResponse) -> None:
@@ -89,12 +88,12 @@ class HandshakeRejected(WebSocketError):
 
 
 class GeventNotInstalled(WebSocketError, ImportError):
-    """The gevent mode is used and gevent cannot be imported."""
+    """The app uses the gevent mode, and gevent cannot be imported."""
 
 
 class AsyncioNotAvailable(WebSocketError, ImportError):
-    """The asyncio mode is used and greenlet, or uWSGI's asyncio engine, is not there."""
+    """The app uses the asyncio mode, and greenlet or uWSGI's asyncio loop engine is missing."""
 
 
 class UwsgiNotFound(WebSocketError, FileNotFoundError):
-    """The application is to be run and there is no uWSGI binary."""
+    """The application cannot run in uWSGI, because there is no uWSGI binary."""

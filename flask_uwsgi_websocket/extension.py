@@ -1,4 +1,4 @@
-"""The extensions: WebSocket for threads and whatever runs, GeventWebSocket, AsyncioWebSocket."""
+"""The extensions: WebSocket for blocking handlers, GeventWebSocket for gevent, AsyncioWebSocket for coroutines."""
 
 from __future__ import annotations
 
@@ -16,41 +16,35 @@ from flask import Blueprint, Flask, current_app, request, request_started
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import WebsocketMismatch
 
-from .cli import uwsgi_cli, websocket_cli
-from .doctor import diagnose
+from ._uwsgi import uwsgi
+from .cli.commands import uwsgi_cli, websocket_cli
+from .cli.doctor import diagnose
+from .cli.runner import debug_requested, run_uwsgi, with_defaults
+from .connection.base import BaseClient
+from .dispatch import Views, admit, report_rejection
 from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
-from .handshake import UpgradeRequired
-from .lifecycle import Lifecycle
-from .limits import descriptor_limit
-from .middleware import (
-    AsyncioWebSocketMiddleware,
-    GeventWebSocketMiddleware,
-    Views,
-    WebSocketMiddleware,
-    admit,
-    tell_of_rejection,
-)
-from .process import prepare_process
-from .protocol import SharedMessage, payload_of
-from .runner import debug_requested, run_uwsgi, with_defaults
-from .servers import uwsgi
-from .settings import Settings, find_misspelt, resolve
-from .state import F, Kind, Registrar, check_handler, state_of
-from .stats import NAMES as STATS_NAMES
+from .hooks import F, Registrar
+from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
+from .protocol.handshake import UpgradeRequired
+from .protocol.protocol import SharedMessage, payload_of
+from .servers.find import prepare_servers
+from .settings import Settings, find_misspelt, resolve, suggesting_settings
+from .state import check_handler, state_of
 from .testing import WebSocketTestClient
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, P, R
-from .worker import prepare_workers
+from .worker.admission import descriptor_limit
+from .worker.stats import NAMES as STATS_NAMES
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-C = TypeVar("C", bound=Lifecycle)
+C = TypeVar("C", bound=BaseClient)
 
-logger = logging.getLogger(__package__)
+logger = logging.getLogger("flask_uwsgi_websocket")
 
 
 class WebSocket(Registrar):
-    """WebSockets for Flask apps, with blocking handlers: in uWSGI's processes, threads, or gevent's greenlets.
+    """WebSockets for Flask apps, with blocking handlers: in processes, threads, or gevent's greenlets.
 
     ::
 
@@ -61,19 +55,19 @@ class WebSocket(Registrar):
             for message in ws:
                 ws.send(message)
 
-    One extension may serve many apps: it keeps the routes, and each app keeps its own state.
+    One extension may serve many apps: the extension has the routes, and each app has its own state.
 
     :param app: the app to serve, unless :meth:`init_app` is called later.
-    :param timeout: the ``ping_interval`` in seconds, under the name that it had in 0.6.1.
+    :param timeout: the ``ping_interval`` in seconds, under its name of 0.6.1.
     :param settings: the fields of :class:`~flask_uwsgi_websocket.settings.Settings`; they override ``app.config``.
-    :raises TypeError: for a keyword that is none of them, or a value of the wrong type.
-    :raises ValueError: for a value that makes no sense.
+    :raises TypeError: for an unknown keyword, or a value of the wrong type.
+    :raises ValueError: for an invalid value.
     """
 
     #: The WSGI middleware to install. A subclass may set its own.
     middleware: type[WebSocketMiddleware] = WebSocketMiddleware
 
-    #: Options for uWSGI that :meth:`run` adds unless the caller chooses a concurrency.
+    #: The options that :meth:`run` gives to uWSGI if the caller gives none for the concurrency.
     run_options: Mapping[str, Any] = {"threads": 16}
 
     #: Whether handlers are coroutine functions.
@@ -82,12 +76,12 @@ class WebSocket(Registrar):
     def __init__(self, app: Flask | None = None, timeout: float | None = None, **settings: Any) -> None:
         if timeout is not None:
             settings.setdefault("ping_interval", timeout)
-        Settings(**settings)  # a wrong one is told here, where it was written
+        resolve({}, settings)  # raises for a wrong setting where it is written
         self._settings = settings
         #: The handlers by endpoint.
         self.view_functions: dict[str, Callable[..., Any]] = {}
         self._views = Views()
-        # What was registered so far, to be played on each app; and the apps it was played on.
+        # Functions that register everything declared so far on an app, and the apps on which they were called.
         self._registrations: list[Callable[[Flask], None]] = []
         self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
@@ -96,32 +90,32 @@ class WebSocket(Registrar):
     def init_app(self, app: Flask) -> None:
         """Serve WebSockets on *app*: install the middleware, and the routes declared so far.
 
-        Routes may still be declared later, as long as the app has not served its first request. ``app.run()`` will
-        run the app in uWSGI. The keys of ``app.config`` that are read start with ``WEBSOCKET_``; see
+        You may declare more routes later, until the app serves its first request. ``app.run()`` then runs the app in
+        uWSGI. The extension reads keys of ``app.config`` that start with ``WEBSOCKET_``; see
         :class:`~flask_uwsgi_websocket.settings.Settings`.
 
         :raises RuntimeError: when the app has a WebSocket extension already.
-        :raises TypeError: when a setting in ``app.config`` has the wrong type, or a handler is none for this mode.
-        :raises ValueError: when a setting makes no sense.
+        :raises TypeError: when a setting in ``app.config`` has the wrong type, or a handler does not fit the mode.
+        :raises ValueError: when a setting has an invalid value.
         """
         state = state_of(app)
         if state.coroutines is not None:
             raise RuntimeError(
                 f"the app {app.name!r} has a WebSocket extension already: call init_app() once for each app"
             )
-        resolve(app.config, self._settings)  # a wrong one is told now, not to the first client
+        resolve(app.config, self._settings)  # raises for a wrong setting now, not at the first handshake
         for key, similar in find_misspelt(app.config):
-            app.logger.warning("app.config[%r] is no setting: is it %s?", key, similar)
+            app.logger.warning("app.config[%r] is not a setting: did you mean %s?", key, similar)
         for register in self._registrations:
             register(app)
-        request_started.disconnect(self._tell_of_no_app)
+        request_started.disconnect(self._warn_of_no_app)
         state.initialise(self._coroutines, self._settings, self.run_options)
-        _tell_what_hurts(state.engines, state.settings(app.config))
+        _warn_of_options(state.engines, state.settings(app.config))
         app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
         request_started.connect(admit, app)
         app.before_request(_explain_mismatch)
-        app.after_request(tell_of_rejection)
+        app.after_request(report_rejection)
         if debug_requested():
             from werkzeug.debug import DebuggedApplication
 
@@ -131,18 +125,17 @@ class WebSocket(Registrar):
         if app.test_client_class is None:
             app.test_client_class = WebSocketTestClient
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
-        prepare_workers()
-        prepare_process()
+        prepare_servers()
         self._apps.add(app)
 
     def route(self, rule: str, **options: Any) -> Callable[[Handler[Client, P, R]], Handler[Client, P, R]]:
         """Declare the handler of a URL.
 
-        :param rule: the URL rule, as in :meth:`flask.Flask.route`; its variables are passed to the handler.
+        :param rule: the URL rule, as in :meth:`flask.Flask.route`. Its variables are passed to the handler.
         :param options: ``endpoint``; the settings of this route, such as ``subprotocols``; and options of
             Werkzeug's rule, such as ``defaults`` or ``subdomain``.
-        :raises TypeError: when the handler is none for this mode, or an option has the wrong type.
-        :raises ValueError: when an option makes no sense.
+        :raises TypeError: when the handler does not fit the mode, or an option has the wrong type.
+        :raises ValueError: when an option has an invalid value.
         """
         endpoint = options.pop("endpoint", None)
 
@@ -162,47 +155,55 @@ class WebSocket(Registrar):
         """Declare the handler of a URL; see :meth:`route`.
 
         :param view_func: the handler, called with the client and the variables of the URL.
-        :raises TypeError: when the handler is missing, or a coroutine function where none belongs.
+        :raises TypeError: when the handler is missing, or does not fit the mode.
         """
         if view_func is None:
             raise TypeError("a WebSocket rule needs its handler: add_url_rule(rule, endpoint, handler)")
         endpoint = endpoint or view_func.__name__
         view, options = self._make_view(endpoint, view_func, options)
-        self._register(lambda app: app.add_url_rule(rule, endpoint, view, **options))
+
+        def register(app: Flask) -> None:
+            with suggesting_settings(options):
+                app.add_url_rule(rule, endpoint, view, **options)
+
+        self._register(register)
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
-        """Register a blueprint: a :class:`WebSocketBlueprint` as it is, a plain one with its views as handlers.
+        """Register a blueprint: a :class:`WebSocketBlueprint`, or a plain one, whose views become handlers.
 
-        Prefixes, nesting and the rest are Flask's: *options* are those of :meth:`flask.Flask.register_blueprint`.
+        Prefixes and nesting work as in Flask.
+
+        :param options: the options of :meth:`flask.Flask.register_blueprint`.
         """
 
         def register(app: Flask) -> None:
-            # Not blueprint.register(): Flask checks that it is not too late.
+            # Not blueprint.register(), because Flask's method checks that the app has not served a request.
             Flask.register_blueprint(cast(Flask, _WebSocketRules(app, self)), blueprint, **options)
 
         self._register(register)
 
-    def _add(self, kind: Kind, function: F) -> F:
+    def _add(self, kind: str, function: F) -> F:
         self._register(lambda app: state_of(app).add(kind, None, function))
         return function
 
     def broadcast(self, message: str | ReadableBuffer, connections: Iterable[C]) -> list[C]:
         """Send a message to many connections, encoded once, without waiting for any of them.
 
-        It is also compressed once for all connections that compress without context takeover
-        (``Compression(context_takeover=False)``). Each other one compresses it by itself.
+        The message is also compressed once for all connections that compress without context takeover
+        (``Compression(context_takeover=False)``). Every other connection compresses it again.
 
-        Those that have closed are left out. A handshake that was not sent yet is sent first, after the hooks of that
-        connection. It is no coroutine in the asyncio mode either.
+        Closed connections are skipped. If a connection's handshake was not sent yet, it is sent first, after the hooks
+        of that connection. This is not a coroutine, also not in the asyncio mode.
 
         :param message: ``str`` is sent as text, bytes as binary.
         :param connections: clients of this worker, as handlers get them.
-        :returns: the connections that did not get it, as more than ``WEBSOCKET_SEND_BUFFER`` bytes already wait for
-            them. Those that read nothing for ``WEBSOCKET_SEND_TIMEOUT`` are dropped, as always.
-        :raises TypeError: when the message is neither, or *connections* is a single one.
+        :returns: the connections that did not get the message, because more than ``WEBSOCKET_SEND_BUFFER`` bytes
+            already wait for them. A connection whose peer reads nothing for ``WEBSOCKET_SEND_TIMEOUT`` is dropped, as
+            always.
+        :raises TypeError: when *message* is neither ``str`` nor bytes, or *connections* is a single connection.
         """
-        if isinstance(connections, Lifecycle):
-            raise TypeError("broadcast() takes many connections, not one: use send()")  # else, we would receive from it
+        if isinstance(connections, BaseClient):
+            raise TypeError("broadcast() takes many connections, not one: use send()")  # to iterate it would receive
         shared = SharedMessage(payload_of(message))
         slow = []
         for connection in list(connections):
@@ -214,13 +215,13 @@ class WebSocket(Registrar):
         return slow
 
     def stats(self) -> dict[str, Any]:
-        """Return what this worker has counted since it started, over all apps of this extension.
+        """Return the counters of this worker since its start, over all apps of this extension.
 
-        :returns: the numbers ``open`` (now), ``total`` (connections), ``messages_received``, ``messages_sent``,
-            ``bytes_received``, ``bytes_sent``, ``rejected`` (upgrade requests that got another answer),
-            ``slow_consumers`` (dropped, as they read nothing for ``WEBSOCKET_SEND_TIMEOUT``, or too little within the
-            ``timeout`` of a ``send()``); and ``closes``, a dictionary of how many connections have ended with which
-            close code.
+        :returns: a dictionary with the numbers ``open`` (connections now), ``total`` (all connections),
+            ``messages_received``, ``messages_sent``, ``bytes_received``, ``bytes_sent``, ``rejected`` (upgrade requests
+            that got another response), ``slow_consumers`` (connections dropped because the peer read nothing for
+            ``WEBSOCKET_SEND_TIMEOUT``, or too little within the ``timeout`` of a ``send()``); and with ``closes``, a
+            dictionary from close codes to the number of connections that ended with this code.
         """
         sums: Counter[str] = Counter(dict.fromkeys(STATS_NAMES, 0))
         closes: Counter[int] = Counter()
@@ -239,22 +240,22 @@ class WebSocket(Registrar):
         uwsgi_binary: str | None = None,
         **options: Any,
     ) -> None:
-        """Run an app in uWSGI; this call does not return. ``app.run()`` comes here, too.
+        """Run an app in uWSGI. This call does not return. ``app.run()`` calls this method.
 
-        :param app: the app, or where uWSGI finds it (``"module:variable"``, ``"module:factory()"``); the app that
-            was initialised, unless given.
-        :param debug: reload when files change, and show Werkzeug's debugger; ``app.debug`` unless given.
+        :param app: the app, or where uWSGI finds it (``"module:variable"``, ``"module:factory()"``). The default is the
+            initialised app, if there is only one.
+        :param debug: whether to reload when files change and to show Werkzeug's debugger. The default is ``app.debug``.
         :param host: the name or address to listen on.
         :param port: the TCP port to listen on.
-        :param uwsgi_binary: the uWSGI to run, instead of the one that is found.
+        :param uwsgi_binary: the path of the uWSGI to run, instead of the one that is found.
         :param options: uWSGI's options: ``processes=4`` for ``--processes 4``, ``True`` for a flag.
         :raises UwsgiNotFound: when there is no uWSGI.
-        :raises RuntimeError: when no app is given and there is not exactly one, or when no importable name leads to it.
+        :raises RuntimeError: when no app is given and there is not exactly one, or when the app has no importable name.
         """
         if app is None:
             apps = list(self._apps)
             if len(apps) != 1:
-                raise RuntimeError(f"which app is to be run? There are {len(apps)}: call app.run() of one, or pass it")
+                raise RuntimeError(f"cannot choose an app: {len(apps)} are initialised. Pass app=, or call app.run()")
             app = apps[0]
         if debug is None:
             debug = isinstance(app, Flask) and app.debug
@@ -268,12 +269,12 @@ class WebSocket(Registrar):
         debug: bool | None = None,
         **options: Any,
     ) -> None:
-        """Stand in for ``app.run()``, with its order of parameters."""
+        """Replace ``app.run()``, with the same order of parameters."""
         self.run(app, debug, host or "localhost", 5000 if port is None else port, **options)
 
-    def _tell_of_no_app(self, app: Flask, **extra: Any) -> None:
-        """Log, at the first request of any app, that no app has these routes: clients only get a 404."""
-        request_started.disconnect(self._tell_of_no_app)
+    def _warn_of_no_app(self, app: Flask, **extra: Any) -> None:
+        """Warn, at the first request of any app, that no app has these routes, so that clients get a 404."""
+        request_started.disconnect(self._warn_of_no_app)
         app.logger.warning(
             "A %s with the handlers %s has no app, so their URLs are unknown: call its init_app().",
             type(self).__name__,
@@ -291,7 +292,7 @@ class WebSocket(Registrar):
 
     def _register(self, register: Callable[[Flask], None]) -> None:
         if not self._apps and not self._registrations:
-            request_started.connect(self._tell_of_no_app)
+            request_started.connect(self._warn_of_no_app)
         for app in list(self._apps):
             register(app)
         self._registrations.append(register)
@@ -315,7 +316,7 @@ class GeventWebSocket(WebSocket):
 class AsyncioWebSocket(WebSocket):
     """WebSockets with coroutine handlers, for uWSGI's asyncio mode (``--asyncio 100 --greenlet``).
 
-    uWSGI must have been built for it: ``UWSGI_EMBED_PLUGINS=asyncio,greenlet pip install uwsgi``, with greenlet's
+    uWSGI must be compiled for this mode: ``UWSGI_EMBED_PLUGINS=asyncio,greenlet pip install uwsgi``, with greenlet's
     header in the include path; see ``docs/modes.md``.
 
     :raises AsyncioNotAvailable: when greenlet is not installed.
@@ -330,7 +331,7 @@ class AsyncioWebSocket(WebSocket):
             raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install greenlet")
         super().__init__(app, timeout, **settings)
 
-    if TYPE_CHECKING:  # the same, for the other kind of handlers
+    if TYPE_CHECKING:  # the same methods, for coroutine handlers
 
         def route(  # type: ignore[override]
             self, rule: str, **options: Any
@@ -350,17 +351,17 @@ class AsyncioWebSocket(WebSocket):
         app.ensure_sync = partial(_ensure_sync, app.ensure_sync)  # type: ignore[method-assign]
 
 
-def _tell_what_hurts(engines: Collection[str], settings: Settings) -> None:
-    """Warn of uWSGI's options, once: where the first worker loads the app, or the process from which all are forked."""
+def _warn_of_options(engines: Collection[str], settings: Settings) -> None:
+    """Warn of uWSGI's options that break WebSockets, once: in the first worker, or in the process that forks all."""
     if uwsgi is not None and uwsgi.worker_id() <= 1:
         for complaint in diagnose(uwsgi.opt, settings, engines, descriptor_limit()):
             logger.warning("uWSGI's options: %s", complaint)
 
 
 def _ensure_sync(ensure_sync: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Stand in for ``app.ensure_sync()``, through which decorators such as Flask-Login's call what they decorate.
+    """Replace ``app.ensure_sync()``, through which decorators such as Flask-Login's call the decorated function.
 
-    Within a task there is no way to wait for a coroutine function, and no need: who has called the decorator, awaits.
+    A coroutine function that is called in a task stays as it is: the caller of the decorator awaits the result.
     """
     if inspect.iscoroutinefunction(function) and _is_in_task():
         return function
@@ -371,12 +372,12 @@ def _ensure_sync(ensure_sync: Callable[..., Any], function: Callable[..., Any]) 
 def _is_in_task() -> bool:
     try:
         return asyncio.current_task() is not None
-    except RuntimeError:  # no loop runs here
+    except RuntimeError:  # no event loop runs in this thread
         return False
 
 
 class _WebSocketRules:
-    """An app on which every rule is a WebSocket's: what a plain blueprint is registered on."""
+    """An app for the registration of a plain blueprint, which makes WebSocket routes of the blueprint's rules."""
 
     def __init__(self, app: Flask, websocket: WebSocket) -> None:
         vars(self).update(flask_app=app, _websocket=websocket)
@@ -395,17 +396,19 @@ class _WebSocketRules:
         provide_automatic_options: bool | None = None,
         **options: Any,
     ) -> None:
-        # The only views of the blueprint's own are its static files.
+        # The only view that is a method of the blueprint serves its static files.
         if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
-            assert endpoint is not None  # a blueprint always names it
+            assert endpoint is not None  # a blueprint always passes it
             view_func, options = self._websocket._make_view(endpoint, view_func, options)
-        self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
+        with suggesting_settings(options):
+            self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
 def _explain_mismatch() -> None:
-    """Explain why the URL of a page opens no WebSocket, or that of a WebSocket no page: Werkzeug does not say which.
+    """Explain that a WebSocket was requested from the URL of a page, or a page from the URL of a WebSocket.
 
-    Raised before the request, rather than answered by an error handler, a 426 gets to those of the application.
+    Werkzeug does not say which of the two it is. This is a ``before_request`` function, not an error handler, so that
+    the application's own error handlers get the 426.
     """
     mismatch = request.routing_exception
     if isinstance(mismatch, WebsocketMismatch):
@@ -415,16 +418,14 @@ def _explain_mismatch() -> None:
 
 
 def _explain_page(mismatch: WebsocketMismatch) -> None:
-    """Log, once for each rule, that the URL of an upgrade request is a page's. In debug mode, say so in the answer."""
+    """Warn, once for each rule, of an upgrade request to the URL of a page. In debug mode, the response explains it."""
     adapter = current_app.create_url_adapter(request)
     try:
         rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
-    except HTTPException:  # a page for another method, or elsewhere
+    except HTTPException:  # the page is for another method, or has moved
         return
-    state = state_of(current_app)
     explanation = f"{rule} is a page: did you mean @websocket.route?"
-    if str(rule) not in state.told_of_pages:
-        state.told_of_pages.add(str(rule))
+    if state_of(current_app).warned.is_first_time("page", str(rule)):
         current_app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
     if current_app.debug:
         mismatch.description = explanation

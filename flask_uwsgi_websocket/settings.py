@@ -1,153 +1,294 @@
-"""The settings of a connection: ``app.config``, then the extension's keywords, then the route's options."""
+"""The settings of a connection, their checks, and their sources.
+
+A setting is a field of :class:`Settings`, with its default and its check, a ``:param`` in the docstring of that class,
+and an entry in ``docs/configuration.md``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from inspect import get_annotations
+from typing import Any, Literal, TypeVar
 
-from .deflate import Compression
-from .handshake import check_token, parse_origin
-from .limits import RateLimit, check_positive
-from .protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
+from .protocol.deflate import Compression
+from .protocol.handshake import check_token, parse_origin
+from .protocol.protocol import MAX_FRAGMENTS, MAX_MESSAGE_SIZE
 
-#: Settings whose key in ``app.config`` is not simply ``WEBSOCKET_`` and the name in capitals.
-_CONFIG_KEYS = {"origins": "WEBSOCKET_ALLOWED_ORIGINS"}
+T = TypeVar("T")
+
+#: A function that is called with the name and the value of a field, and raises TypeError or ValueError for a wrong
+#: value.
+Check = Callable[[str, Any], None]
+
+
+# Fields with a check
+
+
+def setting(default: T, check: Check, key: str | None = None) -> T:
+    """Declare a field of a :class:`Checked` dataclass.
+
+    :param default: the value without configuration.
+    :param check: the function that checks the value.
+    :param key: the key in ``app.config``. The default is ``WEBSOCKET_`` and the field's name in capitals.
+    """
+    return field(default=default, metadata={"check": check, "key": key})
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a connection may do and how long it may take. Sizes are in bytes, times in seconds.
+class Checked:
+    """A dataclass that checks the values of its fields. Declare each field by :func:`setting`.
 
-    :param origins: who may connect from a browser: ``"same-origin"``, ``"*"``, or a list of origins such as
-        ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
-        ``Origin`` header, which no browser sends, pass.
-    :param max_message_size: the largest message received, after reassembly and inflation; beyond it, 1009.
-    :param max_fragments: the most fragments of one message received, empty ones included; beyond it, 1008.
-    :param ping_interval: how often the peer is pinged; None turns pings off.
-    :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None
-        turns that off.
-    :param close_timeout: how long the closing handshake may take before the connection is dropped.
-    :param shutdown_timeout: how long a handler may take to end when its worker ends.
-    :param send_timeout: how long a peer may read nothing of what waits for it before the connection is dropped.
-    :param send_buffer: the high-water mark: while more than this waits for the peer, ``send()`` waits too.
-    :param min_read_rate: the bytes per second that the peer has to read on average over ``send_timeout``, while output
-        waits for it; below, the connection is dropped.
-    :param max_queue: how many messages may wait for the handler before the socket is not read any more.
-    :param idle_timeout: how long no message may come or go before the connection is closed with 1001. Pings do not
-        count. None turns that off.
-    :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again
-        and its login is checked again. It may be up to a tenth less, so that not all come back at once. None turns that
-        off.
-    :param compression: False, True, or a :class:`.Compression`: offer permessage-deflate (RFC 7692).
-    :param subprotocols: the subprotocols that the route speaks (RFC 6455 section 1.9).
-    :param text_as_bytes: what 0.6.1 did: text messages are received as bytes, and bytes are sent as text.
-    :param max_connections: beyond so many connections of a worker, whatever their routes, a handshake is answered
-        with 503; None for as many as uWSGI has cores, or gunicorn threads, but for a tenth of them (1 to 20) kept for
-        HTTP. Other servers have no such number, and no limit.
-    :param max_connections_per_ip: beyond so many connections of a worker from one address (of IPv6, one /64), a
-        handshake is answered with 429; None for any number.
-    :param accept: when the handshake is sent: ``"lazy"``, by the first call of a handler that needs it, or ``"early"``,
-        before the handler starts, for handlers that register their connection and wait.
-    :param handshake_timeout: how long a handler may leave the handshake unsent before the client gets 503; None for
-        ever.
-    :param rate_limit: a :class:`.RateLimit` of what one client may send, or None; beyond it, 1008.
+    :raises TypeError: when a value has the wrong type.
+    :raises ValueError: when a value is invalid.
     """
 
-    origins: str | Sequence[str] = "same-origin"
-    max_message_size: int = MAX_MESSAGE_SIZE
-    max_fragments: int = MAX_FRAGMENTS
-    ping_interval: float | None = 25.0
-    ping_timeout: float | None = 20.0
-    close_timeout: float = 5.0
-    shutdown_timeout: float = 5.0
-    send_timeout: float = 30.0
-    send_buffer: int = 2**20
-    min_read_rate: float = 1024
-    max_queue: int = 1024
-    idle_timeout: float | None = None
-    max_lifetime: float | None = None
-    compression: bool | Compression = False
-    subprotocols: Sequence[str] = ()
-    text_as_bytes: bool = False
-    max_connections: int | None = None
-    max_connections_per_ip: int | None = None
-    accept: Literal["lazy", "early"] = "lazy"
-    handshake_timeout: float | None = 60.0
-    rate_limit: RateLimit | None = None
+    # The name of a field in errors.
+    _label = "{}"
+
+    def __init_subclass__(cls) -> None:
+        for name in get_annotations(cls):
+            declared = vars(cls).get(name)
+            if not isinstance(declared, Field) or "check" not in declared.metadata:
+                raise TypeError(f"{cls.__name__}.{name} has no check: declare it as {name} = setting(default, check)")
 
     def __post_init__(self) -> None:
-        for name in ("max_message_size", "send_buffer"):
-            if not isinstance(getattr(self, name), int):
-                raise TypeError(f"{name} is a whole number of bytes, not {getattr(self, name)!r}")
-            check_positive(name, getattr(self, name))
-        for name in ("close_timeout", "send_timeout", "shutdown_timeout", "min_read_rate"):
-            check_positive(name, getattr(self, name))
-        for name in ("ping_interval", "ping_timeout", "handshake_timeout", "idle_timeout", "max_lifetime"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        for name in ("max_connections", "max_connections_per_ip"):
-            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} is a whole number above 0 or None, not {getattr(self, name)!r}")
-        for name in ("max_fragments", "max_queue"):
-            if not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} is a whole number above 0, not {getattr(self, name)!r}")
-        # An iterator would be empty from its second use on.
-        if isinstance(self.subprotocols, str) or not isinstance(self.subprotocols, Collection):
-            raise TypeError(f"subprotocols is a list of names, not {self.subprotocols!r}")
-        for name in self.subprotocols:
-            check_token(name)
-        if isinstance(self.origins, str):
-            if self.origins not in {"same-origin", "*"}:
-                raise ValueError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
-        elif not isinstance(self.origins, Collection):
-            raise TypeError(f'origins is "same-origin", "*" or a list of origins, not {self.origins!r}')
-        else:
-            for origin in self.origins:
-                parse_origin(origin)
-        if self.accept not in ("lazy", "early"):
-            raise ValueError(f'accept is "lazy" or "early", not {self.accept!r}')
-        if not isinstance(self.text_as_bytes, bool):
-            raise TypeError(f"text_as_bytes is True or False, not {self.text_as_bytes!r}")
-        if not isinstance(self.compression, (bool, Compression)):
-            raise TypeError(f"compression is True, False or a Compression, not {self.compression!r}")
-        if not isinstance(self.rate_limit, (RateLimit, type(None))):
-            raise TypeError(f"rate_limit is a RateLimit or None, not {self.rate_limit!r}")
+        for each in fields(self):
+            each.metadata["check"](self._label.format(each.name), getattr(self, each.name))
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+# Checks
 
 
-#: The names of all settings: keywords of the extension, options of a route.
-NAMES = frozenset(field.name for field in fields(Settings))
+def check_positive(name: str, value: object) -> None:
+    """Check that a value is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+
+
+def check_size(name: str, value: object) -> None:
+    """Check that a value is a size in bytes."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number of bytes, not {value!r}")
+    check_positive(name, value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that a value is a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
+
+
+def check_origins(name: str, value: object) -> None:
+    """Check that a value is ``"same-origin"``, ``"*"`` or a collection of origins."""
+    error = f'{name} must be "same-origin", "*" or a list of origins, not {value!r}'
+    if isinstance(value, str):
+        if value not in {"same-origin", "*"}:
+            raise ValueError(error)
+    elif not isinstance(value, Collection):
+        raise TypeError(error)
+    else:
+        for origin in value:
+            parse_origin(origin)
+
+
+def check_subprotocols(name: str, value: object) -> None:
+    """Check that a value is a collection of subprotocols."""
+    # Not an iterator, which would be empty at its second use.
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(f"{name} must be a list of names, not {value!r}")
+    for subprotocol in value:
+        check_token(subprotocol)
+
+
+def optional(check: Check) -> Check:
+    """Return a check that passes None, and otherwise does *check*."""
+
+    def check_optional(name: str, value: object) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_optional
+
+
+def one_of(*choices: str) -> Check:
+    """Return a check that a value is one of *choices*."""
+
+    def check_choice(name: str, value: object) -> None:
+        if value not in choices:
+            raise ValueError(f"{name} must be {' or '.join(map(_quote, choices))}, not {value!r}")
+
+    return check_choice
+
+
+def _quote(text: str) -> str:
+    return f'"{text}"'
+
+
+def instance_of(*types: type, expected: str) -> Check:
+    """Return a check that a value has one of *types*.
+
+    :param expected: the types in words.
+    """
+
+    def check_type(name: str, value: object) -> None:
+        if not isinstance(value, types):
+            raise TypeError(f"{name} must be {expected}, not {value!r}")
+
+    return check_type
+
+
+# The settings
+
+
+@dataclass(frozen=True)
+class RateLimit(Checked):
+    """How much a client may send on one connection. Above it, the connection is closed with 1008.
+
+    It is a token bucket: the client saves unused allowance for at most *burst* seconds. Input that stays unread because
+    the handler is slow does not count against the client.
+
+    :param messages: the most messages, Pings and Pongs per second, on average; None for no limit.
+    :param bytes: the most bytes per second, on average; None for no limit. A compressed message counts with its
+        inflated size.
+    :param burst: the seconds for which the client may save unused allowance.
+    :param frames: the most frames of any kind per second, on average, fragments included; None for 64 times *messages*.
+    :raises ValueError: when a value is not a number above 0.
+    """
+
+    messages: float | None = setting(None, optional(check_positive))
+    bytes: float | None = setting(None, optional(check_positive))
+    burst: float = setting(2.0, check_positive)
+    frames: float | None = setting(None, optional(check_positive))
+
+    _label = "{} of a RateLimit"
+
+
+@dataclass(frozen=True)
+class Settings(Checked):
+    """The settings of a connection. Sizes are in bytes, times in seconds.
+
+    :param origins: the origins from which a browser may connect: ``"same-origin"``, ``"*"``, or a list of origins such
+        as ``"https://example.com"``, or ``"https://*.example.com"`` for all its subdomains. Requests without an
+        ``Origin`` header pass: no browser sends them.
+    :param max_message_size: the size of the largest message that is received, after reassembly and inflation. A larger
+        one closes the connection with 1009.
+    :param max_fragments: the most fragments of one message, empty ones included. More close the connection with 1008.
+    :param ping_interval: the time between two pings; None turns pings off.
+    :param ping_timeout: how long the peer may stay silent after a ping before the connection is dropped; None turns
+        this limit off.
+    :param close_timeout: how long the closing handshake may take before the connection is dropped.
+    :param shutdown_timeout: how long a handler may take to end when its worker ends.
+    :param send_timeout: how long the peer may read nothing, while output waits, before the connection is dropped.
+    :param send_buffer: the high-water mark: ``send()`` waits while more output than this waits for the peer.
+    :param min_read_rate: the bytes per second that the peer has to read on average over ``send_timeout``, while output
+        waits. Below this rate, the connection is dropped.
+    :param max_queue: the most messages that wait for the handler. Beyond it, the socket is not read.
+    :param idle_timeout: how long a connection may have no message in either direction before it is closed with 1001.
+        Pings do not count. None turns this limit off.
+    :param max_lifetime: how long a connection may last before it is closed with 1012, so that the client connects again
+        and its login is checked again. A connection may get up to a tenth less, so that not all clients come back at
+        once. None turns this limit off.
+    :param compression: whether to offer permessage-deflate (RFC 7692): False, True, or a :class:`.Compression`.
+    :param subprotocols: the subprotocols of the route (RFC 6455 section 1.9).
+    :param text_as_bytes: whether text messages are received as bytes, and bytes are sent as text, as in 0.6.1.
+    :param max_connections: the most connections of one worker, over all routes. Further handshakes get 503. None means
+        the number of uWSGI's cores, or of gunicorn's threads or greenlets, less a tenth (1 to 20) that stays free for
+        HTTP. Other servers have no limit.
+    :param max_connections_per_ip: the most connections of one worker from one address (of IPv6, one /64). Further
+        handshakes get 429. None means no limit.
+    :param accept: when the handshake is sent: ``"lazy"``, by the first call of the handler that needs it, or
+        ``"early"``, before the handler starts, for handlers that register their connection and wait.
+    :param handshake_timeout: how long a handler may run without sending the handshake before the client gets 503; None
+        for no limit.
+    :param rate_limit: how much one client may send, as a :class:`.RateLimit`, or None. Beyond it, the connection is
+        closed with 1008.
+    """
+
+    origins: str | Sequence[str] = setting("same-origin", check_origins, key="WEBSOCKET_ALLOWED_ORIGINS")
+    max_message_size: int = setting(MAX_MESSAGE_SIZE, check_size)
+    max_fragments: int = setting(MAX_FRAGMENTS, check_count)
+    ping_interval: float | None = setting(25.0, optional(check_positive))
+    ping_timeout: float | None = setting(20.0, optional(check_positive))
+    close_timeout: float = setting(5.0, check_positive)
+    shutdown_timeout: float = setting(5.0, check_positive)
+    send_timeout: float = setting(30.0, check_positive)
+    send_buffer: int = setting(2**20, check_size)
+    min_read_rate: float = setting(1024, check_positive)
+    max_queue: int = setting(1024, check_count)
+    idle_timeout: float | None = setting(None, optional(check_positive))
+    max_lifetime: float | None = setting(None, optional(check_positive))
+    compression: bool | Compression = setting(
+        False, instance_of(bool, Compression, expected="True, False or a Compression")
+    )
+    subprotocols: Sequence[str] = setting((), check_subprotocols)
+    text_as_bytes: bool = setting(False, instance_of(bool, expected="True or False"))
+    max_connections: int | None = setting(None, optional(check_count))
+    max_connections_per_ip: int | None = setting(None, optional(check_count))
+    accept: Literal["lazy", "early"] = setting("lazy", one_of("lazy", "early"))
+    handshake_timeout: float | None = setting(60.0, optional(check_positive))
+    rate_limit: RateLimit | None = setting(None, optional(instance_of(RateLimit, expected="a RateLimit")))
 
 
 #: The key of each setting in ``app.config``.
-KEYS = {name: _CONFIG_KEYS.get(name, f"WEBSOCKET_{name.upper()}") for name in NAMES}
+KEYS = {each.name: each.metadata["key"] or f"WEBSOCKET_{each.name.upper()}" for each in fields(Settings)}
+
+#: The names of all settings, which are keywords of the extension and options of a route.
+NAMES = frozenset(KEYS)
+
+
+# Sources
+
+
+def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
+    """Return the settings of an app's *config*, with *overrides*, of which a later one wins.
+
+    :raises TypeError: for an unknown name in *overrides*, or a value of the wrong type.
+    :raises ValueError: for an invalid value.
+    """
+    values = {name: config[key] for name, key in KEYS.items() if key in config}
+    for override in overrides:
+        for name in override:
+            if name not in NAMES:
+                raise TypeError(f"{name} is not a setting: {_suggest(name)}")
+        values.update(override)
+    return Settings(**values)
+
+
+@contextmanager
+def suggesting_settings(options: Collection[str]) -> Iterator[None]:
+    """Suggest a setting when Werkzeug's rule refuses one of the *options* of a WebSocket route.
+
+    :raises TypeError: for an option that resembles a setting.
+    """
+    try:
+        yield
+    except TypeError as error:
+        for name in options:
+            similar = find_similar(name, NAMES)
+            if similar is not None and repr(name) in str(error):
+                raise TypeError(f"{name} is not an option of a WebSocket route: did you mean {similar}?") from error
+        raise
+
+
+def _suggest(name: str) -> str:
+    similar = find_similar(name, NAMES)
+    return f"the settings are {', '.join(KEYS)}" if similar is None else f"did you mean {similar}?"
 
 
 def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the keys of *config* that are no setting's but almost, each with the one that it resembles."""
+    """Yield the keys of *config* that look like misspelt settings, each with the key that it resembles."""
     keys = KEYS.values()
     names = [key.removeprefix("WEBSOCKET") for key in keys]  # a common prefix would make all keys similar
     for key in config:
         if key.startswith("WEBSOCKET") and key not in keys:
-            for name in get_close_matches(key.removeprefix("WEBSOCKET"), names, 1, 0.65):
-                yield key, f"WEBSOCKET{name}"
+            similar = find_similar(key.removeprefix("WEBSOCKET"), names)
+            if similar is not None:
+                yield key, f"WEBSOCKET{similar}"
 
 
-def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
-    """Return the settings that an app's *config* and the *overrides*, weakest first, come to.
-
-    :raises TypeError: for a keyword that is no setting, or a value of the wrong type.
-    :raises ValueError: for a value that makes no sense.
-    """
-    values: dict[str, Any] = {}
-    for name, key in KEYS.items():
-        if key in config:
-            values[name] = config[key]
-    for override in overrides:
-        values.update(override)
-    return Settings(**values)
+def find_similar(name: str, names: Iterable[str]) -> str | None:
+    """Return the one of *names* that is most similar to a misspelt *name*, or None."""
+    return next(iter(get_close_matches(name, names, 1, 0.65)), None)

@@ -1,12 +1,13 @@
-"""The signals (blinker), for whoever wants to know of connections without being their handler.
+"""Signals that report what happens to connections.
 
 The sender is always the app object, so that a receiver can choose its app: ``websocket_closed.connect(left, app)``.
-Receivers are called with the client as ``ws`` and the keywords below, within the contexts of its connection:
-``request``, ``session`` and ``g`` are those of its handler. New keywords may be added, so take ``**extra``.
+Receivers get the client as ``ws`` and the keywords below. They run within the contexts of the connection: ``request``,
+``session`` and ``g`` are those of its handler. Later versions may add keywords, so take ``**extra``.
 
-A receiver that raises is logged, and harms neither the connection nor the other receivers. In the asyncio mode,
-coroutine functions are awaited. blinker holds receivers weakly: a function that is defined in a factory is forgotten
-with it, unless it is connected with ``weak=False``. :meth:`.WebSocketBlueprint.on_connect` and its like hold it.
+When a receiver raises, the log has the exception; the connection and the other receivers go on. In the asyncio mode,
+coroutine functions are awaited. blinker holds receivers weakly: it forgets a function that is defined in a factory,
+unless you connect it with ``weak=False``. :meth:`.WebSocketBlueprint.on_connect` and the other listeners hold their
+functions.
 """
 
 from __future__ import annotations
@@ -16,25 +17,32 @@ from blinker import Namespace
 _signals = Namespace()
 
 websocket_connected = _signals.signal("websocket-connected")
-"""The handshake was sent."""
+"""Sent after the handshake."""
 
 websocket_message = _signals.signal("websocket-message")
-"""The handler is about to get ``message``, ``str`` or ``bytes``."""
+"""Sent before the handler gets ``message``, ``str`` or ``bytes``."""
 
 websocket_sent = _signals.signal("websocket-sent")
-"""``message``, ``str`` or bytes-like, was given to the connection. The peer need not have read it."""
+"""Sent after ``message``, ``str`` or bytes-like, was given to the connection. The peer need not have read it."""
 
 websocket_closed = _signals.signal("websocket-closed")
-"""The connection has ended: sent exactly once for each one that was connected, before the contexts are torn down.
+"""Sent exactly once for each connection that was open, after its end and before its contexts are torn down.
 
-``code`` and ``reason`` are those of the Close frame that ended it (1005: it had no code; 1006: there was none);
-``initiator`` is ``"client"``, ``"server"``, ``"timeout"``, ``"error"`` (the handler raised, or the client broke the
-protocol) or ``"shutdown"``; ``duration`` is in seconds; ``messages_received`` counts those that the handler got,
-``messages_sent`` those given to the connection.
+``code`` and ``reason`` are those of the Close frame that ended it (1005: the frame had no code; 1006: there was no
+frame). ``initiator`` is ``"client"``, ``"server"``, ``"timeout"``, ``"error"`` (the handler raised, or the client broke
+the protocol) or ``"shutdown"``. ``duration`` is in seconds. ``messages_received`` counts the messages that the handler
+got, ``messages_sent`` those that were given to the connection.
 """
 
 websocket_rejected = _signals.signal("websocket-rejected")
-"""A request for a WebSocket was answered with the HTTP ``response``."""
+"""Sent when an upgrade request gets the HTTP ``response``."""
+
+websocket_pong = _signals.signal("websocket-pong")
+"""Sent when the peer has answered a ping, the connection's own or one of ``ws.ping()``.
+
+``latency`` is the round trip in seconds (RFC 6455 section 5.5.3). While the handler is in ``receive()``, its own
+thread, greenlet or task calls the receivers. Otherwise another one does, within about a second.
+"""
 
 websocket_error = _signals.signal("websocket-error")
-"""``exception`` has left the handler, after the handshake. The connection is about to close with 1011."""
+"""Sent when ``exception`` has left the handler after the handshake. The connection closes with 1011."""

@@ -1,82 +1,86 @@
-"""What one app knows of its WebSockets, in ``app.extensions["uwsgi_websocket"]``: settings, hooks, listeners.
+"""The state of one app: its mode, settings, routes, counters and logged warnings.
 
-It is made by whatever is registered first, a blueprint or the extension. Once the first connection has come,
-nothing of it changes any more.
+The state is in ``app.extensions["uwsgi_websocket"]``. The first registration of a blueprint or of the extension makes
+it. After the first connection, no setting, hook or listener changes any more.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any
 
 from flask.sansio.app import App
-from flask.typing import AfterRequestCallable, BeforeRequestCallable, TeardownCallable
 
+from .hooks import Function, Hooks
 from .settings import Settings, resolve
-from .stats import Stats
+from .worker.stats import Stats
 
 #: The key of an app's :class:`State` in ``app.extensions``.
 EXTENSION_KEY = "uwsgi_websocket"
 
-#: Hooks, which have a say in the connection, and listeners, which are told of it.
-Kind = Literal["before", "after", "teardown", "connect", "message", "close", "error"]
 
-Function = Callable[..., Any]
-F = TypeVar("F", bound=Function)
+class Warned:
+    """The warnings that were logged, so that each one is logged once. A race causes at most a second line."""
 
-# Hooks take and return what those of Flask do.
-Before = TypeVar("Before", bound=BeforeRequestCallable)
-After = TypeVar("After", bound=AfterRequestCallable[Any])
-Teardown = TypeVar("Teardown", bound=TeardownCallable)
+    def __init__(self) -> None:
+        self._subjects: defaultdict[str, set[str]] = defaultdict(set)
+
+    def is_first_time(self, warning: str, subject: str = "", at_most: int | None = None) -> bool:
+        """Return whether to log a warning now. Each warning is logged once for each subject.
+
+        :param warning: the name of the warning.
+        :param subject: the subject of the warning, such as a URL rule.
+        :param at_most: the most subjects for which the warning is logged; None for no limit. Use it for subjects that
+            clients choose.
+        """
+        subjects = self._subjects[warning]
+        if subject in subjects or (at_most is not None and len(subjects) >= at_most):
+            return False
+        subjects.add(subject)
+        return True
 
 
 @dataclass(frozen=True)
 class Route:
-    """What the connections of one endpoint have in common: their settings, and the functions of each :data:`Kind`.
+    """What all connections of one endpoint have in common.
 
-    ``after`` and ``teardown`` run from the inside out, the others from the app inwards: Flask's order.
+    :param settings: the settings.
+    :param functions: the hooks and listeners of each kind in :data:`~.hooks.KINDS`, in the order in which they run.
+    :param stats: the counters of the app.
+    :param warned: the warnings that the app has logged.
     """
 
     settings: Settings
-    before: Sequence[Function]
-    after: Sequence[Function]
-    teardown: Sequence[Function]
-    connect: Sequence[Function]
-    message: Sequence[Function]
-    close: Sequence[Function]
-    error: Sequence[Function]
+    functions: Mapping[str, tuple[Function, ...]]
+    stats: Stats
+    warned: Warned
 
 
 class State:
-    """The WebSocket side of one app."""
+    """The state of one app."""
 
     def __init__(self) -> None:
-        #: Whether handlers are coroutine functions; None before ``init_app()`` was called.
+        #: Whether handlers are coroutine functions; None before ``init_app()``.
         self.coroutines: bool | None = None
-        #: Whether it was said that changes of the session after the handshake are lost.
-        self.told_of_session = False
-        #: Whether the log has reported a handler that waits for another connection's client.
-        self.told_of_wait = False
-        #: The origins whose refusal the log has reported.
-        self.told_of_origins: set[str] = set()
-        #: The rules of pages for which the log has reported an upgrade request.
-        self.told_of_pages: set[str] = set()
         self.stats = Stats()
-        #: uWSGI's options for the extension's mode.
+        self.warned = Warned()
+        #: The uWSGI options for the extension's mode.
         self.run_options: Mapping[str, Any] = {}
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
-        # By kind, and the full name of a blueprint or None for the app.
-        self._functions: defaultdict[tuple[str, str | None], list[Function]] = defaultdict(list)
+        self._hooks = Hooks()
         self._routes: dict[str, Route] = {}
 
     def initialise(self, coroutines: bool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
-        """Take what the extension knows: its mode, its settings, and uWSGI's options for the mode.
+        """Set the values of the extension.
 
-        :raises TypeError: when a handler is none for this mode.
+        :param coroutines: whether handlers are coroutine functions.
+        :param options: the settings of the extension.
+        :param run_options: the uWSGI options for the mode.
+        :raises TypeError: when a handler does not fit the mode.
         """
         for handler in self._handlers:
             check_handler(handler, coroutines)
@@ -86,93 +90,49 @@ class State:
 
     @property
     def engines(self) -> Collection[str]:
-        """uWSGI's options that the extension is made for."""
+        """The options of the uWSGI loop engine that the extension is made for."""
         return self.run_options.keys() & {"gevent", "asyncio", "greenlet"}
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
-        """Return the settings of routes that have none of their own."""
+        """Return the settings of a route without options of its own."""
         return resolve(config, self._options)
 
     def add_handler(self, handler: Function) -> None:
-        """Note a handler that was registered, to be checked when the mode is known."""
+        """Check a registered handler, as soon as the mode is known.
+
+        :raises TypeError: when the mode is known, and the handler does not fit it.
+        """
         if self.coroutines is None:
             self._handlers.append(handler)
         else:
             check_handler(handler, self.coroutines)
 
-    def add(self, kind: Kind, blueprint: str | None, function: Function) -> None:
+    def add(self, kind: str, blueprint: str | None, function: Function) -> None:
         """Register a hook or a listener.
 
-        :param blueprint: the full name of the blueprint whose connections it is for, or None for all of the app.
-        :raises AssertionError: when connections were served without it.
+        :param blueprint: the full name of the blueprint for whose connections the function is; None for the whole app.
+        :raises AssertionError: when the app has already served connections.
         """
         if self._routes:
             raise AssertionError(
-                f"{function!r} comes too late: the app has served WebSockets without it. Register it before, next to "
-                "the blueprints."
+                f"{function!r} comes too late: the app has served WebSockets without it. Register it where you "
+                "register the blueprints, before the first request."
             )
-        self._functions[kind, blueprint].append(function)
+        self._hooks.add(kind, blueprint, function)
 
     def route(self, endpoint: str, blueprints: Sequence[str], config: Mapping[str, Any], options: Any) -> Route:
-        """Return what an endpoint's connections have in common.
+        """Return what all connections of an endpoint have in common.
 
-        :param blueprints: the full names of the blueprints it is in, the innermost first.
-        :param config: the app's configuration, final once the first request has come.
-        :param options: the settings of the rule.
+        :param blueprints: the full names of the blueprints of the endpoint, the innermost first.
+        :param config: the app's configuration, which is final after the first request.
+        :param options: the settings of the route.
         """
         route = self._routes.get(endpoint)
         if route is None:
-            inwards = (None, *reversed(blueprints))
-            functions: dict[str, list[Function]] = {
-                kind: [each for name in inwards for each in self._functions.get((kind, name), ())]
-                for kind in get_args(Kind)
-            }
-            for kind in ("after", "teardown"):
-                functions[kind].reverse()
-            route = Route(resolve(config, self._options, options), **functions)
+            settings = resolve(config, self._options, options)
+            route = Route(settings, self._hooks.functions(blueprints), self.stats, self.warned)
             self._routes[endpoint] = route
         return route
-
-
-class Registrar:
-    """The decorators of hooks and listeners, which the extension has for its apps, and a blueprint for itself."""
-
-    def before_websocket(self, function: Before) -> Before:
-        """Call *function* before each handler; what it returns refuses the connection as its HTTP response.
-
-        It may ``abort()``, too. Hooks of the app come first, then those of blueprints from the outermost inwards.
-        """
-        return self._add("before", function)
-
-    def after_websocket(self, function: After) -> After:
-        """Call *function* with the 101 response of each handshake, to return it with more headers, or another.
-
-        When it raises, the connection is refused. Inner blueprints come first, and the app last.
-        """
-        return self._add("after", function)
-
-    def teardown_websocket(self, function: Teardown) -> Teardown:
-        """Call *function* at the end of each connection, with the exception that has left its handler, or None."""
-        return self._add("teardown", function)
-
-    def on_connect(self, function: F) -> F:
-        """Call *function* like a receiver of ``websocket_connected``: ``function(app, ws, **extra)``."""
-        return self._add("connect", function)
-
-    def on_message(self, function: F) -> F:
-        """Call *function* like a receiver of ``websocket_message``: ``function(app, ws, message, **extra)``."""
-        return self._add("message", function)
-
-    def on_close(self, function: F) -> F:
-        """Call *function* like a receiver of ``websocket_closed``: ``function(app, ws, code, reason, **extra)``."""
-        return self._add("close", function)
-
-    def on_error(self, function: F) -> F:
-        """Call *function* like a receiver of ``websocket_error``: ``function(app, ws, exception, **extra)``."""
-        return self._add("error", function)
-
-    def _add(self, kind: Kind, function: F) -> F:
-        raise NotImplementedError
 
 
 def state_of(app: App) -> State:
@@ -184,20 +144,21 @@ def state_of(app: App) -> State:
 
 
 def check_handler(handler: Function, coroutines: bool) -> None:
-    """Check that a handler is one for its mode.
+    """Check that a handler fits the mode.
 
-    :raises TypeError: when it is a coroutine function where none belongs, or none where one does.
+    :param coroutines: whether the mode needs coroutine functions.
+    :raises TypeError: when the mode needs the other kind of function.
     """
     function = inspect.unwrap(handler)
-    name = getattr(handler, "__name__", None) or repr(handler)  # a partial or an object has no name
+    name = getattr(handler, "__name__", None) or repr(handler)  # a functools.partial or another object has no name
     is_coroutine = any(map(_is_coroutine_function, (function, getattr(function, "__call__", None))))  # noqa: B004
     if is_coroutine and not coroutines:
         raise TypeError(f"{name}() is a coroutine function: use AsyncioWebSocket, or a plain function")
     if not is_coroutine and coroutines:
-        raise TypeError(f"{name}() is no coroutine function: write async def, or use WebSocket")
+        raise TypeError(f"{name}() is not a coroutine function: write async def, or use WebSocket")
 
 
 def _is_coroutine_function(function: object) -> bool:
-    """Tell whether *function* is written with ``async def``, or with ``yield from`` below ``@types.coroutine``."""
+    """Return whether *function* is written with ``async def``, or is a generator with ``@types.coroutine``."""
     code = getattr(function, "__code__", None)
     return inspect.iscoroutinefunction(function) or bool(code and code.co_flags & inspect.CO_ITERABLE_COROUTINE)

@@ -1,8 +1,8 @@
-"""A test client: the WebSockets of an app without a server, through the real middleware, handshake and engine.
+"""The test client opens the WebSockets of an app without a server, with the real middleware, handshake and protocol.
 
-A connection is a socket pair. At one end a thread has the app serve the request, as a server with threads would. At
-the other, one more thread reads, and answers Pings and Close frames whatever the test does meanwhile, as a browser
-would; messages wait for the test to receive them.
+A connection is a socket pair. At one end, a thread runs the app for the request, as a server with threads does. At the
+other end, another thread reads messages and keeps them for the test. It answers Pings and Close frames whatever the
+test does meanwhile, as a browser does.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse, run_wsgi_app
 
-from .channel import READ_SIZE
-from .deflate import Deflate, DeflateParameters
+from .connection.channel import READ_SIZE
 from .exceptions import ConnectionClosed, HandshakeRejected
-from .handshake import parse_extensions
-from .protocol import Protocol, payload_of
+from .protocol.deflate import Deflate, DeflateParameters
+from .protocol.handshake import parse_extensions
+from .protocol.protocol import Protocol, payload_of
 from .signals import websocket_error
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: Where the environ has the connection of a request for a WebSocket.
+#: The key of the environ for the connection of an upgrade request.
 _ENVIRON_KEY = "flask_uwsgi_websocket.testing"
 
-#: So many messages may wait for the test; then nothing more is read, and a handler without end has to wait, too.
+#: The most messages that wait for the test. With more, the client stops reading, so an endless handler has to wait.
 _MOST_WAITING = 10_000
 
-#: Bytes of a message; a test wants to see what its handler sends, however large.
+#: The largest message in bytes. A test receives whatever its handler sends.
 _ANY_SIZE = 2**62
 
 
 class WebSocketTestClient(FlaskClient):
-    """Flask's test client, with :meth:`websocket`.
+    """Flask's test client with :meth:`websocket`.
 
-    ``app.test_client()`` returns one where there are WebSockets. An app with a class of its own derives it from both::
+    ``app.test_client()`` returns one when the app has an extension of this package. If your app has a test client class
+    of its own, derive it from both::
 
         class Client(WebSocketTestClient, FlaskLoginClient):
             pass
@@ -68,18 +69,18 @@ class WebSocketTestClient(FlaskClient):
         timeout: float = 5.0,
         **options: Any,
     ) -> WebSocketTestConnection:
-        """Open a WebSocket. Its handshake is made by the first thing that the handler sends or receives.
+        """Open a WebSocket. The call returns when the handler has sent the handshake, by its first send or receive.
 
-        Cookies are this client's, and those that come with the handshake become so.
+        The request has this client's cookies, and the client stores the cookies of the response.
 
-        :param path: the URL, as for any request; ``url_for()``'s ``ws://`` address will do, too.
+        :param path: the URL, as for any request, or a ``ws://`` address from ``url_for()``.
         :param headers: more headers; they replace those of the handshake.
         :param origin: the ``Origin`` that a browser would send, such as ``"https://example.com"``, or None.
-        :param subprotocols: those to offer.
-        :param timeout: how many seconds to wait at most for the handshake, for each message, for the handler to end.
-        :param options: those of :class:`flask.testing.EnvironBuilder`, such as ``query_string`` or ``base_url``.
-        :raises HandshakeRejected: when the answer is not 101; ``response`` has it.
-        :raises TimeoutError: when there is no answer in time.
+        :param subprotocols: the subprotocols to offer.
+        :param timeout: the most seconds to wait for the handshake, for each message, and for the handler to end.
+        :param options: options of :class:`flask.testing.EnvironBuilder`, such as ``query_string`` or ``base_url``.
+        :raises HandshakeRejected: when the status of the response is not 101; ``response`` is the response.
+        :raises TimeoutError: when there is no response in time.
         """
         fields = Headers(
             {
@@ -95,7 +96,10 @@ class WebSocketTestClient(FlaskClient):
             fields["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
         fields.update(headers)
         if options.get("follow_redirects"):
-            raise TypeError("the handshake of a WebSocket follows no redirects: HandshakeRejected has the response")
+            raise TypeError(
+                "the handshake of a WebSocket follows no redirects: leave follow_redirects out. HandshakeRejected has "
+                "the response"
+            )
         if path.startswith(("ws://", "wss://")):
             path = path.replace("ws", "http", 1)
         connection = WebSocketTestConnection(self.application, timeout)
@@ -107,11 +111,11 @@ class WebSocketTestClient(FlaskClient):
         return connection
 
     def run_wsgi_app(self, environ: WSGIEnvironment, buffered: bool = False) -> tuple[Iterable[bytes], str, Headers]:
-        """Called by Werkzeug's client, which looks after cookies."""
+        """Run a request. Werkzeug's client calls this method and takes care of cookies."""
         connection: WebSocketTestConnection | None = environ.get(_ENVIRON_KEY)
         if connection is None:
             return super().run_wsgi_app(environ, buffered)
-        opening = copy(self)  # which has the same cookies
+        opening = copy(self)  # the copy has the same cookies
         opening.application = partial(connection.open, self.application)  # type: ignore[assignment]
         return super(WebSocketTestClient, opening).run_wsgi_app(environ, buffered)
 
@@ -119,9 +123,9 @@ class WebSocketTestClient(FlaskClient):
 class WebSocketTestConnection:
     """The test's end of a WebSocket, from :meth:`WebSocketTestClient.websocket`.
 
-    At the end of a ``with`` block it is closed, and the handler has ended. An exception that has left the handler is
-    raised in the test, by :meth:`receive`, :meth:`send` or :meth:`close`, whichever comes first, if the app is one that
-    propagates them, as with ``TESTING``.
+    The end of a ``with`` block closes the connection and waits for the handler to end. If the app propagates
+    exceptions, as it does with ``TESTING``, the test gets an exception of the handler: from :meth:`receive`,
+    :meth:`send` or :meth:`close`, whichever it calls first.
     """
 
     #: The response to the handshake.
@@ -132,9 +136,9 @@ class WebSocketTestConnection:
         self._timeout = timeout
         self._protocol = Protocol(is_client=True)
         self._writing = threading.Lock()  # held, never for long, around the output and the sending half of the protocol
-        self._outbox = bytearray()  # what the socket has not taken
-        self._changed = threading.Condition()  # held around what follows
-        self._running = 0  # of the two threads
+        self._outbox = bytearray()  # bytes that the socket has not taken
+        self._changed = threading.Condition()  # held around the attributes below
+        self._running = 0  # how many of the two threads run
         self._answer: tuple[Iterable[bytes], str, Headers] | None = None
         self._failure: BaseException | None = None
         self._inbox: deque[str | bytes] = deque()
@@ -149,19 +153,19 @@ class WebSocketTestConnection:
         try:
             self.close()
         except BaseException:
-            if exc_type is None:  # else that is what the test has to tell
+            if exc_type is None:  # otherwise the test's own exception matters more
                 raise
 
-    # What the test does
+    # The test's calls
 
     @property
     def subprotocol(self) -> str | None:
-        """The subprotocol that was agreed on, or None."""
+        """The subprotocol of the connection, or None."""
         return self.response.headers.get("Sec-WebSocket-Protocol")
 
     @property
     def close_code(self) -> int | None:
-        """The code of the Close frame that ended the connection, whoever sent it; None while it is open."""
+        """The code of the Close frame that ended the connection, from either side; None while it is open."""
         closed = self._protocol.closed
         return None if closed is None else closed.code
 
@@ -175,7 +179,7 @@ class WebSocketTestConnection:
         """Send a message: ``str`` as text, bytes as binary.
 
         :raises ConnectionClosed: when the connection has closed.
-        :raises TimeoutError: when the handler leaves so much unread that there is no room for it.
+        :raises TimeoutError: when the handler leaves so much unread that the socket has no room for the message.
         """
         payload = payload_of(message)
         try:
@@ -193,7 +197,7 @@ class WebSocketTestConnection:
         except TimeoutError:
             self._leave()
             raise TimeoutError(f"timed out: {self._handler()} has received nothing for {self._timeout:g} s") from None
-        except OSError:  # it has closed meanwhile, as receive() will tell
+        except OSError:  # the connection has closed meanwhile, as receive() will report
             with self._writing:
                 self._outbox.clear()
 
@@ -204,10 +208,10 @@ class WebSocketTestConnection:
     def receive(self, timeout: float | None = None) -> str | bytes | None:
         """Wait for the next message.
 
-        :param timeout: how many seconds to wait at most, the connection's own ``timeout`` unless given.
+        :param timeout: the most seconds to wait; the connection's own ``timeout`` unless given.
         :returns: ``str`` for a text message, ``bytes`` for a binary one; None, once, when the connection has closed.
-        :raises TimeoutError: when the time has passed. No message is lost by it.
-        :raises ConnectionClosed: when it is called again after the end.
+        :raises TimeoutError: when the time has passed. This loses no message.
+        :raises ConnectionClosed: when the method is called again after it returned None.
         """
         timeout = self._timeout if timeout is None else timeout
         if not self._wait(lambda: self._inbox or self._is_input_over, timeout):
@@ -225,7 +229,7 @@ class WebSocketTestConnection:
     def receive_json(self, timeout: float | None = None) -> Any:
         """Receive a message and read it as JSON, with ``app.json``. See :meth:`receive`.
 
-        :raises ConnectionClosed: when the connection has closed: None would be a JSON null.
+        :raises ConnectionClosed: when the connection has closed, because None would mean a JSON null.
         :raises ValueError: when the message is not JSON.
         """
         message = self.receive(timeout)
@@ -239,11 +243,11 @@ class WebSocketTestConnection:
             yield message
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection, and wait until the handler has ended. Harmless when it is closed already.
+        """Close the connection and wait until the handler has ended. On a closed connection, this only waits.
 
         :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
         :param reason: at most 123 bytes of UTF-8.
-        :raises ValueError: when they are not that.
+        :raises ValueError: when the code or the reason is invalid.
         :raises TimeoutError: when the handler does not end.
         """
         with self._writing:
@@ -251,7 +255,7 @@ class WebSocketTestConnection:
         with self._changed:
             self._is_leaving = True
             self._changed.notify_all()
-        with suppress(OSError):  # it has closed, or does not read
+        with suppress(OSError):  # the handler's end has closed, or does not read
             self._flush_all()
         has_ended = self._wait(lambda: not self._running, self._timeout)
         self._leave()
@@ -260,9 +264,9 @@ class WebSocketTestConnection:
         self._raise_failure()
 
     def _flush_all(self) -> None:
-        """Send what is in the outbox.
+        """Send the contents of the outbox.
 
-        :raises TimeoutError: when the handler does not take it in time.
+        :raises TimeoutError: when the handler does not read them in time.
         """
         deadline = monotonic() + self._timeout
         while not self._flush():
@@ -270,7 +274,7 @@ class WebSocketTestConnection:
                 raise TimeoutError
 
     def _flush(self) -> bool:
-        """Send what the socket takes; return whether that was all."""
+        """Send as much as the socket takes, and return whether the outbox is empty."""
         with self._writing, suppress(BlockingIOError):
             while self._outbox:
                 del self._outbox[: self._sock.send(self._outbox)]
@@ -283,8 +287,8 @@ class WebSocketTestConnection:
         return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     def _raise_failure(self) -> None:
-        """Raise what has left the handler. Called when the connection has closed."""
-        if self.close_code == 1011:  # it has failed, or closed like that and may go on
+        """Raise the handler's exception, if there is one. Called when the connection has closed."""
+        if self.close_code == 1011:  # the handler has failed, or has closed with this code and may go on
             self._wait(lambda: not self._running, self._timeout)
         with self._changed:
             failure, self._failure = self._failure, None
@@ -301,34 +305,34 @@ class WebSocketTestConnection:
             return bool(self._changed.wait_for(condition, timeout))
 
     def _leave(self) -> None:
-        """End TCP, so to speak, and with it the reader."""
+        """Close the socket, which ends the reading thread."""
         with self._changed:
             self._is_leaving = True
             self._changed.notify_all()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        self._reader.join()  # which waits for nobody now, and must not read a descriptor that is another's
+        self._reader.join()  # the thread waits for nothing now, and must not read a descriptor that is used again
         self._sock.close()
 
     def _handler(self) -> str:
-        """Name the handler, for whoever looks for one that hangs."""
+        """Return the name of the handler for an error that says that it hangs."""
         adapter = self._app.create_url_adapter(self._app.request_class(self._environ))
         try:
             assert adapter is not None  # there is a request
             rule, _ = adapter.match(return_rule=True)
         except HTTPException:
-            return f"what serves {self._environ['PATH_INFO']}"
+            return f"the app at {self._environ['PATH_INFO']}"
         view = self._app.view_functions[rule.endpoint]
         return f"the handler {view.__module__}.{view.__name__}() of {rule.rule}"
 
-    # What happens meanwhile
+    # The threads
 
     def open(self, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Have *app* serve the request in a thread, and return its answer in the place of it.
+        """Run *app* for the request in a thread, and return its response in the place of *app*.
 
-        :raises TimeoutError: when there is none in time.
+        :raises TimeoutError: when there is no response in time.
         """
-        environ.pop("werkzeug.debug.preserve_context", None)  # contexts belong to the thread, and end with it
+        environ.pop("werkzeug.debug.preserve_context", None)  # contexts belong to the thread and end with it
         self._environ = environ
         self._sock, theirs = socket.socketpair()
         environ.update({"werkzeug.socket": theirs, "wsgi.multithread": True})
@@ -339,8 +343,8 @@ class WebSocketTestConnection:
         if not self._wait(lambda: self._answer is not None or not self._running, self._timeout):
             self._leave()
             raise TimeoutError(
-                f"timed out: {self._handler()} has neither sent nor received anything for {self._timeout:g} s, which "
-                "would make the handshake"
+                f"timed out: {self._handler()} has neither sent nor received anything for {self._timeout:g} s. Either "
+                "would send the handshake"
             )
         if self._answer is None or self._answer[1][:3] != "101":
             self._leave()
@@ -370,7 +374,7 @@ class WebSocketTestConnection:
         except BaseException as error:
             self._failure = error
         else:
-            if answer[1][:3] != "101":  # which comes through the socket
+            if answer[1][:3] != "101":  # a 101 comes through the socket
                 self._answer = answer
 
     def _on_error(self, app: Flask, ws: Any, exception: BaseException, **extra: object) -> None:
@@ -385,7 +389,7 @@ class WebSocketTestConnection:
             head, end, rest = b"", b"", b""
             while not end:
                 data = self._receive_some()
-                if not data:  # the answer is another than 101
+                if not data:  # the response is not a 101
                     return
                 head, end, rest = (head + data).partition(b"\r\n\r\n")
             status, *lines = head.decode("latin-1").split("\r\n")
@@ -401,14 +405,14 @@ class WebSocketTestConnection:
             while data := self._receive_some():
                 self._take(data)
         finally:
-            with suppress(OSError):  # the app waits for that when it has ended its half
+            with suppress(OSError):  # the app waits for this after it has shut down its half
                 self._sock.shutdown(socket.SHUT_RDWR)
             with self._changed:
                 self._protocol.receive_eof()
                 self._is_input_over = True
 
     def _receive_some(self) -> bytes:
-        """Return what has come, or nothing at the end; send meanwhile what there was no room for."""
+        """Return received bytes, or none at the end. While waiting, send what the socket had no room for."""
         while True:
             try:
                 return self._sock.recv(READ_SIZE)
@@ -435,7 +439,7 @@ class WebSocketTestConnection:
 
 
 def _make_deflate(extensions: str) -> Deflate | None:
-    """Return what the server has agreed to compress with, for a test that offers it in its headers."""
+    """Return the compression that the server has accepted, for a test that offers it in its headers."""
     for _, parameters in parse_extensions(extensions):
         values: dict[str, Any] = {name: True if value is None else int(value) for name, value in parameters}
         return Deflate(DeflateParameters(**values), is_client=True)

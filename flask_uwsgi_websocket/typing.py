@@ -1,7 +1,7 @@
-"""The types of handlers, for type checkers: a plain function or a coroutine function, and its own client.
+"""The types of handlers, for type checkers: a plain function or a coroutine function, each with its own client.
 
-A decorated handler keeps its signature. Its client may be annotated as a subclass, which the ``client`` of a
-:class:`WebSocketMiddleware` may be.
+A decorated handler keeps its signature. Its client may be annotated as a subclass, because the ``client`` of a
+:class:`WebSocketMiddleware` may be a subclass.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from flask.typing import ResponseReturnValue
 
-from .aio import AsyncioWebSocketClient
-from .client import WebSocketClient
+from .connection.aio import AsyncioWebSocketClient
+from .connection.blocking import WebSocketClient
 
 #: The variables of the URL.
 P = ParamSpec("P")
 
-#: What a handler returns: nothing, or before the handshake an HTTP response. A coroutine function is none of these.
+#: The return value of a handler: None, or before the handshake an HTTP response. A coroutine function returns neither.
 R = TypeVar("R", bound="ResponseReturnValue | None")
 AwaitableR = TypeVar("AwaitableR", bound="Awaitable[ResponseReturnValue | None]")
 
@@ -29,7 +29,7 @@ AsyncioHandler = Callable[Concatenate[AsyncioClient, P], AwaitableR]
 
 
 class HandlerDecorator(Protocol):
-    """Takes both kinds of handlers."""
+    """A decorator for both kinds of handlers."""
 
     @overload
     def __call__(self, handler: Handler[Client, P, R], /) -> Handler[Client, P, R]: ...

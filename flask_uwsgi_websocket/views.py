@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from .lifecycle import closing_of
-from .loops import run
+from .connection.base import closing_of
+from .loops.base import run
 
 
 class WebSocketView:
-    """A WebSocket handler as a class, with a method for each event. There is a new instance for each connection.
+    """A WebSocket handler as a class with a method for each event. Each connection gets a new instance.
 
     ::
 
@@ -27,27 +27,27 @@ class WebSocketView:
     In the asyncio mode the methods are coroutine functions.
     """
 
-    #: Applied to the handler that :meth:`as_view` returns, in this order, as in :class:`flask.views.View`.
+    #: Decorators for the handler that :meth:`as_view` returns, applied in this order, as in :class:`flask.views.View`.
     decorators: ClassVar[list[Callable[..., Any]]] = []
 
     def on_connect(self, ws: Any, *_: Any, **view_args: Any) -> Any:  # for type checkers, the same as (ws, ...)
-        """Take a new connection, before its handshake: it may still ``abort()``, or return a response.
+        """Handle a new connection before its handshake. The method may still ``abort()`` or return a response.
 
         :param view_args: the variables of the URL.
         """
 
     def on_message(self, ws: Any, message: str | bytes) -> Any:
-        """Take a message, in a :meth:`~WebSocketClient.message_context` of its own."""
+        """Handle a message, in a :meth:`~WebSocketClient.message_context` of its own."""
 
     def on_close(self, ws: Any, code: int, reason: str) -> Any:
-        """Take the end of a connection that was accepted: once, also when a method has raised."""
+        """Handle the end of an accepted connection. It is called once, also when another method has raised."""
 
     @classmethod
     def as_view(cls, name: str, *class_args: Any, **class_kwargs: Any) -> Callable[..., Any]:
         """Return a handler for ``websocket()`` or ``add_websocket_rule()``.
 
-        :param name: the name of the handler, and of the endpoint unless one is given.
-        :param class_args: for the constructor, as are *class_kwargs*.
+        :param name: the name of the handler, and of the endpoint unless you give one.
+        :param class_args: arguments of the constructor, as are *class_kwargs*.
         """
         view: Callable[..., Any]
         if any(map(inspect.iscoroutinefunction, (cls.on_connect, cls.on_message, cls.on_close))):

@@ -1,4 +1,4 @@
-"""What all tests share: no test leaves anything behind, and in CI none is skipped."""
+"""What all tests share: the markers of folders; no test leaves anything behind; in CI none is skipped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 
 import hypothesis
 import pytest
-from inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
-from ports import reserved_port
 
-from flask_uwsgi_websocket import connection, keepalive, protocol
-from flask_uwsgi_websocket.loops import background_asyncio_loop
+from flask_uwsgi_websocket.connection import transport
+from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
+from flask_uwsgi_websocket.protocol import protocol
+from flask_uwsgi_websocket.worker import housekeeper
+from support.inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
+from support.ports import reserved_port
+from support.projects import START
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
@@ -25,6 +28,23 @@ hypothesis.settings.load_profile("default")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FDS = next(path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.exists())
+
+
+#: The markers of all tests in a folder. Others are where they are needed; pyproject.toml explains them.
+MARKERS = {
+    "connection": "compiled",
+    "docs": "once",
+    "live": "live",
+    "live/every_server": "matrix",
+    "protocol": "compiled",
+}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    folder = item.path.parent.relative_to(Path(__file__).parent)
+    for each in (folder, *folder.parents):
+        if marker := MARKERS.get(str(each)):
+            item.add_marker(marker)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,7 +71,7 @@ def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.node.get_closest_marker("live"):  # its servers stay up for the next test
         yield
         return
-    monkeypatch.setattr(keepalive, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
+    monkeypatch.setattr(housekeeper, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
     background_asyncio_loop()  # stays to the end
     resource_tracker.ensure_running()  # and so does this process, which Werkzeug's debugger may start
     threads = set(threading.enumerate())
@@ -73,10 +93,10 @@ def _descriptors() -> set[tuple[str, str]]:
     return {(number, target) for number, target in descriptors if "/pym-" not in target}
 
 
-@pytest.fixture(scope="module", params=["frames", "_speedups"], ids=["pure", "compiled"])
+@pytest.fixture(scope="module", params=["frames", "_frames"], ids=["pure", "compiled"])
 def engine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The protocol on each of its two engines; all other tests run on the one that it has chosen."""
-    twin = pytest.importorskip(f"flask_uwsgi_websocket.{request.param}")
+    twin = pytest.importorskip(f"flask_uwsgi_websocket.protocol.{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("apply_mask", "frame", "take_messages"):
             patch.setattr(protocol, name, getattr(twin, name))
@@ -88,6 +108,15 @@ def port() -> Iterator[int]:
     """A port for a server that the test starts."""
     with reserved_port() as port:
         yield port
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """An empty directory for a project, whose scripts can import ``start``."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/start.py").write_text(START)
+    (tmp_path / "project").mkdir()
+    return (tmp_path / "project").resolve()
 
 
 @pytest.fixture(params=MODES)
@@ -118,7 +147,7 @@ def echo(site: Site) -> Callable[..., Any]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of pings and timeouts."""
     clock = Clock()
-    monkeypatch.setattr(connection, "time", clock)
+    monkeypatch.setattr(transport, "time", clock)
     return clock
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,40 +16,25 @@ import flask_uwsgi_websocket
 
 PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
 
-#: Each module may import only those before it.
+#: The folders and modules of the package. Each may import only those before it.
 ORDER = [
-    "wsgi",
+    "_uwsgi",
     "exceptions",
     "signals",
-    "deflate",
-    "frames",
-    "loops",
-    "channel",
-    "engine",
     "protocol",
-    "handshake",
-    "servers",
-    "limits",
+    "loops",
     "settings",
-    "stats",
+    "worker",
+    "hooks",
     "state",
     "connection",
-    "lifecycle",
-    "client",
-    "aio",
+    "servers",
     "typing",
-    "keepalive",
-    "shutdown",
-    "worker",
-    "process",
+    "dispatch",
     "middleware",
     "views",
     "blueprints",
     "testing",
-    "startup",
-    "runner",
-    "deployment",
-    "doctor",
     "cli",
     "extension",
     "__init__",
@@ -58,10 +44,13 @@ ORDER = [
 REQUIRED = {"blinker", "click", "flask", "werkzeug"}
 
 
-def imports(nodes: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the imports of some code, without those for type checkers."""
+def imports(nodes: list[ast.stmt], *, for_types: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports of some code.
+
+    :param for_types: whether to yield those for type checkers, too.
+    """
     for node in nodes:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
             yield from imports(node.orelse)
             continue
         for inner in ast.walk(node):
@@ -69,20 +58,44 @@ def imports(nodes: list[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
                 yield inner
 
 
-def test_every_module_has_its_place() -> None:
-    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_imports_only_those_before_it(module: str) -> None:
-    allowed = {"_speedups", *ORDER[: ORDER.index(module)]}  # compiled, and importing channel alone
-    for node in imports(ast.parse((PACKAGE / f"{module}.py").read_text()).body):
+def imported(module: Path) -> Iterator[Path]:
+    """Yield the modules of the package that a module imports."""
+    for node in imports(ast.parse((PACKAGE / module).read_text()).body, for_types=True):
         if isinstance(node, ast.ImportFrom) and node.level:
-            names = {node.module} if node.module else {alias.name for alias in node.names}
-            assert names <= allowed, f"line {node.lineno}"
+            start = PACKAGE.joinpath(*module.parts[: len(module.parts) - node.level])
+            target = start.joinpath(*(node.module or "").split("."))
+            for name in (
+                [target.with_suffix(".py")] if node.module else [start / f"{each.name}.py" for each in node.names]
+            ):
+                if not name.exists():
+                    name = target / "__init__.py"
+                if name.exists():  # else it is compiled
+                    yield name.relative_to(PACKAGE)
         else:
             names = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
             assert PACKAGE.name not in {str(name).partition(".")[0] for name in names}, "import it relatively"
+
+
+def place(module: Path) -> int:
+    return ORDER.index(module.parts[0].removesuffix(".py"))
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(ORDER) == {module.parts[0].removesuffix(".py") for module in MODULES}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_imports_only_what_is_below_its_folder(module: Path) -> None:
+    for other in imported(module):
+        assert other.parts[0] == module.parts[0] or place(other) < place(module), other
+
+
+def test_no_modules_import_each_other() -> None:
+    order = TopologicalSorter({module: list(imported(module)) for module in MODULES})
+    order.prepare()  # raises a CycleError
 
 
 def run_python(code: str, path: Path | None = None) -> str:
@@ -186,7 +199,7 @@ print(package.uwsgi)
 
 def test_the_package_needs_at_run_time_what_its_metadata_says() -> None:
     imported = set()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             for inner in imports([node]):
                 if isinstance(inner, ast.ImportFrom):

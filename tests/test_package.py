@@ -16,17 +16,17 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
-from inprocess import wait_until
-from ports import reserved_port
-from test_docs import PACKAGE, block_not_run
 from websockets.sync.client import connect
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+from support.inprocess import wait_until
+from support.pages import PACKAGE, block_not_run
+from support.paths import ROOT
+from support.ports import reserved_port
 
-ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.live, pytest.mark.once, pytest.mark.timeout(300)]
 
 #: What is not the project's own, but left by its tools.
-LEFT_BY_TOOLS = ("__pycache__", ".*", "build", "dist", "instance", "*.egg-info", "*.so", "*.py[cod]", "_speedups.c")
+LEFT_BY_TOOLS = ("__pycache__", ".*", "build", "dist", "instance", "*.egg-info", "*.so", "*.py[cod]", "_*.c")
 
 DEADLINE = 30
 
@@ -53,7 +53,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, where nothing else builds."""
     path = tmp_path_factory.mktemp("beside") / Path(PACKAGE).name
     shutil.copytree(ROOT, path, ignore=shutil.ignore_patterns(*LEFT_BY_TOOLS))
-    shutil.copytree(ROOT / ".ci", path / ".ci")
+    for name in (".ci", ".github"):
+        shutil.copytree(ROOT / name, path / name)
+    shutil.copy(ROOT / ".pre-commit-config.yaml", path)
     return path
 
 
@@ -80,15 +82,15 @@ def test_the_source_has_every_file(checkout: Path, built: Path) -> None:
     assert {name.lower() for name in packed - made} == {name.lower() for name in ours - {*made}}
 
 
-def test_the_wheel_has_the_package_and_its_extension(checkout: Path, built: Path) -> None:
+def test_the_wheel_has_the_package_and_its_extensions(checkout: Path, built: Path) -> None:
     (path,) = built.glob("*.whl")
     package = checkout / "flask_uwsgi_websocket"
     ours = {str(path.relative_to(checkout)) for path in package.rglob("*") if path.is_file()}
     with zipfile.ZipFile(path) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    (extension,) = packed - ours
-    assert re.fullmatch(r"flask_uwsgi_websocket/_speedups\..*\.so", extension)
-    assert ours - packed == {"flask_uwsgi_websocket/_speedups.pyx"}
+    extensions = {f"flask_uwsgi_websocket/{name}" for name in ("connection/_channel", "protocol/_frames")}
+    assert {re.sub(r"\..*\.so$", "", path) for path in packed - ours} == extensions
+    assert ours - packed == {path for path in ours if path.endswith((".pyx", ".pxd"))}
 
 
 def test_pypi_takes_both_and_shows_no_dead_link(built: Path) -> None:
@@ -164,8 +166,11 @@ def test_without_a_compiler_the_developer_is_told_which_engine_serves(
     project, environ = without_a_compiler
     (project / "app.py").write_text(APP.format(extension="WebSocket", port=1))
     (project / "uwsgi.ini").write_text("[uwsgi]\nmaster = true\nthreads = 9\n")
-    said = "pure Python, as there was no C compiler: install gcc and Python's header files, then this package again"
+    said = (
+        "missing, as there was no C compiler, and pure Python runs instead: install gcc and Python's header files, "
+        "then reinstall this package"
+    )
     doctor = run(["flask", "websocket", "doctor", "uwsgi.ini"], project, environ)
-    assert doctor == f"The engine is {said}.\nNothing in uwsgi.ini hurts.\n"
-    code = "from flask_uwsgi_websocket.startup import describe; print(describe(['uwsgi'], {}, None, False))"
-    assert f"   Engine      {said}\n" in run(["python", "-c", code], project, environ)
+    assert doctor == f"The C extension is {said}.\nNothing in uwsgi.ini harms WebSockets.\n"
+    code = "from flask_uwsgi_websocket.cli.startup import describe; print(describe(['uwsgi'], {}, None, False))"
+    assert f"   C extension {said}\n" in run(["python", "-c", code], project, environ)

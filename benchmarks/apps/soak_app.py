@@ -13,7 +13,8 @@ from flask import Flask, Response
 from greenlet import greenlet
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import engine, keepalive
+from flask_uwsgi_websocket.protocol import speedups
+from flask_uwsgi_websocket.worker import housekeeper
 
 MODE = os.environ["MODE"]
 
@@ -108,8 +109,8 @@ def status() -> dict[str, object]:
     gc.collect()
     return {
         "pid": os.getpid(),
-        "engine": "compiled" if engine.COMPILED else "pure Python",
-        "connections": len(keepalive.connections()),
+        "functions": "compiled" if speedups.COMPILED else "pure Python",
+        "connections": len(housekeeper.connections()),
         "greenlets": 0 if MODE == "threads" else count_greenlets(),
         "blocks": sys.getallocatedblocks(),
     }

@@ -12,7 +12,7 @@ from flask_uwsgi_websocket import AsyncioWebSocket, ConnectionClosed
 app = Flask(__name__, template_folder="../templates")
 websocket = AsyncioWebSocket(app)
 
-# The members of each room, in this process: a room that is spread over several needs a broker such as Redis.
+# The members of each room in this process. A room in several processes needs a broker such as Redis.
 rooms = defaultdict(set)
 
 
@@ -43,8 +43,8 @@ async def broadcast(room, **message):
 
 
 async def send(member, text):
-    with suppress(ConnectionClosed):  # it has just left, as its own handler will tell
-        await member.send(text, timeout=1)  # one that does not read is dropped
+    with suppress(ConnectionClosed):  # the member has just left, and its own handler ends
+        await member.send(text, timeout=1)  # a member that does not read is dropped
 
 
 if __name__ == "__main__":

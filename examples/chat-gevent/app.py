@@ -11,7 +11,7 @@ from flask_uwsgi_websocket import ConnectionClosed, GeventWebSocket
 app = Flask(__name__, template_folder="../templates")
 websocket = GeventWebSocket(app)
 
-# The members of each room, in this process: a room that is spread over several needs a broker such as Redis.
+# The members of each room in this process. A room in several processes needs a broker such as Redis.
 rooms = defaultdict(set)
 
 
@@ -38,9 +38,9 @@ def chat(ws, room):
 
 def broadcast(room, **message):
     text = app.json.dumps(message)
-    for member in list(rooms[room]):  # a copy, since members come and go while this one is sent to
-        with suppress(ConnectionClosed):  # it has just left, as its own handler will tell
-            member.send(text, timeout=1)  # one that does not read is dropped, so that the others need not wait
+    for member in list(rooms[room]):  # a copy, because members come and go during a send
+        with suppress(ConnectionClosed):  # the member has just left, and its own handler ends
+            member.send(text, timeout=1)  # a member that does not read is dropped, so that the others need not wait
 
 
 if __name__ == "__main__":

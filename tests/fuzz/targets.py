@@ -19,15 +19,15 @@ from typing import Any
 
 from werkzeug.exceptions import HTTPException
 
-import flask_uwsgi_websocket._speedups as _speedups
-from flask_uwsgi_websocket import frames, protocol
-from flask_uwsgi_websocket.channel import WAIT
-from flask_uwsgi_websocket.connection import Connection
-from flask_uwsgi_websocket.deflate import Deflate, DeflateParameters, MessageTooBig
+import flask_uwsgi_websocket.protocol._frames as _frames
+from flask_uwsgi_websocket.connection.channel import WAIT
+from flask_uwsgi_websocket.connection.transport import Transport
 from flask_uwsgi_websocket.exceptions import ConnectionClosed
-from flask_uwsgi_websocket.handshake import negotiate_handshake, parse_extensions, parse_origin
-from flask_uwsgi_websocket.loops import ThreadLoop
-from flask_uwsgi_websocket.protocol import Protocol, is_valid_close_code
+from flask_uwsgi_websocket.loops.threads import ThreadLoop
+from flask_uwsgi_websocket.protocol import frames, protocol
+from flask_uwsgi_websocket.protocol.deflate import Deflate, DeflateParameters, MessageTooBig
+from flask_uwsgi_websocket.protocol.handshake import negotiate_handshake, parse_extensions, parse_origin
+from flask_uwsgi_websocket.protocol.protocol import Protocol, is_valid_close_code
 from flask_uwsgi_websocket.settings import Settings
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -35,7 +35,7 @@ CORPUS = Path(__file__).with_name("corpus")
 #: The engines, and the parser that does without one.
 ENGINES: dict[str, Any] = {
     "pure": frames,
-    "compiled": _speedups,
+    "compiled": _frames,
     "neither": SimpleNamespace(
         apply_mask=frames.apply_mask, frame=frames.frame, take_messages=lambda data, position, *others: position
     ),
@@ -162,33 +162,23 @@ def fuzz_connection(data: bytes) -> None:
         expected = [echo_by_protocol(oracle, part) for part in parts]
     theirs, ours = socketpair()
     theirs.setblocking(False)
-    connection = Connection({})
+    duplicate = RawSocket(fileno=os.dup(ours.fileno()))
+    settings = Settings(max_message_size=subject.limit)
+    connection = Transport(duplicate, lambda: None, ThreadLoop(), settings, subject.deflate())
     try:
-        connection._attach(Lender(ours), ThreadLoop(), Settings(max_message_size=subject.limit), subject.deflate())
-        connection._start(b"")
+        connection.start(b"")
         for part, (messages, sent) in zip(parts, expected, strict=True):
             with suppress(OSError):  # it has shut down
                 theirs.send(part)
             assert echo_by_connection(connection) == messages
             assert receive(theirs) == sent
-        assert connection.close_code == (oracle.closed and oracle.closed.code)
+        assert (connection.protocol.closed and connection.protocol.closed.code) == (
+            oracle.closed and oracle.closed.code
+        )
     finally:
-        connection._detach()
+        connection.detach()
         theirs.close()
         ours.close()
-
-
-class Lender:
-    """A server that lends a socket."""
-
-    def __init__(self, sock: RawSocket) -> None:
-        self._sock = sock
-
-    def open(self) -> RawSocket:
-        return RawSocket(fileno=os.dup(self._sock.fileno()))
-
-    def release(self) -> None:
-        pass
 
 
 def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], bytes]:
@@ -201,20 +191,20 @@ def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], 
     return messages, sent
 
 
-def echo_by_connection(connection: Connection) -> list[str | bytes]:
+def echo_by_connection(connection: Transport) -> list[str | bytes]:
     """Take all messages that are there, and send them back."""
     messages: list[str | bytes] = []
-    connection._enter_wait()
-    connection._leave_wait()
+    connection.enter_wait()
+    connection.leave_wait()
     with suppress(ConnectionClosed):  # after the end
-        while (message := connection._take()) is not None:
+        while (message := connection.take()) is not None:
             if message is not WAIT:
                 messages.append(message)
-            elif not connection._is_on_a_run():
+            elif not connection.is_on_a_run():
                 break
     with suppress(ConnectionClosed):
         for message in messages:
-            assert connection._put(message)
+            assert connection.put(message)
     return messages
 
 

@@ -16,7 +16,7 @@ from .extensions import db, login_manager, websocket
 def create_app(**config: Any) -> Flask:
     """Make the application.
 
-    :param config: configuration for this one app; environment variables such as ``COMMUNITY_SECRET_KEY`` come next.
+    :param config: configuration for this app. It overrides environment variables such as ``COMMUNITY_SECRET_KEY``.
     """
     app = Flask(__name__)
     app.config.from_mapping(
@@ -40,7 +40,7 @@ def create_app(**config: Any) -> Flask:
     with app.app_context():
         db.create_all()
         open_first_room()
-        db.engine.dispose()  # uWSGI forks now, and a connection to a database must not go along
+        db.engine.dispose()  # uWSGI forks next, and a fork must not share a database connection
 
     @app.get("/")
     def index() -> Response:

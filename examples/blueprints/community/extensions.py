@@ -19,11 +19,11 @@ websocket = GeventWebSocket()
 
 @websocket.after_websocket
 def release_database(response: Response) -> Response:
-    """Give the database connection back that the checks before the handshake have used.
+    """Give back the database connection that the checks before the handshake have used.
 
-    The context of a WebSocket lasts as long as it does, perhaps for hours. After the handshake, the database is used
-    in short ones: in those of ``ws.messages()``, and ``with ws.message_context():``. Objects that were looked up
-    before, such as ``current_user``, stay as they were.
+    The context of a WebSocket lasts as long as the WebSocket, perhaps for hours. After the handshake, handlers use the
+    database in short contexts: those of ``ws.messages()`` and of ``with ws.message_context():``. Objects that were
+    looked up before, such as ``current_user``, stay as they were.
     """
     db.session.remove()
     return response

@@ -1,4 +1,4 @@
-"""Open WebSockets in groups: those of a user, those in a room."""
+"""Groups of open WebSockets, such as all of a user or all in a room."""
 
 from collections import defaultdict
 from collections.abc import Hashable
@@ -11,7 +11,7 @@ from flask_uwsgi_websocket import ConnectionClosed, WebSocketClient
 
 
 class Groups:
-    """WebSockets by what they have in common, each with a label. It knows those of this process only."""
+    """The WebSockets of this process in groups, each group under a key and each WebSocket with a label."""
 
     def __init__(self) -> None:
         self._groups: defaultdict[Hashable, dict[WebSocketClient, str]] = defaultdict(dict)
@@ -26,15 +26,15 @@ class Groups:
             del self._groups[key]
 
     def members(self, key: Hashable) -> list[WebSocketClient]:
-        return list(self._groups.get(key, ()))  # a copy, since members come and go while one is sent to
+        return list(self._groups.get(key, ()))  # a copy, because members come and go during a send
 
     def labels(self, key: Hashable) -> list[str]:
-        """Return the different labels of a group, sorted."""
+        """Return the distinct labels of a group, sorted."""
         return sorted(set(self._groups.get(key, {}).values()))
 
     def send(self, key: Hashable, **message: Any) -> None:
-        """Send the same to all members of a group."""
+        """Send a message to all members of a group."""
         text = current_app.json.dumps(message)
         for ws in self.members(key):
-            with suppress(ConnectionClosed):  # it has just left, as its own handler will tell
-                ws.send(text, timeout=1)  # one that does not read is dropped, so that the others need not wait
+            with suppress(ConnectionClosed):  # the client has just left, and its own handler ends
+                ws.send(text, timeout=1)  # a client that does not read is dropped, so that the others need not wait

@@ -1,6 +1,6 @@
-"""The key of sessions, and protection against what other sites make a browser do: a token in every form, and headers.
+"""The key that signs sessions, and protection against other sites: a token in every form, and response headers.
 
-WebSockets need no token: the extension refuses a handshake whose Origin is another site.
+WebSockets need no token, because the extension refuses a handshake whose Origin is another site.
 """
 
 import os
@@ -13,9 +13,9 @@ from flask import Flask, Response, abort, request, session
 
 
 def secret_key(directory: Path) -> str:
-    """Return the key that signs sessions, made once and kept in a file, so that a restart logs nobody out.
+    """Return the key that signs sessions. It is made once and kept in a file, so that a restart logs nobody out.
 
-    :param directory: where the file is, which only its owner may read.
+    :param directory: the directory of the file, which only its owner may read.
     """
     path = directory / "secret_key"
     if not path.exists():
@@ -23,8 +23,8 @@ def secret_key(directory: Path) -> str:
         with NamedTemporaryFile("w", dir=directory) as file:  # readable by its owner only
             file.write(secrets.token_hex())
             file.flush()
-            with suppress(FileExistsError):  # another process was faster, and all use its key
-                os.link(file.name, path)  # so the key appears as a whole
+            with suppress(FileExistsError):  # another process was faster, and all processes use its key
+                os.link(file.name, path)  # makes the key appear as a whole
     return path.read_text()
 
 
@@ -43,7 +43,7 @@ def csrf_token() -> str:
 
 
 def check_token() -> None:
-    """Refuse a form that none of our own pages has sent."""
+    """Refuse a form that does not come from one of our own pages."""
     if request.method in {"GET", "HEAD", "OPTIONS"}:
         return
     expected, given = session.get("csrf_token"), request.form.get("csrf_token", "")
@@ -52,7 +52,7 @@ def check_token() -> None:
 
 
 def add_headers(response: Response) -> Response:
-    """Let pages load and run nothing but files of ours, and nobody show them in a frame."""
+    """Allow pages to load and run only our own files, and forbid other sites to show the pages in a frame."""
     response.headers["Content-Security-Policy"] = (
         "default-src 'self'; img-src data:; connect-src 'self' ws: wss:; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-"""An app of its own for each test, and people who use it. Nothing here needs a server or gevent's patches."""
+"""An app for each test, and people who use it. The tests need neither a server nor gevent's patches."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ PASSWORD = "a long password"
 
 
 class Person:
-    """Somebody with a browser."""
+    """A person with a browser."""
 
     def __init__(self, client: WebSocketTestClient) -> None:
         self.client = client
@@ -50,13 +50,13 @@ def app(tmp_path: Path) -> Flask:
 
 @pytest.fixture
 def stranger(app: Flask) -> Person:
-    """Somebody who has not signed up."""
+    """A person who has not signed up."""
     return Person(app.test_client())
 
 
 @pytest.fixture
 def member(app: Flask) -> Callable[[str], Person]:
-    """Call it with a name for somebody who has signed up, and is logged in."""
+    """A function that signs up a person by name and returns the person, logged in."""
 
     def sign_up(name: str) -> Person:
         person = Person(app.test_client())

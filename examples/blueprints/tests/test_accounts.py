@@ -1,4 +1,4 @@
-"""Who may come in, and what becomes of WebSockets when somebody goes."""
+"""Logins, and the end of WebSockets at a logout."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Rooms: what is said in one, is heard by all in it, and by nobody else."""
+"""Rooms: a message reaches all in its room, and nobody else."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from flask_uwsgi_websocket import HandshakeRejected, WebSocketTestConnection
 
 
 def said(ws: WebSocketTestConnection) -> list[tuple[str, str]]:
-    """Return who has said what, in the next news of a room."""
+    """Return the authors and texts in the next message of a room."""
     news = ws.receive_json()
     assert news["type"] == "messages"
     return [(message["author"], message["text"]) for message in news["messages"]]

@@ -1,4 +1,4 @@
-"""Who is in a room: whoever is connected."""
+"""Presence: the connected users are in the room."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from flask_uwsgi_websocket import WebSocketTestConnection
 
 
 def people(ws: WebSocketTestConnection) -> tuple[list[str], list[str]]:
-    """Return who is in the room and who was, by the next news."""
+    """Return who is in the room and who was there earlier, from the next message."""
     news = ws.receive_json()
     assert news["type"] == "people"
     return news["here"], [each["name"] for each in news["earlier"]]

@@ -1,4 +1,4 @@
-"""The key of sessions."""
+"""The key that signs sessions."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

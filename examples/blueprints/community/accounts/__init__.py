@@ -1,4 +1,4 @@
-"""Who is who: sign up, log in, log out."""
+"""Accounts: sign up, log in, log out."""
 
 from .views import accounts
 

@@ -16,10 +16,10 @@ class User(Model, UserMixin):
     name: Mapped[str] = mapped_column(db.String(32), unique=True)
     password_hash: Mapped[str]
     login_key: Mapped[str] = mapped_column(unique=True, default=secrets.token_urlsafe)
-    """What the session cookie names the user by. With a new one, all cookies given out so far are void."""
+    """The key that names the user in the session cookie. A new key makes all earlier cookies void."""
 
     def get_id(self) -> str:
-        """Called by Flask-Login."""
+        """Return the key. Flask-Login calls this method."""
         return self.login_key
 
     def set_password(self, password: str) -> None:

@@ -1,4 +1,4 @@
-"""The pages of accounts, and what a login means to WebSockets. A plain blueprint: it has none of its own."""
+"""The pages of accounts. This plain blueprint has no WebSockets, but closes those of a user who logs out."""
 
 import re
 
@@ -59,7 +59,7 @@ def sign_up() -> Response | tuple[str, int]:
 
 
 def begin_session(user: User) -> Response:
-    session.clear()  # whatever somebody may have known of the one before
+    session.clear()  # somebody else may know the session from before the login
     login_user(user)
     room = request.args.get("room")
     return redirect(url_for("chat.room", room=room) if room else url_for("chat.rooms"))
@@ -68,7 +68,7 @@ def begin_session(user: User) -> Response:
 @accounts.post("/logout")
 @login_required
 def log_out() -> Response:
-    """End all sessions of the user, and with them the WebSockets: an open one would not notice by itself."""
+    """End all sessions of the user and close their WebSockets, which would not notice the logout."""
     user_id = current_user.id
     current_user.log_out_everywhere()
     db.session.commit()
@@ -81,7 +81,7 @@ def log_out() -> Response:
 
 @login_manager.unauthorized_handler
 def unauthorized() -> Response:
-    """Answer for ``@login_required``: a page leads to the login and back, while a WebSocket cannot be led anywhere."""
+    """Answer for ``@login_required``. A page redirects to the login and back; a WebSocket cannot be redirected."""
     if request.url_rule is not None and request.url_rule.websocket:
         abort(401)
     return redirect(url_for("accounts.login", room=(request.view_args or {}).get("room")))
@@ -89,11 +89,11 @@ def unauthorized() -> Response:
 
 @websocket.on_connect
 def remember(app: Flask, ws: WebSocketClient, **extra: object) -> None:
-    """Note every WebSocket of the app with its user, to close it when the user logs out."""
+    """Remember each WebSocket of the app with its user, to close it when the user logs out."""
     if not current_user.is_authenticated:
         return
     sockets.add(current_user.id, ws)
-    with ws.message_context():  # where current_user is looked up again
+    with ws.message_context():  # looks current_user up again
         is_still_logged_in = current_user.is_authenticated
     if not is_still_logged_in:
         ws.close(4401, "logged out")

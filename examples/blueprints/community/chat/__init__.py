@@ -1,4 +1,4 @@
-"""Rooms to chat in."""
+"""Chat rooms."""
 
 from .views import chat
 

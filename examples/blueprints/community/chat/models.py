@@ -1,4 +1,4 @@
-"""Rooms, and what is said in them."""
+"""Rooms and their messages."""
 
 import time
 from typing import Any
@@ -32,18 +32,18 @@ class Message(Model):
 
 
 def last_messages(room: str, count: int = 50) -> list[dict[str, Any]]:
-    """Return what was said last in a room, the oldest first."""
+    """Return the last messages in a room, the oldest first."""
     query = db.select(Message).filter_by(room=room).order_by(Message.id.desc()).limit(count)
     return [message.as_dict() for message in reversed(db.session.scalars(query).all())]
 
 
 def store_message(room: str, author_id: int, text: str) -> dict[str, Any]:
-    """Store what somebody says."""
+    """Store a message and return it as a dictionary."""
     message = Message(room=room, author_id=author_id, text=text)
     db.session.add(message)
     db.session.flush()
     stored = message.as_dict()
-    db.session.commit()  # the last of it, so that the connection to the database is free again
+    db.session.commit()  # last, because it gives the database connection back
     return stored
 
 

@@ -1,4 +1,4 @@
-"""The pages of the rooms, and the WebSocket behind each: views of one blueprint."""
+"""The pages of the rooms and the WebSocket of each page, in one blueprint."""
 
 import json
 import re
@@ -20,7 +20,7 @@ chat.register_blueprint(presence)
 
 MAX_LENGTH = 2000  # characters of a message
 
-#: The WebSockets in each room, by its name.
+#: The WebSockets in each room, by the name of the room.
 sockets = Groups()
 
 
@@ -41,7 +41,7 @@ def open_room() -> Response:
     db.session.add(Room(name=name))
     try:
         db.session.commit()
-    except IntegrityError:  # there is one already, which will do
+    except IntegrityError:  # the room exists already, which is fine
         db.session.rollback()
     return redirect(url_for(".room", room=name))
 
@@ -53,19 +53,19 @@ def room(room: str) -> str:
     return render_template("chat/room.html", room=room, max_length=MAX_LENGTH)
 
 
-@chat.websocket("/<room>", max_message_size=2**14)  # the URL of its page: one is ws:, the other http:
+@chat.websocket("/<room>", max_message_size=2**14)  # the same URL as the page's, with ws: for http:
 @login_required
 def talk(ws: WebSocketClient, room: str) -> None:
     """Take part in the conversation of a room."""
-    db.get_or_404(Room, room)  # before the handshake, the answer to an error is plain HTTP
+    db.get_or_404(Room, room)  # before the handshake, an error is answered with plain HTTP
     ws.accept()
-    sockets.add(room, ws)  # before the last messages are read: the client may get one twice, and misses none
+    sockets.add(room, ws)  # before last_messages(): the client may get a message twice, but misses none
     try:
         with ws.message_context():
             messages = last_messages(room)
         ws.send_json({"type": "messages", "messages": messages})
-        for message in ws.messages():  # in between, no connection to the database is held
-            if not current_user.is_authenticated:  # looked up for each message: by now, somebody may have logged out
+        for message in ws.messages():  # between messages, the handler holds no database connection
+            if not current_user.is_authenticated:  # looked up for each message, as the user may have logged out
                 abort(401)  # after the handshake, this closes with 4401
             try:
                 text = text_of(message)
@@ -78,14 +78,14 @@ def talk(ws: WebSocketClient, room: str) -> None:
 
 
 def text_of(message: str | bytes) -> str:
-    """Return the text of what a client has sent, which may be anything.
+    """Return the text in a client's message, which may contain anything.
 
-    :raises ValueError: when it is not what our page sends.
+    :raises ValueError: when the message is not one that our page sends.
     """
     try:
         value = json.loads(message)
         text = value["text"].strip()
-        text.encode()  # "\ud800" is valid JSON, and no text
+        text.encode()  # "\ud800" is valid JSON, but not text
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise ValueError('A message is JSON such as {"text": "hello"}.') from None
     if not 0 < len(text) <= MAX_LENGTH:

@@ -1,4 +1,4 @@
-"""Who is in a room: a blueprint nested in that of the rooms."""
+"""Who is in a room: a blueprint nested in the blueprint of the rooms."""
 
 from .views import people_in, presence
 

@@ -1,4 +1,4 @@
-"""Who was in which room."""
+"""Past visits to rooms."""
 
 import time
 
@@ -18,12 +18,12 @@ class Visit(Model):
 
 
 def store_visit(room: str, user_id: int) -> None:
-    """Store that somebody leaves a room now."""
+    """Store that a user leaves a room now."""
     db.session.merge(Visit(room=room, user_id=user_id, ended_at=time.time()))
     db.session.commit()
 
 
 def last_visits(room: str, count: int = 20) -> list[tuple[str, float]]:
-    """Return who was in a room and until when, the latest first."""
+    """Return the names of past visitors and the ends of their visits, the latest first."""
     query = db.select(User.name, Visit.ended_at).join_from(Visit, User).filter(Visit.room == room)
     return [(name, at) for name, at in db.session.execute(query.order_by(Visit.ended_at.desc()).limit(count))]

@@ -1,4 +1,4 @@
-"""A WebSocket that says who is in a room. The listeners below do all of it: to be connected is to be present."""
+"""A WebSocket that reports who is in a room. A connected user is present, so the listeners below do all the work."""
 
 from flask import Flask, request
 from flask_login import current_user, login_required
@@ -12,7 +12,7 @@ from .models import last_visits, store_visit
 
 presence = WebSocketBlueprint("presence", __name__, url_prefix="/<room>/presence")
 
-#: The WebSockets that watch each room, by its name; labelled with the name of the user.
+#: The WebSockets that watch each room, by the name of the room. Their labels are the names of the users.
 sockets = Groups()
 
 
@@ -23,9 +23,9 @@ def people_in(room: str) -> list[str]:
 @presence.websocket("/")
 @login_required
 def watch(ws: WebSocketClient, room: str) -> None:
-    """Be present in a room, and hear who else is."""
+    """Make the user present in a room, and report who else is there."""
     db.get_or_404(Room, room)
-    for _ in ws:  # until it closes: there is nothing to say here
+    for _ in ws:  # until it closes: the client sends nothing
         pass
 
 
@@ -38,15 +38,15 @@ def arrived(app: Flask, ws: WebSocketClient, **extra: object) -> None:
 
 @presence.on_close
 def left(app: Flask, ws: WebSocketClient, **extra: object) -> None:
-    room, user_id = request.view_args["room"], current_user.id  # of the time of the handshake, while in
+    room, user_id = request.view_args["room"], current_user.id  # the user of the handshake
     sockets.discard(room, ws)
-    with ws.message_context():  # current_user is looked up again, and who has logged out is nobody
+    with ws.message_context():  # current_user is looked up again, and anonymous after a logout
         store_visit(room, user_id)
     tell(ws, room)
 
 
 def tell(ws: WebSocketClient, room: str) -> None:
-    """Tell all in a room who is there."""
+    """Send the list of people to all in a room."""
     with ws.message_context():
         visits = last_visits(room)
     here = people_in(room)

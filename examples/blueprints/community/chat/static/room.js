@@ -1,4 +1,4 @@
-// A window in a room: one WebSocket for the conversation, one for who is there. Both addresses come from url_for().
+// The window of a room: one WebSocket for messages, one for the list of people. url_for() makes both addresses.
 const { me, talk, presence } = document.currentScript.dataset;
 const [state, log, here, earlier, say, text, send, error] =
   ["state", "log", "here", "earlier", "say", "text", "send", "error"].map((id) => document.getElementById(id));
@@ -6,7 +6,7 @@ const draft = `draft of ${me}: ${talk}`; // the key in sessionStorage, which out
 let conversation;
 
 keepConnected(presence, showPeople, (what, socket) => {
-  if (!socket) here.replaceChildren(); // nobody knows
+  if (!socket) here.replaceChildren(); // who is there is unknown
 });
 keepConnected(
   talk,
@@ -15,7 +15,7 @@ keepConnected(
     conversation = socket;
     send.disabled = !socket;
     const seconds = element("span", countdown);
-    seconds.ariaHidden = "true"; // or else a screen reader reads each of them out
+    seconds.ariaHidden = "true"; // otherwise a screen reader reads out every second
     state.replaceChildren(what, seconds);
     state.className = socket ? "open" : "";
   },
@@ -30,8 +30,8 @@ function keepConnected(url, take, show) {
     socket.onopen = () => { failures = 0; show("connected", socket); };
     socket.onmessage = ({ data }) => take(JSON.parse(data));
     socket.onclose = ({ code }) => {
-      if (code === 4401) return location.reload(); // logged out, in another window: the page leads to the login
-      const seconds = Math.min(30, 2 ** failures++) * (0.5 + Math.random() / 2); // so that not all come back at once
+      if (code === 4401) return location.reload(); // logged out in another window: the page redirects to the login
+      const seconds = Math.min(30, 2 ** failures++) * (0.5 + Math.random() / 2); // random, so that not all come back at once
       retryAt(Date.now() + seconds * 1000);
     };
   }
@@ -40,24 +40,24 @@ function keepConnected(url, take, show) {
     const milliseconds = then - Date.now(), seconds = Math.ceil(milliseconds / 1000);
     if (seconds <= 0) return retry();
     show("disconnected", null, `, next try in ${seconds} s`);
-    setTimeout(retryAt, milliseconds - (seconds - 1) * 1000, then); // when the number is another one
+    setTimeout(retryAt, milliseconds - (seconds - 1) * 1000, then); // when the number changes
   }
 
   async function retry() {
-    // A script is not told why a handshake was refused. The page is: it redirects whoever is not logged in.
+    // A script cannot learn why a handshake was refused, but the page redirects a user who is not logged in.
     const page = await fetch(location.href, { method: "HEAD", redirect: "manual" }).catch(() => null);
     if (page?.type === "opaqueredirect") location.reload();
     else connect();
   }
 
-  // Browsers keep a page that was left, for the back button, and its WebSockets open. When it is shown again, onclose
-  // comes, and with it a new connection.
+  // For the back button, browsers keep a left page with open WebSockets. When the page is shown again, onclose runs and
+  // opens a new connection.
   addEventListener("pagehide", () => socket.close());
   connect();
 }
 
 function showMessage({ id, author, text, sent_at }) {
-  if (document.getElementById(`message-${id}`)) return; // after a new connection, the last ones come again
+  if (document.getElementById(`message-${id}`)) return; // after a reconnect, the last messages come again
   const wasAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   const item = element("li", "", avatar(author), element("b", author), time(sent_at), element("p", text));
   item.id = `message-${id}`;
@@ -97,7 +97,7 @@ function avatar(name) {
 
 function element(tag, text, ...children) {
   const made = document.createElement(tag);
-  made.textContent = text; // never as HTML: names and messages are what others want them to be
+  made.textContent = text; // never as HTML: other people write names and messages
   made.append(...children);
   return made;
 }
@@ -116,7 +116,7 @@ text.value = sessionStorage.getItem(draft) ?? "";
 text.oninput = () => sessionStorage.setItem(draft, text.value);
 
 text.onkeydown = (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // with Shift, a new line
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // with Shift, Enter makes a new line
   event.preventDefault();
   say.requestSubmit();
 };

@@ -1,0 +1,1 @@
+"""The commands ``flask uwsgi``, ``flask websocket`` and ``flask routes``, and how they start uWSGI."""

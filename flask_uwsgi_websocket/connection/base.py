@@ -1,0 +1,721 @@
+"""The life of a connection in its application: hooks, the handshake, messages, signals, the end.
+
+This module connects the transport with Flask. Every method that may wait is a coroutine, as in ``transport.py``. The
+two kinds of clients give these coroutines their public names.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import uuid
+from asyncio import CancelledError
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from flask import Flask, Response, got_request_exception, has_request_context, request
+from flask.globals import app_ctx
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
+
+from .._uwsgi import uwsgi
+from ..exceptions import ConcurrencyError, ConnectionClosed
+from ..hooks import KINDS, Function
+from ..loops.base import Loop
+from ..loops.current import current_blocking_loop
+from ..protocol.handshake import Handshake
+from ..protocol.protocol import INTERNAL_ERROR, NORMAL_CLOSURE, SharedMessage, check_close
+from ..signals import (
+    websocket_message,
+    websocket_pong,
+    websocket_sent,
+)
+from ..state import Route
+from ..worker.stats import Counts
+from .channel import REENTERED, RUN_LENGTH
+from .session import current_session, forget_changes, forget_mere_refresh, forget_session, save_session
+from .transport import Answered, Transport
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from _typeshed.wsgi import WSGIEnvironment
+    from flask.ctx import AppContext
+
+#: Seconds between two checks of something that another thread, greenlet or task is about to finish.
+PATIENCE = 0.005
+
+#: Seconds after which the log reports that a handler waits for the peer of another connection.
+LONG_WAIT = 1.0
+
+#: The key of the client in the environ of its request.
+ENVIRON_KEY = "flask_uwsgi_websocket.client"
+
+#: Exceptions that end a handler, a hook or a listener, and nothing else. A SystemExit that went on to the server would
+#: cost uWSGI a thread, or hang a worker. A CancelledError, from awaiting a cancelled task, would end a gunicorn worker.
+_FAILURES = (Exception, SystemExit, CancelledError)
+
+logger = logging.getLogger("flask_uwsgi_websocket")
+
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+# The connection whose handshake is being prepared in this context.
+_preparing: ContextVar[BaseClient | None] = ContextVar("_preparing", default=None)
+
+
+class NotBegun(CancelledError):
+    """A call of a function of the application was cancelled before the function began."""
+
+
+class BaseClient:
+    """A connection in its application, from its upgrade request to its end: the base class of all clients.
+
+    Applications get one of its subclasses, such as :class:`WebSocketClient`. A client has a transport, and is complete
+    when it exists.
+
+    :param environ: the WSGI environ of the upgrade request.
+    :param app: the application.
+    :param route: what all connections of the endpoint have in common.
+    :param transport: the socket, with its buffers.
+    :param handshake: the valid upgrade request.
+    """
+
+    def __init__(
+        self, environ: WSGIEnvironment, app: Flask, route: Route, transport: Transport, handshake: Handshake
+    ) -> None:
+        #: Unique among all connections.
+        self.id: str = uuid.uuid4().hex
+        #: The WSGI environ of the upgrade request.
+        self.environ: WSGIEnvironment = environ
+        #: The negotiated subprotocol (RFC 6455 section 1.9), or None.
+        self.subprotocol: str | None = handshake.subprotocol
+        self._app = app
+        self._route = route
+        self._transport = transport
+        transport.owner = ref(self)
+        #: The loop in which the connection waits.
+        self.loop: Loop = transport.loop
+        self._message_listeners = route.functions["message"]  # looked up for every message
+        self._handshake = handshake
+        self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
+        self._context = copy_context()
+        # For the log: the rule, because the path may contain a token.
+        self._rule = str(request.url_rule or "-")
+        self._peer = request.remote_addr
+        # The first caller that needs the handshake claims it, with the write lock. The transport knows its outcome.
+        self._claimed = False
+        self._claimant: object = None
+        self._is_notifying = False  # websocket_connected is being sent
+        self._has_notified_closed = False
+        # A message whose delivery was cancelled, and the functions that were not called with it.
+        self._undelivered: tuple[str | bytes, deque[Function]] | None = None
+        # When the client began to wait for the handshake, on the monotonic clock.
+        self._waits_since = time.monotonic()
+
+    @classmethod
+    def refused(cls, environ: WSGIEnvironment, app: Flask, route: Route) -> BaseClient:
+        """Return the client of a request that was refused before it had a handshake, for ``websocket_rejected``."""
+        transport = Transport(None, lambda: None, current_blocking_loop(), route.settings)
+        return cls(environ, app, route, transport, Handshake("", (), None, None))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self._rule}>"
+
+    # State
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor of the connection; -1 once the connection is closed."""
+        return self._transport.fd
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be exchanged: the handshake was not refused and neither side has closed."""
+        return self._transport.is_open
+
+    @property
+    def latency(self) -> float | None:
+        """The round trip of the last answered ping, in seconds; None before the first one."""
+        return self._transport.latency
+
+    @property
+    def was_slow(self) -> bool:
+        """Whether the connection was dropped because the peer read too slowly."""
+        return self._transport.was_slow
+
+    @property
+    def timeout(self) -> float | None:
+        """The ``ping_interval`` in seconds, under its name of 0.6.1; None when pings are off."""
+        return self._route.settings.ping_interval
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the Close frame, of either side, that ended the connection; None while the connection is open.
+
+        1005 means a Close frame without a code; 1006 means no Close frame (RFC 6455 section 7.1.5).
+        """
+        closed = self._transport.protocol.closed
+        return None if closed is None else closed.code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason that came with :attr:`close_code`."""
+        closed = self._transport.protocol.closed
+        return None if closed is None else closed.reason
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the handshake was sent."""
+        return self._transport.accepted
+
+    def counts(self) -> Counts:
+        """Return how many messages and bytes were received and sent so far."""
+        return self._transport.counts()
+
+    # Calls of the application's functions
+
+    def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine of this connection to its end, in the thread or greenlet that serves the request."""
+        raise NotImplementedError
+
+    def _current_blocker(self) -> object:
+        """Return what a waiting call blocks, such as the thread; None where the call suspends instead."""
+        return None
+
+    async def _call(self, context: Context | None, function: Function, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the application, and wait for it if it is a coroutine function.
+
+        :param context: the context to run it in; None for the current one.
+        """
+        raise NotImplementedError
+
+    def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run *coroutine* for a caller that cannot wait: now if it does not wait either, otherwise a little later."""
+        raise NotImplementedError
+
+    async def _notify(self, kind: str, **kwargs: Any) -> None:
+        """Call the listeners of a kind, then the receivers of its signal, each in the connection's contexts.
+
+        Each call gets a copy of the contexts: calls may run at the same time in several threads, greenlets or tasks.
+        """
+        await self._notify_each(self._listeners(kind), kind, **kwargs)
+
+    def _listeners(self, kind: str) -> deque[Function]:
+        signal = KINDS[kind].signal
+        receivers = () if signal is None or signal.is_muted else signal.receivers_for(self._app)
+        return deque((*self._route.functions[kind], *receivers))
+
+    async def _notify_each(self, pending: deque[Function], kind: str, **kwargs: Any) -> None:
+        """Call the functions in *pending*, and remove each one: an interruption leaves the others there."""
+        signal = KINDS[kind].signal
+        while pending:
+            function = pending.popleft()
+            try:
+                await self._call(self._context.copy(), function, self._app, ws=self, **kwargs)
+            except _FAILURES as error:
+                if isinstance(error, CancelledError) and KINDS[kind].cancellable:
+                    if isinstance(error, NotBegun):
+                        pending.appendleft(function)
+                    raise
+                self._app.logger.exception("%r failed on the signal %s of %r", function, signal and signal.name, self)
+
+    def on_event(self, event: Answered) -> None:
+        """Handle an event of the transport, without a lock: in the caller of receive(), or beside the housekeeper."""
+        if websocket_pong.receivers or self._route.functions["pong"]:
+            self._run_aside(self._notify("pong", latency=event.latency))
+
+    def message_context(self) -> AppContext:
+        """Return a new application context, for a ``with`` statement in the handler or a receiver.
+
+        ``teardown_appcontext`` functions run at its end, so that, for example, a database connection is returned to its
+        pool. ``request`` and ``session`` stay the same, and ``g`` is new. On Flask 3.2, where the application and
+        request context are one, ``teardown_request`` functions run, too.
+        """
+        copy = getattr(self._app_context, "copy", self._app.app_context)
+        context: AppContext = copy()
+        return context
+
+    # The handshake
+
+    async def _accept(self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Send the handshake now (RFC 6455 section 4.2.2). Does nothing when the handshake was sent before.
+
+        ``after_websocket`` hooks may add headers to the 101 response. It sets the session's cookie if the session has
+        changed.
+
+        :param subprotocol: the subprotocol to select, instead of the client's first choice among those of the route.
+            The client must have offered it.
+        :param headers: more headers for the 101 response.
+        :raises ValueError: when the client has not offered *subprotocol*, or a header cannot be sent.
+        :raises RuntimeError: when there are *headers* or another *subprotocol* after the handshake was sent.
+        :raises ConnectionClosed: when the handshake was refused.
+        """
+        headers = list(headers)
+        if self._claimed and (headers or subprotocol not in {None, self.subprotocol}):
+            raise RuntimeError("the handshake has been sent: call accept() before anything is sent or received")
+        if subprotocol is not None and subprotocol not in self._handshake.offered_subprotocols:
+            raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
+        self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
+        await self._ensure_accepted(subprotocol, headers)
+
+    async def _ensure_accepted(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = (), *, saves_session: bool = True
+    ) -> None:
+        if self._transport.refused:
+            raise self._transport.refused_error()
+        blocker = self._current_blocker()
+        with self._transport.write_lock:
+            is_mine = not self._claimed
+            if is_mine:
+                self._claimed, self._claimant = True, blocker
+        if not is_mine:
+            if _preparing.get() is self:
+                raise RuntimeError("an after_websocket hook runs before the handshake: it cannot send or receive")
+            if not self._transport.accepted and blocker is not None and blocker == self._claimant:
+                raise ConcurrencyError(REENTERED)  # the call would wait for itself
+            while not self._transport.accepted and not self._transport.refused:
+                await self.loop.sleep(PATIENCE)
+            if self._transport.refused:
+                raise self._transport.refused_error()
+            return
+        try:
+            more = await self._prepare(headers, saves_session)
+            self.subprotocol = subprotocol or self.subprotocol
+            response = self._handshake.response(self.subprotocol, more)
+        except BaseException as error:
+            # _serve() raises it for the handler of this connection. This caller may be another handler, in a broadcast.
+            error = _as_exception(error)
+            is_interrupt = not isinstance(error, Exception)
+            self._transport.handshake_error = RuntimeError("the handshake was interrupted") if is_interrupt else error
+            self._transport.refuse()
+            if is_interrupt:
+                raise
+            self._transport.refusal = f"the handshake was refused: {error!r}"
+            raise self._transport.refused_error() from error
+        self._is_notifying = True
+        try:
+            self._transport.start(response)
+            self._route.stats.on_open(self._transport)
+            logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
+            await self._notify("connect")
+        finally:
+            self._is_notifying = False
+
+    async def _prepare(self, headers: Iterable[tuple[str, str]], saves_session: bool) -> Headers:
+        """Return the headers of the 101 response, with those that the hooks and the session add."""
+        response = self._app.response_class(status=101)
+        response.headers = Headers(headers)
+        context = self._context.copy()
+        context.run(_preparing.set, self)
+        for hook in self._route.functions["after"]:
+            response = await self._call(context, hook, response)
+            if not isinstance(response, Response):
+                raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
+        context.run(save_session if saves_session else forget_changes, self._app, response)
+        return response.headers
+
+    def tick(self, *, read_ahead: bool = True) -> None:
+        """Do what is due, without waiting. Before the handshake, check whether the client still waits for it."""
+        if self._transport.accepted:
+            self._transport.tick(read_ahead=read_ahead)
+        elif not self._transport.refused:
+            self._watch_handshake(time.monotonic() - self._waits_since)
+
+    def _watch_handshake(self, age: float) -> None:
+        """Refuse the handshake when the client has left, or has waited too long.
+
+        The handler goes on, because nothing can interrupt its wait. It still counts as a connection.
+        """
+        timeout = self._route.settings.handshake_timeout
+        if self._transport.has_left():
+            gone = Response(status="499 Client Closed Request")  # nginx logs this status; no client reads it
+            if self._transport.refuse_unasked(
+                "the client has left before the handshake was sent", HTTPException(response=gone)
+            ):
+                logger.info(
+                    "WebSocket %s: the client has left before the handshake was sent, %s from %s, %.1f s",
+                    self.id,
+                    self._rule,
+                    self._peer,
+                    age,
+                )
+        elif timeout is not None and age > timeout:
+            error = ServiceUnavailable("The handshake was not sent in time.")
+            if self._transport.refuse_unasked(f"the handshake was not sent within {timeout:g} s", error, _UNAVAILABLE):
+                logger.warning(
+                    "WebSocket %s: the handler of %s has not sent the handshake within %g s, and the client got 503. "
+                    "If the handler waits for something else first, call ws.accept() before that, or give the route "
+                    'accept="early". The limit is WEBSOCKET_HANDSHAKE_TIMEOUT.',
+                    self.id,
+                    self._rule,
+                    timeout,
+                )
+
+    # Messages
+
+    async def _receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Wait for the next message.
+
+        :param timeout: the most seconds to wait; None waits as long as the connection lasts.
+        :returns: ``str`` for a text message, ``bytes`` for a binary message; None, once, when the connection has
+            closed.
+        :raises TimeoutError: when the time has passed. No message is lost.
+        :raises ConnectionClosed: when it is called again after it has returned None.
+        :raises ConcurrencyError: when another thread, greenlet or task is receiving.
+        """
+        if not self._transport.accepted:
+            await self._ensure_accepted()
+        message = await self._transport.receive(timeout)
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
+            with self._delivery(message) as notification:
+                await notification
+        return message
+
+    @contextmanager
+    def _delivery(self, message: str | bytes) -> Iterator[Coroutine[Any, Any, None]]:
+        """Yield the coroutine that calls the listeners and receivers of a message before the handler gets it.
+
+        If the caller is cancelled meanwhile, the next call delivers the message, and no listener gets it twice.
+        """
+        if self._undelivered is not None and self._undelivered[0] is message:
+            pending = self._undelivered[1]
+        else:
+            pending = self._listeners("message")
+        self._undelivered = None
+        try:
+            yield self._notify_each(pending, "message", message=message)
+        except BaseException:
+            self._undelivered = message, pending
+            self._transport.give_back(message)
+            raise
+
+    async def _receive_json(self, timeout: float | None = None) -> Any:
+        """Receive a message and parse it as JSON, with ``app.json``. See :meth:`receive`.
+
+        :raises ConnectionClosed: when the connection has closed, because None means a JSON null.
+        :raises ValueError: when the message is not JSON.
+        """
+        message = await self._receive(timeout)
+        if message is None:
+            raise self._transport.end_error()
+        try:
+            return self._app.json.loads(message)
+        except RecursionError:
+            raise ValueError("the message is not JSON: it is nested too deeply") from None
+
+    def recv_nb(self) -> str | bytes | None:
+        """Return a message that has arrived already, or None, without waiting.
+
+        :raises ConnectionClosed: when the connection has closed.
+        :raises ConcurrencyError: when another thread, greenlet or task is receiving.
+        """
+        if not self._transport.accepted:
+            self._run_aside(self._ensure_accepted())
+            if not self._transport.accepted:
+                return None
+        message = self._transport.receive_now()
+        if (websocket_message.receivers or self._message_listeners) and message is not None:
+            with self._delivery(message) as notification:
+                self._run_aside(notification)
+        return message
+
+    async def _send(
+        self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None
+    ) -> None:
+        """Send a message: ``str`` as text, bytes as binary.
+
+        It waits while more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them.
+
+        :param binary: as in 0.6.1: True sends binary and False sends text, for both types of *message*.
+        :param timeout: the most seconds to wait before the connection is dropped. Without it, the connection is dropped
+            when the peer reads nothing for ``WEBSOCKET_SEND_TIMEOUT``, or less than ``WEBSOCKET_MIN_READ_RATE``.
+        :raises ConnectionClosed: when the connection has closed, or was dropped.
+        :raises TypeError: when *message* is neither ``str`` nor bytes.
+        :raises ValueError: when *message* has lone surrogates, or is bytes to be sent as text and not UTF-8.
+        """
+        if not self._transport.accepted:
+            await self._ensure_accepted()
+        if not self._transport.put(message, binary):
+            await self._send_when_possible(message, binary, timeout)
+        if self._transport.work >= RUN_LENGTH or websocket_sent.receivers:
+            await self._after_send(message)
+
+    async def _send_when_possible(
+        self, message: str | ReadableBuffer, binary: bool | None, timeout: float | None
+    ) -> None:
+        began = time.monotonic()
+        try:
+            await self._transport.send_when_possible(message, binary, timeout)
+        finally:
+            if timeout is None and (waited := time.monotonic() - began) > LONG_WAIT:
+                self._warn_of_wait(waited)
+
+    def _warn_of_wait(self, seconds: float) -> None:
+        """Log, once, that the handler of another connection has waited for this connection's peer."""
+        sender = _current_client()
+        if sender not in {None, self} and self._route.warned.is_first_time("wait"):
+            self._app.logger.warning(
+                "%r has waited %.1f s to send to %r, whose client does not read. To send to other connections, use "
+                "broadcast(), which does not wait, send(timeout=), or a queue for each handler. This warning is logged "
+                "once.",
+                sender,
+                seconds,
+                self,
+            )
+
+    async def _send_from_sharedarea(self, id: int, pos: int, *, binary: bool) -> None:
+        """Send the content of uWSGI's shared area *id* from *pos* on, as a binary or text message.
+
+        :raises RuntimeError: outside of uWSGI.
+        """
+        if uwsgi is None:
+            raise RuntimeError("only uWSGI has shared areas: run the app in uWSGI, with its option sharedarea")
+        await self._send(uwsgi.sharedarea_read(id, pos), binary)
+
+    async def _after_send(self, message: str | ReadableBuffer) -> None:
+        if self._transport.work >= RUN_LENGTH:
+            self._transport.work = 0
+            await self.loop.sleep(0)
+        if websocket_sent.receivers:
+            await self._notify("sent", message=message)
+
+    def offer(self, shared: SharedMessage) -> bool:
+        """Send a message of a broadcast without waiting; return False, having sent nothing, when the output is full.
+
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        message = shared.message
+        if not self._transport.accepted:
+            self._run_aside(self._send(message))
+            return True
+        whole = None if self._route.settings.text_as_bytes else self._transport.protocol.shared_frame(shared)
+        was_sent = self._transport.put(message) if whole is None else self._transport.put_frame(whole)
+        if was_sent and websocket_sent.receivers:
+            self._run_aside(self._notify("sent", message=message))
+        return was_sent
+
+    async def _ping(self) -> None:
+        """Send a Ping. :attr:`.latency` has the round trip once the Pong is read (RFC 6455 section 5.5.2).
+
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        if not self._transport.accepted:
+            await self._ensure_accepted()
+        self._transport.ping()
+
+    async def _close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
+        """Close the connection, and wait for the peer's Close frame, at most ``WEBSOCKET_CLOSE_TIMEOUT``.
+
+        Does nothing when the connection is closed already. If the handshake was not sent yet, it is sent first, and
+        with the session's cookie only if the connection's own handler calls this.
+
+        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+        :param reason: at most 123 bytes of UTF-8.
+        :param wait: False returns at once, for example to close many connections.
+        :raises ValueError: when *code* or *reason* is not valid.
+        """
+        check_close(code, reason)
+        if not self._transport.refused:
+            if not self._transport.accepted:
+                # A caller from outside, such as a logout, may just have ended the session, too.
+                await self._ensure_accepted(saves_session=_current_client() is self)
+            self._transport.begin_close(code, reason)
+            if wait:
+                await self._transport.finish_close()
+
+    # The handler
+
+    async def _serve(self, handler: Callable[[], Awaitable[Any]]) -> Any:
+        """Run the hooks and *handler*, and then close the connection, also after an exception.
+
+        :returns: the value that a hook or the handler returned before the handshake: it becomes the HTTP response.
+        """
+        failure: BaseException | None = None
+        try:
+            try:
+                value = await self._call_before_hooks()
+                if value is None:
+                    self._context = copy_context()
+                    if self._route.settings.accept == "early":
+                        await self._ensure_accepted()
+                    value = await handler()
+            except BaseException as error:
+                if self._transport.refuse():
+                    failure = _as_exception(error)
+                    if self.is_end(error) and self._transport.handshake_error is not None:
+                        failure = self._transport.handshake_error
+                    raise failure from failure.__cause__
+                failure = error
+                await self._fail(error)
+                if not _is_failure(error):
+                    raise
+            else:
+                if value is not None and self._transport.refuse() and self._transport.handshake_error is None:
+                    return value
+            with suppress(ConnectionClosed):  # close() sends the handshake if need be, which a hook may refuse
+                await self._close()
+            if self._transport.handshake_error is not None:
+                failure = self._transport.handshake_error
+                raise failure
+            return None
+        finally:
+            self.detach()
+            if self._transport.accepted:
+                await self._notify_closed()
+                self._check_session()
+            else:
+                forget_mere_refresh(self._app)
+                if self._transport.is_answered or not current_session().modified:
+                    forget_session(self._app)
+            if isinstance(failure, HTTPException) or self.is_end(failure):
+                failure = None  # an HTTP response or the end of the connection, not a failure
+            for hook in self._route.functions["teardown"]:
+                try:
+                    await self._call(None, hook, failure)
+                except _FAILURES:
+                    self._app.logger.exception("the teardown_websocket hook %r failed", hook)
+
+    def detach(self) -> None:
+        """Return the socket to the server. Does nothing the second time."""
+        self._transport.detach()
+        if self.environ.get(ENVIRON_KEY) is self:
+            # uWSGI reuses the environ for another request. The client in the environ would keep itself alive.
+            self.environ = {key: value for key, value in self.environ.items() if value is not self}
+
+    def is_end(self, error: BaseException | None) -> bool:
+        """Return whether *error* means the end of this connection. That of another one is a failure of the handler."""
+        return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
+
+    async def _call_before_hooks(self) -> Any:
+        for hook in self._route.functions["before"]:
+            value = await self._call(None, hook)
+            if value is not None:
+                return value
+        return None
+
+    async def _fail(self, error: BaseException) -> None:
+        """Begin to close the connection after an exception of the handler, and report the exception."""
+        if self.is_end(error):
+            self._transport.begin_close(NORMAL_CLOSURE, "")
+        elif isinstance(error, HTTPException):
+            self._transport.begin_close(*closing_of(error))
+        else:
+            self._transport.begin_close(*closing_of(error), "error")
+            if _is_failure(error):
+                got_request_exception.send(self._app, exception=error)
+                hint = ""
+                if isinstance(error, ConnectionClosed):
+                    hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
+                    hint += "ConnectionClosed around that send(), or use broadcast()"
+                self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=sys.exc_info())
+                await self._notify("error", exception=error)
+
+    # The end of the worker
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """The seconds that the handler may take to end when the worker ends."""
+        return self._route.settings.shutdown_timeout
+
+    def begin_shutdown(self, code: int, reason: str) -> None:
+        """Begin to close the connection because the worker ends. Does nothing before the handshake."""
+        if self._transport.accepted:
+            self._transport.begin_close(code, reason, "shutdown")
+
+    def end_if_silent(self) -> None:
+        """End TCP although the client has not answered the Close frame, because the handler may wait for the answer.
+
+        The system still delivers what was sent, with the Close frame, so that a slow client does not get 1006.
+        """
+        if self._transport.accepted and not self._transport.is_done():
+            with self._transport.write_lock:
+                self._transport.lose()
+
+    async def abandon(self) -> None:
+        """Drop the connection, and send its signals, because its handler has not ended in time and the process ends."""
+        if self._transport.accepted:
+            self._transport.abort("the server has ended")
+            self._is_notifying = False  # a receiver of websocket_connected may hang
+            await self._notify_closed()
+
+    async def _notify_closed(self) -> None:
+        with self._transport.write_lock:
+            was_notified, self._has_notified_closed = self._has_notified_closed, True
+        if was_notified:
+            return
+        while self._is_notifying:  # websocket_connected comes before websocket_closed
+            await self.loop.sleep(PATIENCE)
+        closed = self._transport.protocol.closed
+        assert closed is not None
+        duration = time.monotonic() - self._transport.started_at
+        self._route.stats.on_close(self._transport, closed.code)
+        logger.info(
+            "WebSocket %s closed: %s %r by %s, %s from %s, %.1f s, %d messages received, %d sent",
+            self.id,
+            closed.code,
+            closed.reason,  # quoted, because the peer chooses it and could forge a line
+            self._transport.who_ended(),
+            self._rule,
+            self._peer,
+            duration,
+            self._transport.messages_received,
+            self._transport.messages_sent,
+        )
+        await self._notify(
+            "close",
+            code=closed.code,
+            reason=closed.reason,
+            initiator=self._transport.who_ended(),
+            duration=duration,
+            messages_received=self._transport.messages_received,
+            messages_sent=self._transport.messages_sent,
+        )
+
+    def _check_session(self) -> None:
+        """Warn once that changes of the session after the handshake are lost, because no response carries them."""
+        current = current_session()
+        is_null = self._app.session_interface.is_null_session(current)
+        if current.modified and not is_null and self._route.warned.is_first_time("session"):
+            self._app.logger.warning(
+                "The session was changed in %r after the handshake, and is not saved: change it before the first "
+                "receive() or send(), or in an HTTP view.",
+                request.path,
+            )
+
+    async def notify_rejected(self, response: Response) -> None:
+        """Send ``websocket_rejected``: Flask answers the upgrade request with *response*."""
+        self._route.stats.on_rejection()
+        await self._notify("rejected", response=response)
+
+
+def _current_client() -> BaseClient | None:
+    """Return the connection whose handler, hook or listener runs in this context, or None."""
+    return request.environ.get(ENVIRON_KEY) if has_request_context() else None
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Return whether *error* is a failure of a handler. Others, such as KeyboardInterrupt, go on to the server."""
+    gevent = sys.modules.get("gevent")  # its Timeout derives from BaseException
+    return isinstance(error, _FAILURES) or (gevent is not None and isinstance(error, gevent.Timeout))
+
+
+def _as_exception(error: BaseException) -> BaseException:
+    """Return a failure before the handshake as an Exception, because Flask handles nothing else."""
+    if isinstance(error, Exception) or not _is_failure(error):
+        return error
+    failure = RuntimeError(f"a handler or hook of a WebSocket raised {error!r} before its handshake")
+    failure.__cause__ = error
+    return failure
+
+
+def closing_of(error: BaseException) -> tuple[int, str]:
+    """Return the code and the reason with which an exception of a handler closes its connection."""
+    if isinstance(error, HTTPException):
+        status = error.code or error.get_response().status_code
+        if status < 1000:
+            return 4000 + status, error.name if error.code else ""
+    return INTERNAL_ERROR, "internal error"

@@ -1,0 +1,1 @@
+"""How threads, greenlets and tasks wait: a module for each concurrency mode. Nothing here knows about WebSockets."""

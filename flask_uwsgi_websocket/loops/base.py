@@ -1,0 +1,83 @@
+"""The interface between a connection and its concurrency mode: wait, call back, let other connections run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+#: A function that runs repeatedly. It returns the seconds until its next run, or None to stop.
+Tick = Callable[[], "float | None"]
+
+
+class Loop(Protocol):
+    """The operations of every mode.
+
+    The awaitable operations wait. In asyncio they suspend the task. In threads and greenlets they block the caller and
+    never suspend, so that :func:`run` can run them to their end. All other operations may be called from any thread.
+    """
+
+    #: Whether callbacks run while a handler waits for anything.
+    gives_way: bool
+
+    def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
+        """Wait until *fd* is readable or has ended. Return False when *timeout* seconds have passed."""
+
+    def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
+        """Wait until *fd* is writable or has ended. Return False when *timeout* seconds have passed."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let the other connections of this worker run for *seconds*, which may be 0."""
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        """Call *callback* whenever *fd* is writable, until it returns False."""
+
+    def forget(self, fd: int) -> None:
+        """Drop the callback for *fd*. The connection closes *fd* only when nobody waits for it."""
+
+    def run_aside(self, function: Callable[[], None]) -> None:
+        """Call *function* where it may wait and holds nobody up. Called by a tick."""
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        """Call *tick* after *interval* seconds, and again after each delay that it returns."""
+
+
+class BlockingLoop(Loop, Protocol):
+    """The operations of the modes that block: threads and gevent."""
+
+    def block_until_readable(self, fd: int) -> None:
+        """Wait until *fd* is readable or has ended."""
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that blocks instead of suspending, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise RuntimeError("a coroutine that should block has suspended")  # pragma: no cover
+
+
+def allocate_lock() -> threading.Lock:
+    """Return a lock of the interpreter, even where gevent has patched ``threading``.
+
+    Only sections that never wait may hold it, so that no greenlet waits for a lock of another greenlet.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return threading.Lock()
+    lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")()
+    return lock
+
+
+def allocate_rlock() -> threading.RLock:
+    """Return a lock as :func:`allocate_lock` does, which the thread that holds it may acquire again."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return threading.RLock()
+    lock: threading.RLock = monkey.get_original("_thread", "RLock")()
+    return lock

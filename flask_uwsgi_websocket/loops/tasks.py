@@ -1,0 +1,176 @@
+"""The loop for asyncio: tasks wait in their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+from weakref import WeakValueDictionary
+
+from .base import T, Tick
+
+logger = logging.getLogger("flask_uwsgi_websocket")
+
+
+class AsyncioLoop:
+    """Waits in an asyncio event loop. Only the thread of that event loop may wait and call :meth:`forget`."""
+
+    gives_way = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # asyncio keeps one reader and one writer for a descriptor; here any number of tasks may wait. A reader stays
+        # with its descriptor until it is called while no task waits, because most often a task soon waits again.
+        self._readers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._writers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._callbacks: dict[int, Callable[[], bool]] = {}
+
+    def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
+        if fd not in self._readers:
+            self._loop.add_reader(fd, self._readable, fd)
+            self._readers[fd] = []
+        return self._wait(self._readers[fd], timeout)
+
+    def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
+        self._loop.add_writer(fd, self._writable, fd)
+        return self._wait(self._writers.setdefault(fd, []), timeout)
+
+    def _wait(self, waiting: list[asyncio.Future[bool]], timeout: float | None) -> Awaitable[bool]:
+        """Return an awaitable for the wait: a bare future, if possible, as a coroutine around it doubles the cost."""
+        if waiting:  # futures of other tasks, or of tasks that were cancelled
+            waiting[:] = [future for future in waiting if not future.done()]
+        future = self._loop.create_future()
+        waiting.append(future)
+        return future if timeout is None else self._wait_at_most(future, timeout)
+
+    async def _wait_at_most(self, future: asyncio.Future[bool], timeout: float) -> bool:
+        timer = self._loop.call_later(timeout, _set_result, future, False)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _readable(self, fd: int) -> None:
+        waiting = self._readers[fd]
+        if not waiting:
+            self._forget_reader(fd)
+        for future in waiting:
+            _set_result(future, True)
+        waiting.clear()
+
+    def _forget_reader(self, fd: int) -> None:
+        if fd in self._readers:
+            self._loop.remove_reader(fd)
+            for future in self._readers.pop(fd):
+                _set_result(future, True)
+
+    def _writable(self, fd: int) -> None:
+        for future in self._writers.pop(fd, ()):
+            _set_result(future, True)
+        callback = self._callbacks.get(fd)
+        if callback is None or not callback():
+            self._callbacks.pop(fd, None)
+            self._loop.remove_writer(fd)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        self._loop.call_soon_threadsafe(self._watch, fd, callback)
+
+    def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
+        if not callback():  # fd may have been closed meanwhile, and another connection may have its number
+            return
+        self._callbacks[fd] = callback
+        self._loop.add_writer(fd, self._writable, fd)
+
+    def forget(self, fd: int) -> None:
+        self._callbacks.pop(fd, None)
+        self._loop.remove_writer(fd)
+        self._forget_reader(fd)
+        for future in self._writers.pop(fd, ()):
+            _set_result(future, True)
+
+    def run_aside(self, function: Callable[[], None]) -> None:
+        function()  # in the loop's thread nothing waits but tasks
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, tick)
+
+    def _run(self, tick: Tick) -> None:
+        delay = tick()
+        if delay is not None:
+            self._loop.call_later(delay, self._run, tick)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in a task that sees the caller's context variables. May be called from any thread.
+
+        An exception goes to the future alone: raised in the task, a SystemExit would end the event loop.
+        """
+        result: Future[T] = Future()
+
+        async def run() -> None:
+            try:
+                result.set_result(await coroutine)
+            except BaseException as error:
+                result.set_exception(error)
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return result
+
+
+def _set_result(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+_asyncio_loops: WeakValueDictionary[int, AsyncioLoop] = WeakValueDictionary()
+
+
+def current_asyncio_loop() -> AsyncioLoop:
+    """Return the loop for the event loop that is running in this thread.
+
+    :raises RuntimeError: when no event loop is running.
+    """
+    return _asyncio_loop(asyncio.get_running_loop())
+
+
+def background_asyncio_loop() -> AsyncioLoop:
+    """Return the loop for coroutines on a server without an event loop. All its threads share this one.
+
+    The loop runs in a thread of its own. It lives as long as the process, because objects that coroutines share, such
+    as a queue, belong to one event loop.
+    """
+    global _background
+    with _starting:
+        if _background is None or not _background[0].is_alive():  # the thread did not survive a fork
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=_keep_running, args=(loop,), name="flask-uwsgi-websocket-asyncio", daemon=True
+            )
+            thread.start()
+            _background = thread, _asyncio_loop(loop)
+        return _background[1]
+
+
+def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the event loop of all handlers, and run it again when a task ends it by an exit or ``stop()``."""
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException:
+            logger.exception("a task would have ended the event loop of all coroutine handlers")
+
+
+_background: tuple[threading.Thread, AsyncioLoop] | None = None
+_starting = threading.Lock()  # keeps two threads from starting a loop each
+
+
+def _asyncio_loop(running: asyncio.AbstractEventLoop) -> AsyncioLoop:
+    loop = _asyncio_loops.get(id(running))
+    if loop is None:
+        loop = _asyncio_loops[id(running)] = AsyncioLoop(running)
+    return loop

@@ -1,0 +1,102 @@
+"""The loop for threads: each thread waits in poll(2)."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from .base import Tick
+
+#: The longest timeout of poll(2) in milliseconds: 24 days.
+_LONGEST_POLL = 2**31 - 1
+
+
+class ThreadLoop:
+    """Waits with poll(2) in the caller's thread. A background thread runs the callbacks and the tick until it stops."""
+
+    gives_way = False
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held around the attributes below
+        self._writers: dict[int, Callable[[], bool]] = {}
+        self._wake: socket.socket | None = None
+
+    async def wait_readable(self, fd: int, timeout: float | None) -> bool:
+        return _poll(fd, select.POLLIN, timeout)
+
+    def block_until_readable(self, fd: int) -> None:
+        _poll(fd, select.POLLIN, None)
+
+    async def wait_writable(self, fd: int, timeout: float | None) -> bool:
+        return _poll(fd, select.POLLOUT, timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds:  # the interpreter switches threads by itself
+            time.sleep(seconds)
+
+    def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
+        with self._lock:
+            self._writers[fd] = callback
+            if self._wake is not None:
+                with suppress(BlockingIOError):  # the socket is full of wake-ups already
+                    self._wake.send(b"\0")
+
+    def forget(self, fd: int) -> None:
+        with self._lock:
+            self._writers.pop(fd, None)
+
+    def run_aside(self, function: Callable[[], None]) -> None:
+        threading.Thread(target=function, name="flask-uwsgi-websocket-aside", daemon=True).start()
+
+    def run_every(self, interval: float, tick: Tick) -> None:
+        pair = socket.socketpair()  # outside of the thread, so that the caller sees when descriptors have run out
+        try:
+            arguments = (interval, tick, *pair)
+            threading.Thread(target=self._run, args=arguments, name="flask-uwsgi-websocket", daemon=True).start()
+        except BaseException:
+            for each in pair:
+                each.close()
+            raise
+
+    def _run(self, interval: float, tick: Tick, woken: socket.socket, wake: socket.socket) -> None:
+        wake.setblocking(False)
+        with self._lock:
+            self._wake = wake
+        try:
+            delay: float | None = interval
+            while delay is not None:
+                self._write_until(woken, delay)
+                delay = tick()
+        finally:
+            with self._lock:
+                if self._wake is wake:  # a newer thread may have replaced it
+                    self._wake = None
+            woken.close()
+            wake.close()
+
+    def _write_until(self, woken: socket.socket, interval: float) -> None:
+        deadline = time.monotonic() + interval
+        while (remaining := deadline - time.monotonic()) > 0:
+            poll = select.poll()
+            poll.register(woken, select.POLLIN)
+            with self._lock:
+                writers = dict(self._writers)
+            for fd in writers:
+                poll.register(fd, select.POLLOUT)
+            for fd, _ in poll.poll(remaining * 1000):
+                if fd == woken.fileno():
+                    woken.recv(4096)
+                elif not writers[fd]():
+                    with self._lock:
+                        if self._writers.get(fd) is writers[fd]:
+                            del self._writers[fd]
+
+
+def _poll(fd: int, event: int, timeout: float | None) -> bool:
+    poll = select.poll()  # select(2) would end at descriptor 1,023
+    poll.register(fd, event)
+    return bool(poll.poll(None if timeout is None else min(max(0.0, timeout) * 1000, _LONGEST_POLL)))

@@ -1,0 +1,1 @@
+"""The WSGI servers, one file each: how they lend sockets, how many requests they serve, how their processes end."""

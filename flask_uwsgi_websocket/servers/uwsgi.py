@@ -1,0 +1,136 @@
+"""uWSGI: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
+
+This module has the socket and the capacity. :mod:`.uwsgi_worker` has the event loop and the end of a worker.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from _socket import socket as RawSocket  # gevent replaces socket.socket by a class whose recv() waits
+from _socket import socketpair
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING
+
+from werkzeug.exceptions import BadRequest
+
+from .._uwsgi import uwsgi
+from ..loops.base import allocate_lock
+from ..worker.admission import Capacity
+from .base import EARLY_DATA, Server
+from .uwsgi_worker import handle_signals_in_gevent, prepare_workers
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+
+class UwsgiServer(Server):
+    """uWSGI, with any loop engine.
+
+    Use an instance in the thread or greenlet that serves the request, because uWSGI finds the request by it.
+    """
+
+    @classmethod
+    def serves(cls, environ: WSGIEnvironment) -> bool:
+        """Return whether uWSGI runs this process."""
+        return uwsgi is not None
+
+    @classmethod
+    def capacity(cls) -> Capacity:
+        """Return how many cores this worker has. With threads, each core waits for requests with its own descriptor."""
+        return Capacity(uwsgi.cores, descriptors_per_core=0 if uwsgi.loop in {b"gevent", b"asyncio"} else 1)
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Prepare every worker after its fork. Does nothing outside of uWSGI."""
+        prepare_workers()
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        options = uwsgi.opt
+        if environ.get("UWSGI_ROUTER") == "http":
+            if options.keys() & {"http", "https"} and not options.keys() & {"http-websockets", "http-raw-body"}:
+                raise RuntimeError(
+                    "uWSGI's HTTP router drops the frames of WebSockets: start uwsgi with --http-websockets"
+                )
+        elif "HTTPS" in environ and "https-socket" in options:
+            raise RuntimeError(
+                "uWSGI gives no access to the TLS of --https-socket, so a WebSocket cannot use its connections: "
+                "use the --https router, or a proxy such as nginx that terminates TLS before uWSGI"
+            )
+        self._fd: int = uwsgi.connection_fd()
+
+    def watch(self) -> None:
+        """Handle signals in the gevent engine, because the application may have replaced uWSGI's ``post_fork_hook``."""
+        handle_signals_in_gevent()
+
+    def open(self) -> RawSocket:
+        """Duplicate ``uwsgi.connection_fd()``."""
+        _null_device()
+        _silent_socket()
+        sock = RawSocket(fileno=os.dup(self._fd))
+        sock.settimeout(0)  # socket.setdefaulttimeout() may have changed it
+        if _has_data(sock) or self._has_read_data(sock):
+            sock.close()
+            raise BadRequest(EARLY_DATA)
+        return sock
+
+    def _has_read_data(self, sock: RawSocket) -> bool:
+        """Return whether uWSGI's own buffer has data beyond the request, which uWSGI never returns.
+
+        ``chunked_read_nb()`` reads the buffer and then the socket. A silent socket takes the place of the client's
+        socket during the call, so that the duplicate still gets all later input. The call returns None when it finds
+        EAGAIN in errno. That may be stale, so another error is put into errno first. Data that may begin the length of
+        a chunk looks like no data. Of all frames, this applies only to a lone first byte of a compressed fragment.
+        """
+        os.dup2(_silent_socket().fileno(), self._fd, inheritable=False)
+        with suppress(OSError):
+            os.lseek(-1, 0, os.SEEK_CUR)
+        try:
+            return uwsgi.chunked_read_nb() is not None
+        except OSError:
+            return True
+        finally:
+            os.dup2(sock.fileno(), self._fd, inheritable=False)
+
+    def release(self) -> None:
+        """Let uWSGI write its response to the null device, so that its access log has the right status.
+
+        uWSGI's own descriptor is the last one of the connection. To replace it closes the connection.
+        """
+        os.dup2(_null_device(), self._fd, inheritable=False)
+
+
+def _has_data(sock: RawSocket) -> bool:
+    """Return whether the non-blocking *sock* has data to read."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:  # no data yet, or a reset, which the next read finds
+        return False
+
+
+def _silent_socket() -> RawSocket:
+    """Return a socket that never gets any data, so that reading it fails with EAGAIN."""
+    with _opening:
+        return _open_silent_sockets()[0]
+
+
+@cache
+def _open_silent_sockets() -> tuple[RawSocket, RawSocket]:
+    pair = socketpair()
+    pair[0].setblocking(False)
+    return pair
+
+
+def _null_device() -> int:
+    """Return a descriptor of the null device. It is opened early, because release() must not fail."""
+    with _opening:
+        return _open_null_device()
+
+
+@cache
+def _open_null_device() -> int:
+    return os.open(os.devnull, os.O_RDWR)
+
+
+_opening = allocate_lock()  # otherwise two threads that come first at once would each open one

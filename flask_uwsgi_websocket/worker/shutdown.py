@@ -1,0 +1,67 @@
+"""How a process that ends closes its connections: clients get a Close frame, and handlers get some time to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from random import random
+from time import monotonic
+
+from ..loops.base import Loop
+from ..protocol.protocol import GOING_AWAY, SERVICE_RESTART
+from .housekeeper import Connection
+
+#: Seconds between two checks of the connections.
+INTERVAL = 0.05
+
+#: The Close frames are spread over so many seconds per client, up to a maximum for all, so that the clients do not all
+#: connect again at once.
+SPREAD = 0.01
+LONGEST_SPREAD = 1.0
+
+
+class Shutdown:
+    """The shutdown of this process, run by one thread, greenlet or task.
+
+    :param loop: the loop in which it waits.
+    :param connections: returns the connections to close.
+    :param restarts: whether another process takes the place of this one: clients get 1012 instead of 1001.
+    :param mercy: the seconds after which the server kills this process.
+    """
+
+    def __init__(
+        self, loop: Loop, connections: Callable[[], list[Connection]], *, restarts: bool, mercy: float = inf
+    ) -> None:
+        self._loop = loop
+        self._connections = connections
+        self._code = SERVICE_RESTART if restarts else GOING_AWAY
+        self._reason = "the server restarts" if restarts else "the server stops"
+        self._longest = mercy - min(2, mercy / 2)
+        self._closing_at: dict[Connection, float] = {}
+
+    async def finish(self) -> bool:
+        """Close all connections and wait for their handlers; return whether all have ended in time."""
+        while self._close_connections():
+            await self._loop.sleep(INTERVAL)
+        late = self._connections()
+        for connection in late:
+            await connection.abandon()
+        return not late
+
+    def _close_connections(self) -> bool:
+        """Begin to close all connections that are open, new ones too; return whether to wait for any of them."""
+        now = monotonic()
+        current = self._connections()
+        new = [connection for connection in current if connection not in self._closing_at]
+        spread = min(SPREAD * len(new), LONGEST_SPREAD)
+        self._closing_at.update((connection, now + random() * spread) for connection in new)
+        is_waiting = False
+        for connection in current:
+            age = now - self._closing_at[connection]
+            timeout = min(connection.shutdown_timeout, self._longest)
+            if age >= 0:
+                connection.begin_shutdown(self._code, self._reason)
+            if age >= timeout / 2:
+                connection.end_if_silent()
+            is_waiting |= age < timeout
+        return is_waiting

@@ -1,0 +1,46 @@
+"""The contract of the channel's two twins, and what the transport adds to it."""
+
+from __future__ import annotations
+
+import re
+
+from flask_uwsgi_websocket.connection import transport
+from flask_uwsgi_websocket.connection.channel import Channel
+from support.paths import ROOT
+
+SOURCE = (ROOT / "flask_uwsgi_websocket/connection/_channel.pyx").read_text().partition("cdef class Channel:")[2]
+
+#: The attributes that the compiled twin shares with the transport.
+ATTRIBUTES = {
+    name
+    for line in re.findall(r"^    cdef (?:public|readonly) (.*)", SOURCE, re.MULTILINE)
+    for name in re.sub(r"^(?:long long|\w+) ", "", line).replace(" ", "").split(",")
+}
+
+#: The methods of the compiled twin, and those that it calls.
+METHODS = set(re.findall(r"^    def ([a-z]\w*)\(", SOURCE, re.MULTILINE))
+OWN = METHODS | set(re.findall(r"^    cdef [\w ]+ (\w+)\(", SOURCE, re.MULTILINE))
+CALLED = set(re.findall(r"\bself\.(\w+)\(", SOURCE))
+
+
+def left_to_the_transport() -> set[str]:
+    """Return the methods that the pure-Python twin declares without a body of their own."""
+    names = (name for name, member in vars(Channel).items() if callable(member))
+    return {name for name in names if "NotImplementedError" in getattr(Channel, name).__code__.co_names}
+
+
+def test_both_twins_share_the_same_attributes_with_the_transport() -> None:
+    assert set(Channel.__annotations__) == ATTRIBUTES
+
+
+def test_both_twins_have_the_same_methods() -> None:
+    declared = {name for name, member in vars(Channel).items() if callable(member) and not name.startswith("_")}
+    assert declared - left_to_the_transport() == METHODS
+
+
+def test_the_compiled_twin_calls_on_the_transport_what_the_contract_declares() -> None:
+    assert left_to_the_transport() == CALLED - OWN
+
+
+def test_the_transport_has_all_that_is_left_to_it() -> None:
+    assert left_to_the_transport() <= vars(transport.Transport).keys()

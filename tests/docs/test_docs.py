@@ -1,0 +1,635 @@
+"""The documentation says what is so: its names, its tables, and every block of code in it.
+
+A page is read as its reader would: in an empty directory, from its first block to its last. A block that is a file is
+saved, Python is executed, commands are run, what they print is compared, a server is started and used. Then somebody
+uses what the page has defined.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import http.client
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from threading import Semaphore
+from types import ModuleType
+from typing import Any
+
+import pytest
+from flask import Flask, request, session
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+from test_layers import ORDER
+from websockets.sync.client import connect
+
+import flask_uwsgi_websocket
+from flask_uwsgi_websocket import HandshakeRejected, WebSocket
+from flask_uwsgi_websocket.cli.doctor import read_ini
+from flask_uwsgi_websocket.settings import KEYS, Settings
+from flask_uwsgi_websocket.worker.stats import NAMES as COUNTERS
+from support.examples import DEADLINE, wait_for_text
+from support.inprocess import wait_until
+from support.needs import require
+from support.pages import BLOCKS, PACKAGE, PAGES, Block, block_not_run
+from support.paths import DOCS, ROOT
+
+#: How the blocks begin that are not run as the others are; and what is done instead, or why nothing is.
+NOT_RUN = {
+    "README.md: make run": "test_make_has_the_goals_of_the_readme",
+    "docs/installation.md: apt-get": "the tests run where these are installed",
+    "docs/installation.md: pip install": "test_package.py installs without a compiler",
+    "docs/cli.md: cd /srv/chat": "test_the_configuration_that_is_printed_is_as_shown",
+    "docs/cli.md:  * Serving": "cli/test_cli.py reads this from a terminal",
+    "docs/cli.md: ; /srv/chat/uwsgi.ini": "test_the_configuration_that_is_printed_is_as_shown",
+    "docs/cli.md: $ flask websocket stats": "live/test_stats.py has such counters",
+    "docs/deploying.md: adduser": "live/test_fronts.py installs the same files",
+    "docs/deploying.md: apt-get install nginx": "so it does with these",
+    "docs/deploying.md: live=": "it needs a certificate of Let's Encrypt",
+    "docs/how-it-works.md: __init__": "test_the_modules_are_listed_in_their_order",
+    "docs/migrating.md: from flask import Flask\nfrom flask_sock": "it is what one comes from",
+    "docs/modes.md: pip install greenlet": "test_uwsgi_is_compiled_as_by_the_makefile",
+    "docs/observability.md: WebSocket": "test_the_log_is_as_shown",
+    "docs/observability.md: stats": "test_the_metrics_are_those_of_all_counters",
+}
+
+#: Commands that are not run, as the environment of the tests is active already, and is of a checkout.
+ENVIRONMENT = {
+    "python3 -m venv .venv",
+    ". .venv/bin/activate",
+    "git clone https://github.com/zeekay/flask-uwsgi-websocket",
+}
+
+#: How commands begin that start a server.
+SERVERS = r"python (app|serve)\.py|flask .*\brun\b|flask run|gunicorn |uwsgi "
+
+#: What a page takes for granted: files.
+GIVEN = {
+    "docs/servers.md": {
+        "app.py": """\
+from flask import Flask
+from flask_uwsgi_websocket import WebSocket
+
+app = Flask(__name__)
+
+
+@WebSocket(app).route("/echo")
+def echo(ws):
+    for message in ws:
+        ws.send(message)
+"""
+    },
+    "docs/cli.md": {
+        "app.py": """\
+from chat import create_app
+
+app = create_app("development")
+""",
+        "chat.py": """\
+from flask import Flask
+from flask_uwsgi_websocket import GeventWebSocket, WebSocketBlueprint
+
+websocket = GeventWebSocket()
+chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
+
+
+@chat.websocket("/<room>")
+def talk(ws, room):
+    for message in ws:
+        ws.send(message)
+
+
+def create_app(kind):
+    app = Flask(__name__)
+    app.register_blueprint(chat)
+    app.add_url_rule("/", "index", lambda: kind)
+    websocket.init_app(app)
+    return app
+""",
+        "uwsgi.ini": """\
+[uwsgi]
+master = true
+enable-threads = true
+gevent = 100
+gevent-early-monkey-patch = true
+harakiri = 30
+""",
+    },
+}
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """Give the test, and what it starts, a network where nobody else has the port 5000."""
+    require("ip", "namespaces")
+    libc, clone_newnet = ctypes.CDLL(None), 0x40000000
+    with open("/proc/thread-self/ns/net") as before:
+        assert libc.unshare(clone_newnet) == 0
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+        finally:
+            libc.setns(before.fileno(), clone_newnet)
+
+
+class Reader:
+    """Does what a page says.
+
+    :param directory: an empty one.
+    :param server_uses: one for each server that the page starts.
+    """
+
+    def __init__(self, directory: Path, server_uses: Iterable[Callable[[int], None]]) -> None:
+        self._root = self._directory = directory
+        self.server_uses = list(server_uses)
+        self._output: str | None = None
+        #: The module that the Python of the page is. It may take an app for granted, and nothing else.
+        self.module = ModuleType("page")
+        self.module.app = Flask("page")  # type: ignore[attr-defined]
+
+    def read(self, block: Block) -> None:
+        if block.where:
+            self._save(block)
+        elif block.language == "python":
+            # So that a traceback shows the line of the page.
+            exec(compile("\n" * (block.line - 1) + block.text, ROOT / block.page, "exec"), vars(self.module))
+        elif block.language == "sh":
+            self._run(block.text)
+        elif block.language == "console":
+            command, expected = block.text.removeprefix("$ ").split("\n", 1)
+            self._run(f"{command} || true")
+            self._check(expected)
+        elif block.language == "text":
+            self._check(block.text)
+        else:  # what Sphinx runs
+            assert block.language.startswith("{"), f"nobody runs the {block.language!r} of {block.name}"
+
+    def _check(self, expected: str) -> None:
+        """Check what the last command has printed."""
+        assert self._output is not None, "there is no command whose output this could be"
+        output = "\n".join(map(str.rstrip, self._output.splitlines()))
+        assert re.search(re.escape(expected.strip()).replace("…", ".*"), output), output
+
+    def _save(self, block: Block) -> None:
+        path = self._directory / block.where.split("`")[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if block.where.startswith("At the end of"):
+            path.write_text(f"{path.read_text()}\n\n{block.text}")
+        else:
+            path.write_text(block.text)
+
+    def _run(self, commands: str) -> None:
+        if re.match(SERVERS, commands):
+            for command in re.split(r"(?<!\\)\n", commands.strip()):
+                with self._serving(command) as port:
+                    self.server_uses.pop(0)(port)
+            return
+        commands = "\n".join(line for line in commands.splitlines() if line not in ENVIRONMENT)
+        commands = commands.replace(PACKAGE, "Flask-uWSGI-WebSocket")  # which is installed, so that pip does nothing
+        command = ["sh", "-ec", f'{commands}\npwd >"$WHERE"']
+        result = subprocess.run(command, cwd=self._directory, env=self._environ(), capture_output=True, text=True)
+        self._output = result.stdout
+        assert result.returncode == 0, result.stdout + result.stderr
+        self._directory = Path((self._root / "where").read_text().strip())
+
+    @contextmanager
+    def _serving(self, command: str) -> Iterator[int]:
+        """Run a server while the block runs, which gets its port."""
+        named = re.search(r":(\d+)", command)
+        port = int(named[1]) if named else 8000 if command.startswith("gunicorn") else 5000
+        log = self._root / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["sh", "-c", f"exec {command}"],
+                cwd=self._directory,
+                env=self._environ(),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            wait_until(lambda: _answers(port) or process.poll() is not None, lambda: f"no answer:\n{log.read_text()}")
+            yield port
+            if not command.startswith("gunicorn"):  # which may hang, whatever it serves, if it is stopped so soon
+                os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+                process.wait(DEADLINE)
+            assert "Traceback" not in log.read_text(), log.read_text()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FLASK_")},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PIP_NO_INDEX": "1",  # what a page installs, the extra "dev" has: see setup.cfg
+            "WHERE": str(self._root / "where"),
+        }
+
+
+def _answers(port: int) -> bool:
+    client = http.client.HTTPConnection("localhost", port, timeout=DEADLINE)
+    try:
+        client.request("GET", "/")
+        return client.getresponse().status < 500
+    except OSError:
+        return False
+    finally:
+        client.close()
+
+
+def use_echo(request: pytest.FixtureRequest, port: int) -> None:
+    with connect(f"ws://localhost:{port}/echo", origin=f"http://localhost:{port}") as ws:
+        ws.send("hello")
+        assert ws.recv(DEADLINE) == "hello"
+
+
+def use_echo_page(request: pytest.FixtureRequest, port: int) -> None:
+    browser = request.getfixturevalue("browser")
+    browser.get(f"http://localhost:{port}")
+    entry = browser.find_element(By.TAG_NAME, "input")
+    WebDriverWait(browser, DEADLINE).until(lambda browser: entry.is_enabled())
+    entry.send_keys("Grüße & <b>tags</b>\n")
+    WebDriverWait(browser, DEADLINE).until(
+        lambda browser: browser.find_element(By.TAG_NAME, "pre").text == "Grüße & <b>tags</b>"
+    )
+
+
+def use_index(kind: str, request: pytest.FixtureRequest, port: int) -> None:
+    with urllib.request.urlopen(f"http://localhost:{port}/") as response:
+        assert response.read().decode() == kind
+
+
+def use_accounts(request: pytest.FixtureRequest, port: int) -> None:
+    browser = request.getfixturevalue("browser")
+    browser.get(f"http://localhost:{port}")
+    browser.find_element(By.LINK_TEXT, "signup").click()
+    browser.find_element(By.NAME, "name").send_keys("Ann")
+    browser.find_element(By.NAME, "password").send_keys("a long password\n")
+    WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_element(By.TAG_NAME, "header").text == "Ann")
+
+
+def use_chat(request: pytest.FixtureRequest, port: int) -> None:
+    browser = request.getfixturevalue("browser")
+    browser.get(f"http://localhost:{port}")  # she is still known, but not logged in: the server has another secret key
+    browser.find_element(By.NAME, "name").send_keys("Ann")
+    browser.find_element(By.NAME, "password").send_keys("a long password\n")
+    WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_elements(By.LINK_TEXT, "Lobby"))
+    browser.find_element(By.LINK_TEXT, "Lobby").click()
+    wait_for_text(browser, "here", "Ann")
+    WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_element(By.ID, "send").is_enabled())
+    browser.find_element(By.ID, "text").send_keys("Grüße & <b>tags</b>\n")
+    wait_for_text(browser, "log", "Ann: Grüße & <b>tags</b>")
+    page = browser.current_url
+    browser.execute_script("window.open()")
+    window = browser.current_window_handle
+    browser.switch_to.window(browser.window_handles[1])
+    browser.get(page)
+    wait_for_text(browser, "log", "Ann: Grüße & <b>tags</b>")
+    browser.find_element(By.TAG_NAME, "button").click()  # log out
+    browser.switch_to.window(window)
+    WebDriverWait(browser, DEADLINE).until(lambda browser: browser.current_url.endswith("/login"))
+
+
+#: How each server of a page is used.
+SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest, int], None]]] = {
+    "README.md": [use_echo],
+    "docs/cli.md": [partial(use_index, "production"), partial(use_index, "development")],
+    "docs/quickstart.md": [use_echo_page, use_echo, use_echo],
+    "docs/servers.md": [use_echo] * 5,
+    "docs/tutorial.md": [use_accounts, use_chat],
+}
+
+
+def use_app(names: dict[str, Any]) -> None:
+    with names["app"].test_client().websocket("/echo") as ws:
+        ws.send("hello")
+        assert ws.receive() == "hello"
+
+
+def use_blueprints(names: dict[str, Any]) -> None:
+    app = names["create_app"]()
+    client = app.test_client()
+    with client.websocket("/chat/lobby") as ws:
+        assert ws.response.headers["X-Version"] == "2"
+        ws.send("hello")
+        assert ws.receive() == "lobby: hello"
+    with client.websocket("/chat/games/chess") as ws:
+        for number, move in enumerate(["e4", "e5"], 1):
+            ws.send(move)
+            assert ws.receive() == f"{number}. {move}"
+    assert _refused(client, "/chat/games/dice") == 404
+    assert _refused(client, "/chat/lobby?version=1") == 400
+    assert client.get("/chat/lobby").status_code == 426
+    assert app.url_map.bind("localhost").build("chat.talk", {"room": "lobby"}, url_scheme="ws").endswith("/chat/lobby")
+
+
+def use_configuration(names: dict[str, Any]) -> None:
+    with names["app"].test_client().websocket("/drawing") as ws:
+        ws.send(bytes(2**20))
+        assert len(ws.receive()) == 2**20
+        ws.send(bytes(2**20 + 1))
+        assert (ws.receive(), ws.close_code) == (None, 1009)
+
+
+def use_connections(names: dict[str, Any]) -> None:
+    client = names["app"].test_client()
+    with client.websocket("/news/weather", subprotocols=["news.v1"]) as ws:
+        assert ws.response.headers["X-Topic"] == "weather"
+        assert list(ws) == ["news.v1: sunny"]
+    assert _refused(client, "/news/sports") == 404
+    with client.websocket("/sums") as ws:
+        for number, total in [(1, 1), (2, 3)]:
+            ws.send_json(number)
+            assert ws.receive_json() == {"total": total}
+        ws.send("two")
+        assert (ws.receive(), ws.close_code) == (None, 1007)
+    with client.websocket("/clock") as ws:
+        assert ws.receive() is not None
+    with client.websocket("/shout") as ws, client.websocket("/shout") as other:
+        ws.send("hello")
+        assert ws.receive() == other.receive() == "hello"
+    with client.websocket("/alarms") as ws:
+        wait_until(lambda: names["queues"])
+        for queue in names["queues"]:
+            queue.put("fire")
+        assert ws.receive() == "fire"
+    with client.websocket("/whisper/Ann/Bob") as ann:
+        ann.send("hello")
+        assert ann.receive() == "Bob has left"
+        with client.websocket("/whisper/Bob/Ann", timeout=DEADLINE) as bob:
+            bob.send("hello")
+            assert ann.receive() == "hello"
+
+
+def use_contexts(names: dict[str, Any]) -> None:
+    app, db = names["app"], names["db"]
+    client = app.test_client()
+    with client.websocket("/notes") as ws:
+        for number in "12":
+            ws.send("a note")
+            assert ws.receive() == number
+    for number in (1, 2):
+        with client.websocket("/visits") as ws:
+            ws.send("")
+            assert ws.receive() == f"Visit {number}"
+    with app.app_context():
+        assert db.session.scalars(db.select(names["Note"].text)).all() == [
+            *("a note", "a note"),
+            *("127.0.0.1 left with 1000",) * 3,
+        ]
+        db.session.remove()
+        db.engine.dispose()
+
+
+def use_signals(names: dict[str, Any]) -> None:
+    client = names["app"].test_client()
+    with client.websocket("/chat/lobby") as ws:
+        with client.websocket("/chat/lobby") as other:
+            other.send("hello")
+            assert ws.receive() == other.receive() == "hello"
+        assert ws.receive() == "lobby: somebody has left"
+    assert names["present"] == set()
+
+
+def use_authentication(names: dict[str, Any]) -> None:
+    names["app"].before_request(lambda: setattr(session, "permanent", True))
+    is_pending = Semaphore(0)
+
+    @names["websocket"].route("/pending")
+    @names["ends_with_login"]
+    def pending(ws: Any) -> None:
+        session["seen"] = True
+        is_pending.release()
+        while ws.connected:
+            time.sleep(0.01)
+
+    client, other = (names["app"].test_client() for _ in range(2))
+    for path in ("/chat", "/news"):
+        assert _refused(client, path) == 401
+        for each in (client, other):
+            each.post("/login", data={"name": "Ann"})
+        with client.websocket(path) as ws:
+            ws.send("hello")
+            assert ws.receive() == "Ann: hello"
+            with ThreadPoolExecutor() as pool:
+                opening = pool.submit(other.websocket, "/pending")
+                assert is_pending.acquire(timeout=DEADLINE)
+                client.post("/logout")
+                late = opening.result()
+            assert "Set-Cookie" not in late.response.headers
+            assert (late.receive(), late.close_code) == (None, 4401)
+            late.close()
+            if path == "/news":
+                assert (ws.receive(), ws.close_code) == (None, 4401)
+    assert not names["sockets"]["Ann"]
+    with client.websocket("/public", origin="https://www.example.com") as ws:
+        assert ws.receive() == "Welcome."
+    assert _refused(client, "/public", origin="https://www.example.org") == 403
+    assert _refused(client, "/feed") == 401
+    token = "a long random token"
+    with client.websocket("/feed", headers={"Authorization": f"Bearer {token}"}) as ws:
+        assert ws.receive() == "Hello, Ann"
+    for first, received, code in [(token, "Hello, Ann", None), ("a guess", None, 4401)]:
+        with client.websocket("/with-token") as ws:
+            ws.send(first)
+            assert ws.receive() == received
+            assert code in {None, ws.close_code}
+
+
+def use_deploying(names: dict[str, Any]) -> None:
+    names["app"].add_url_rule("/", view_func=lambda: request.remote_addr)
+    response = names["app"].test_client().get("/", headers={"X-Forwarded-For": "192.0.2.7"})
+    assert response.text == "192.0.2.7"
+
+
+#: How what a page has defined is used.
+USES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "docs/authentication.md": use_authentication,
+    "docs/blueprints.md": use_blueprints,
+    "docs/configuration.md": use_configuration,
+    "docs/connections.md": use_connections,
+    "docs/contexts.md": use_contexts,
+    "docs/deploying.md": use_deploying,
+    "docs/index.md": use_app,
+    "docs/migrating.md": use_app,
+    "docs/modes.md": use_app,
+    "docs/signals.md": use_signals,
+}
+
+
+def _refused(client: Any, path: str, **options: Any) -> int:
+    """Return the status with which a handshake is refused."""
+    with pytest.raises(HandshakeRejected) as rejected:
+        client.websocket(path, **options)
+    return int(rejected.value.response.status_code)
+
+
+@pytest.mark.live
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+def test_every_block_of_a_page_works(
+    page: str, tmp_path: Path, network: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(tmp_path, [partial(use, request) for use in SERVER_USES.get(page, ())])
+    monkeypatch.setitem(sys.modules, "page", reader.module)  # where SQLAlchemy looks annotations up
+    for name, text in GIVEN.get(page, {}).items():
+        (tmp_path / name).write_text(text)
+    is_defining = False
+    for block in BLOCKS[page]:
+        if not block.name.startswith(tuple(NOT_RUN)):
+            reader.read(block)
+            is_defining |= block.language == "python" and not block.where
+    assert not reader.server_uses
+    assert is_defining == (page in USES), "what a page defines is to be used"
+    if is_defining:
+        USES[page](vars(reader.module))
+
+
+# Blocks that are not run as the others are
+
+
+def test_no_block_is_passed_over() -> None:
+    for start in NOT_RUN:
+        assert block_not_run(start)
+    for path in PAGES:
+        fences = re.findall(r"^\s*(?:```|~~~)", path.read_text(), re.MULTILINE)
+        assert len(fences) == 2 * len(BLOCKS[str(path.relative_to(ROOT))]), path
+
+
+def test_make_has_the_goals_of_the_readme() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for goal in re.findall("^make ([a-z]+)", block_not_run("README.md: make run"), re.MULTILINE):
+        assert re.search(f"^{goal}:", makefile, re.MULTILINE)
+
+
+def test_every_page_installs_the_same_package() -> None:
+    blocks = [block for blocks in BLOCKS.values() for block in blocks if block.language == "sh"]
+    commands = [line for block in blocks for line in block.text.splitlines() if "pip install" in line]
+    installed = {
+        word for command in commands for word in re.findall(r"\S*flask-uwsgi-websocket", command, re.IGNORECASE)
+    }
+    assert {word.strip('"') for word in installed} == {PACKAGE}
+
+
+def test_uwsgi_is_compiled_as_by_the_makefile() -> None:
+    command = block_not_run("docs/modes.md: pip install greenlet").splitlines()[1]
+    assert (
+        command.replace("$(echo", "$$(echo").replace('"$VIRTUAL_ENV"', "$(CURDIR)/$*")
+        in (ROOT / "Makefile").read_text()
+    )
+
+
+def test_every_signal_is_in_the_table() -> None:
+    listed = re.findall(r"^\| `(websocket_\w+)`", (DOCS / "signals.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == [name for name in flask_uwsgi_websocket.__all__ if name.startswith("websocket_")]
+
+
+def test_the_modules_are_listed_in_their_order() -> None:
+    listing = block_not_run("docs/how-it-works.md: __init__")
+    assert re.findall(r"^\w+", listing, re.MULTILINE) == ORDER[::-1]
+    for folder, modules in re.findall(r"^(\w+)/.*\n((?:  .*\n?)+)", listing, re.MULTILINE):
+        stems = {path.stem for path in (ROOT / "flask_uwsgi_websocket" / folder).glob("*.py")} - {"__init__"}
+        assert re.findall(r"^  (\w+)", modules, re.MULTILINE) == sorted(stems)
+    assert re.findall(r"^(\w+)/", listing, re.MULTILINE) == [
+        name for name in ORDER[::-1] if (ROOT / "flask_uwsgi_websocket" / name).is_dir()
+    ]
+
+
+def test_the_log_is_as_shown(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask(__name__)
+
+    @WebSocket(app).route("/chat/<room>")
+    def talk(ws: Any, room: str) -> None:
+        for _ in range(6):
+            ws.send("before")
+        for message in ws:
+            ws.send(message)
+
+    with caplog.at_level(logging.INFO):
+        address = {"REMOTE_ADDR": "192.0.2.7"}
+        with app.test_client().websocket("/chat/lobby", environ_overrides=address) as ws:
+            for _ in range(17):
+                ws.send("hello")
+            for _ in range(23):
+                ws.receive()
+            ws.close(1001, "going away")
+    lines = [line for logger, _, line in caplog.record_tuples if logger == "flask_uwsgi_websocket"]
+    lines = [re.sub(r"\w{32}", "6f1c…d0", re.sub(r"[\d.]+ s,", "12.4 s,", line)) for line in lines]
+    assert lines == block_not_run("docs/observability.md: WebSocket").splitlines()
+
+
+def test_the_metrics_are_those_of_all_counters(tmp_path: Path) -> None:
+    path = tmp_path / "uwsgi.ini"
+    path.write_text("[uwsgi]\n" + block_not_run("docs/observability.md: stats"))
+    options = read_ini(path)
+    assert options["metric"] == [
+        f"name=websocket.{name},type={'gauge' if name == 'open' else 'counter'}" for name in COUNTERS
+    ]
+
+
+def test_the_configuration_that_is_printed_is_as_shown(tmp_path: Path) -> None:
+    directory = tmp_path / "chat"
+    directory.mkdir()
+    for name, text in GIVEN["docs/cli.md"].items():
+        (directory / name).write_text(text)
+    command = [sys.executable, "-m", "flask", "--app", "chat:create_app('production')", "uwsgi", "config", "ini"]
+    printed = subprocess.run(command, cwd=directory, capture_output=True, check=True, text=True).stdout
+    printed = printed.replace(sys.prefix, "/srv/chat/venv").replace(str(directory), "/srv/chat")
+    printed = re.sub("pythonpath = .*\n", "", printed)  # where this package is, as it is no installed one
+    assert printed.startswith(block_not_run("docs/cli.md: ; /srv/chat/uwsgi.ini").removesuffix("...\n"))
+
+
+# Claims
+
+
+def test_the_tutorial_is_a_smaller_version_of_the_example() -> None:
+    def defined(sources: Iterable[str]) -> set[str]:
+        nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
+        return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+    files = [block for block in BLOCKS["docs/tutorial.md"] if re.search(r"`community/.*\.py`", block.where)]
+    example = ROOT / "examples/blueprints/community"
+    of_the_tutorial = defined(block.text for block in files)
+    assert of_the_tutorial - defined(path.read_text() for path in example.glob("**/*.py")) == {"check_room"}
+
+
+def test_a_link_has_the_name_of_its_page_and_not_of_its_file() -> None:
+    for path in PAGES:
+        assert not re.findall(r"\[[\w/-]+\.md\]", path.read_text()), path
+
+
+def test_the_api_reference_has_every_public_name_once() -> None:
+    documented = re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    documented.remove("signals")  # these two are modules, of which the introductions are shown
+    documented.remove("exceptions")
+    documented.remove("Settings")  # public by its fields, which are keywords and options
+    assert sorted(documented) == sorted(flask_uwsgi_websocket.__all__)
+
+
+def test_the_configuration_has_every_setting_with_its_type_and_default() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    entries = re.findall(
+        r"^### `(WEBSOCKET_\w+)`\n\nKeyword `(\w+)`, type `(.+)`(.*), default `(.+)`\.\n\n\w", page, re.MULTILINE
+    )
+    assert len(entries) == page.count("### `WEBSOCKET_")
+    documented = {name: (key, type_.replace('"', "'"), eval(default)) for key, name, type_, _, default in entries}
+    assert documented == {field.name: (KEYS[field.name], field.type, field.default) for field in fields(Settings)}
+    for _, name, _, unit, _ in entries:
+        is_time = name.endswith(("_timeout", "_interval", "_lifetime"))
+        is_size = name.endswith(("_size", "_buffer"))
+        assert unit == " in seconds" * is_time + " in bytes" * is_size + " in bytes per second" * name.endswith("_rate")

@@ -1,0 +1,481 @@
+"""The example of a large application does what it shows: in Chromium, and for clients that are less friendly."""
+
+from __future__ import annotations
+
+import http.cookiejar
+import json
+import re
+import shutil
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from support.examples import DEADLINE, serving, wait_for_text
+from support.paths import EXAMPLES
+
+DIRECTORY = EXAMPLES / "blueprints"
+PASSWORD = "a long password"
+ROOM = "/rooms/Lobby"
+PRESENCE = "/rooms/Lobby/presence/"
+
+Browser = webdriver.Chrome
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configure the example as its users do: with a key and a database of the test's own, on one connection to it."""
+    monkeypatch.setenv("COMMUNITY_SECRET_KEY", "a key of the test")
+    monkeypatch.setenv("COMMUNITY_SQLALCHEMY_DATABASE_URI", f"sqlite:///{tmp_path}/community.sqlite")
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": DEADLINE, "connect_args": {"timeout": DEADLINE}}
+    monkeypatch.setenv("COMMUNITY_SQLALCHEMY_ENGINE_OPTIONS", json.dumps(options))
+
+
+def live(test: Callable[..., None]) -> Any:
+    """Start the example for a test, which gets its host and port as ``server``."""
+    return pytest.mark.live(pytest.mark.parametrize("server", ["blueprints"], indirect=True)(test))
+
+
+class Member:
+    """Somebody who has signed up, and whose client is not a browser."""
+
+    def __init__(self, server: str, name: str) -> None:
+        self.server = server
+        self.cookies = http.cookiejar.CookieJar()
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(self.cookies))
+        self.post("/signup", "/signup", name=name, password=PASSWORD)
+
+    def get(self, path: str) -> tuple[str, str]:
+        """Return where a page led to, and what was there."""
+        with self._opener.open(f"http://{self.server}{path}", timeout=DEADLINE) as response:
+            return urllib.parse.urlsplit(response.url).path, response.read().decode()
+
+    def post(self, path: str, page: str, **form: str) -> str:
+        """Send a form as the browser does that shows *page*, and return where it led to."""
+        token = re.search(r'name="csrf_token" value="([^"]+)"', self.get(page)[1])
+        assert token is not None
+        data = urllib.parse.urlencode({"csrf_token": token[1], **form}).encode()
+        with self._opener.open(f"http://{self.server}{path}", data, timeout=DEADLINE) as response:
+            return urllib.parse.urlsplit(response.url).path
+
+    def cookie(self) -> str:
+        return "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.cookies)
+
+    def connect(self, path: str) -> ClientConnection:
+        return connect_with(self.cookie(), self.server, path)
+
+
+def connect_with(cookie: str, server: str, path: str, origin: str | None = None) -> ClientConnection:
+    return connect(
+        f"ws://{server}{path}",
+        additional_headers={"Cookie": cookie} if cookie else {},
+        origin=origin or f"http://{server}",
+        max_queue=None,  # or else it stops to read, and does not see the end, when too much waits for recv()
+    )
+
+
+def next_of(ws: ClientConnection) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(ws.recv(DEADLINE))
+    return message
+
+
+def texts(message: dict[str, Any]) -> list[str]:
+    assert message["type"] == "messages"
+    return [each["text"] for each in message["messages"]]
+
+
+def close_code(ws: ClientConnection) -> int | None:
+    """Return with which code the server closes a connection, after whatever it sends before."""
+    with suppress(ConnectionClosed):
+        while True:
+            ws.recv(DEADLINE)
+    return ws.close_code
+
+
+def until(browser: Browser, condition: Callable[[Browser], object]) -> None:
+    WebDriverWait(browser, DEADLINE, 0.1).until(condition)
+
+
+def sign_up(browser: Browser, server: str, name: str) -> None:
+    browser.get(f"http://{server}/")
+    browser.find_element(By.LINK_TEXT, "Sign up").click()
+    until(browser, lambda browser: browser.current_url.endswith("/signup"))
+    browser.find_element(By.ID, "name").send_keys(name)
+    browser.find_element(By.ID, "password").send_keys(f"{PASSWORD}\n")
+    until(browser, lambda browser: browser.current_url.endswith("/rooms/"))
+
+
+def enter_lobby(browser: Browser, server: str) -> None:
+    browser.find_element(By.PARTIAL_LINK_TEXT, "Lobby").click()
+    wait_until_connected(browser)
+
+
+def wait_until_connected(browser: Browser) -> None:
+    until(browser, lambda browser: browser.find_element(By.ID, "state").text == "connected")
+
+
+def say(browser: Browser, text: str) -> None:
+    browser.find_element(By.ID, "text").send_keys(f"{text}\n")
+
+
+def record_states(browser: Browser) -> None:
+    """Have the page keep, from now on, what it says of its connection."""
+    browser.execute_script(
+        """
+        window.states = [];
+        new MutationObserver(() => states.push(state.textContent)).observe(state, { childList: true });
+        """
+    )
+
+
+# In the browser
+
+
+@live
+def test_two_windows_chat_and_see_who_comes_and_goes(server: str, browser: Browser, other_browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    wait_for_text(browser, "here", "Ann")
+    sign_up(other_browser, server, "Bob")
+    assert "Ann" in other_browser.find_element(By.CLASS_NAME, "rooms").text
+    enter_lobby(other_browser, server)
+    for window in (browser, other_browser):
+        wait_for_text(window, "here", "Ann")
+        wait_for_text(window, "here", "Bob")
+
+    say(browser, "Grüße, <b>Bob</b> & all")
+    say(other_browser, "<img src=x onerror=document.title=1>")
+    for window in (browser, other_browser):
+        wait_for_text(window, "log", "Grüße, <b>Bob</b> & all")
+        wait_for_text(window, "log", "<img src=x onerror=document.title=1>")
+        assert not window.find_elements(By.CSS_SELECTOR, "#log p *")
+
+    other_browser.close()
+    wait_for_text(browser, "earlier", "Bob")
+    assert browser.find_element(By.ID, "here").text.split() == ["A", "Ann"]
+
+
+@live
+def test_who_goes_to_another_page_is_not_present_any_more(server: str, browser: Browser) -> None:
+    watcher = Member(server, "Watcher")
+    with watcher.connect(PRESENCE) as ws:
+        sign_up(browser, server, "Ann")
+        enter_lobby(browser, server)
+        while next_of(ws)["here"] != ["Ann", "Watcher"]:
+            pass
+        browser.find_element(By.LINK_TEXT, "←").click()
+        while (people := next_of(ws))["here"] != ["Watcher"]:
+            pass
+        assert [each["name"] for each in people["earlier"]] == ["Ann"]
+        browser.back()
+        while next_of(ws)["here"] != ["Ann", "Watcher"]:
+            pass
+
+
+@live
+def test_messages_are_still_there_after_a_reload(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    say(browser, "first")
+    wait_for_text(browser, "log", "first")
+    say(browser, "second")
+    wait_for_text(browser, "log", "second")
+    browser.refresh()
+    wait_for_text(browser, "log", "second")
+    assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#log p")] == ["first", "second"]
+
+
+@live
+def test_a_window_that_loses_its_connection_says_so_and_connects_again(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    say(browser, "before")
+    wait_for_text(browser, "log", "before")
+    record_states(browser)
+    browser.execute_script("conversation.close()")
+    until(browser, lambda browser: browser.execute_script("return states.at(-1)") == "connected")
+    states = browser.execute_script("return states")
+    assert re.fullmatch(r"disconnected, next try in \d+ s", states[0])
+    say(browser, "after")
+    wait_for_text(browser, "log", "after")
+    assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#log p")] == ["before", "after"]
+
+
+@pytest.mark.live
+def test_a_restart_of_the_server_logs_nobody_out(
+    tmp_path: Path, port: int, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMMUNITY_SECRET_KEY")
+    directory = tmp_path / "blueprints"
+    shutil.copytree(DIRECTORY, directory, ignore=shutil.ignore_patterns("instance"))  # it gets one of its own
+    with serving(directory, port, tmp_path / "log") as server:
+        sign_up(browser, server, "Ann")
+        enter_lobby(browser, server)
+        wait_for_text(browser, "here", "Ann")
+        browser.find_element(By.ID, "text").send_keys("half a thought")
+        record_states(browser)
+    assert (directory / "instance/secret_key").stat().st_mode & 0o777 == 0o600
+
+    wait_for_text(browser, "state", "disconnected")
+    until(browser, lambda browser: not browser.find_element(By.ID, "here").text)
+    assert not browser.find_element(By.XPATH, "//h2[text()='Here now']").is_displayed()
+    countdown = "disconnected, next try in 2 s|disconnected, next try in 1 s|connecting"
+    until(browser, lambda browser: countdown in "|".join(browser.execute_script("return states")))
+
+    with serving(directory, port, tmp_path / "log"):
+        wait_until_connected(browser)
+        wait_for_text(browser, "here", "Ann")
+        say(browser, ", finished")
+        wait_for_text(browser, "log", "half a thought, finished")
+
+
+@live
+def test_a_draft_is_still_there_after_a_reload_and_is_gone_when_it_was_sent(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    browser.find_element(By.ID, "text").send_keys("half a thought")
+    browser.refresh()
+    wait_until_connected(browser)
+    say(browser, ", finished")
+    wait_for_text(browser, "log", "half a thought, finished")
+    browser.refresh()
+    wait_for_text(browser, "log", "half a thought, finished")
+    assert browser.find_element(By.ID, "text").get_property("value") == ""
+
+
+@live
+def test_logging_out_in_one_window_ends_the_chat_in_another_until_the_next_login(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    browser.find_element(By.ID, "text").send_keys("half a thought")
+    chatting = browser.current_window_handle
+    browser.switch_to.new_window("window")
+    browser.get(f"http://{server}/rooms/")
+    browser.find_element(By.ID, "logout").click()
+    until(browser, lambda browser: browser.current_url.endswith("/login"))
+    browser.switch_to.window(chatting)
+    until(browser, lambda browser: browser.current_url.endswith("/login?room=Lobby"))
+    assert "You are not logged in. Log in to enter Lobby." in browser.find_element(By.TAG_NAME, "main").text
+
+    browser.find_element(By.ID, "name").send_keys("Ann")
+    browser.find_element(By.ID, "password").send_keys(f"{PASSWORD}\n")
+    until(browser, lambda browser: browser.current_url.endswith("/rooms/Lobby"))
+    wait_until_connected(browser)
+    say(browser, ", finished")
+    wait_for_text(browser, "log", "half a thought, finished")
+
+
+@live
+def test_a_window_that_was_logged_out_while_disconnected_goes_to_the_login(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    browser.delete_all_cookies()
+    browser.execute_script("conversation.close()")
+    until(browser, lambda browser: browser.current_url.endswith("/login?room=Lobby"))
+
+
+@live
+def test_a_phone_shows_all_of_the_name_of_a_room(server: str, browser: Browser) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    sign_up(browser, server, "Ann")
+    name = "W" * 32
+    browser.find_element(By.ID, "name").send_keys(f"{name}\n")
+    wait_until_connected(browser)
+    # The longest state is that of a window whose server does not answer for long.
+    for state in ("connected", "disconnected, next try in 30 s"):
+        browser.execute_script("document.getElementById('state').textContent = arguments[0]", state)
+        assert browser.execute_script(
+            """
+            const title = document.querySelector("h1"), edge = state.getBoundingClientRect().right;
+            return [title.textContent, title.scrollWidth <= title.clientWidth, edge <= innerWidth,
+                document.documentElement.scrollWidth];
+            """
+        ) == [name, True, True, 390]
+
+
+# Who may come in
+
+
+@live
+def test_who_is_not_logged_in_is_led_to_the_login_by_a_page_and_gets_401_from_a_websocket(server: str) -> None:
+    with urllib.request.urlopen(f"http://{server}{ROOM}", timeout=DEADLINE) as response:
+        assert urllib.parse.urlsplit(response.url).path == "/login"
+    for path in (ROOM, PRESENCE, "/rooms/missing"):
+        with pytest.raises(InvalidStatus) as caught:
+            connect_with("", server, path)
+        assert caught.value.response.status_code == 401
+
+
+@live
+def test_logging_out_closes_the_websockets_of_the_user_and_refuses_new_ones(server: str) -> None:
+    ann, bob = Member(server, "Ann"), Member(server, "Bob")
+    cookie = ann.cookie()
+    with ann.connect(ROOM) as talk, ann.connect(PRESENCE) as presence, bob.connect(ROOM) as other:
+        for ws in (talk, presence, other):
+            next_of(ws)
+        assert ann.post("/logout", "/rooms/") == "/login"
+        assert close_code(talk) == 4401
+        assert close_code(presence) == 4401
+        for path in (ROOM, PRESENCE):
+            for each in (cookie, ann.cookie()):  # also with the cookie of before
+                with pytest.raises(InvalidStatus) as caught:
+                    connect_with(each, server, path)
+                assert caught.value.response.status_code == 401
+        other.send(json.dumps({"text": "still here"}))
+        assert texts(next_of(other)) == ["still here"]
+    assert ann.post("/login", "/login", name="Ann", password=PASSWORD) == "/rooms/"
+    with ann.connect(ROOM) as ws:
+        assert texts(next_of(ws)) == ["still here"]
+
+
+@live
+def test_somebody_whose_login_has_ended_otherwise_cannot_send_any_more(server: str, tmp_path: Path) -> None:
+    with Member(server, "Ann").connect(ROOM) as ws:
+        next_of(ws)
+        with closing(sqlite3.connect(tmp_path / "community.sqlite")) as database, database:
+            database.execute("UPDATE user SET login_key = 'another'")
+        ws.send(json.dumps({"text": "hello"}))
+        assert close_code(ws) == 4401
+
+
+@live
+def test_a_page_of_another_site_can_neither_connect_nor_log_anybody_in(server: str) -> None:
+    ann = Member(server, "Ann")
+    with pytest.raises(InvalidStatus) as caught:
+        connect_with(ann.cookie(), server, ROOM, origin="http://example.com")
+    assert caught.value.response.status_code == 403
+    (cookie,) = ann.cookies
+    assert cookie.get_nonstandard_attr("SameSite") == "Lax"
+    assert cookie.has_nonstandard_attr("HttpOnly")
+    for path in ("/login", "/signup", "/logout", "/rooms/"):
+        for data in (b"name=Ann&password=x", b"name=Ann&password=x&csrf_token=guessed"):
+            for request in (
+                urllib.request.Request(f"http://{server}{path}", data),
+                urllib.request.Request(f"http://{server}{path}", data, {"Cookie": ann.cookie()}),
+            ):
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    urllib.request.urlopen(request, timeout=DEADLINE)
+                refused.value.close()
+                assert refused.value.code == 400
+
+
+@live
+def test_a_wrong_password_a_taken_name_and_a_strange_name_are_refused(server: str) -> None:
+    ann = Member(server, "Ann")
+    ann.post("/logout", "/rooms/")
+    for path, form, status in (
+        ("/login", {"name": "Ann", "password": "wrong password"}, 403),
+        ("/login", {"name": "Nobody", "password": PASSWORD}, 403),
+        ("/signup", {"name": "Ann", "password": PASSWORD}, 400),
+        ("/signup", {"name": "<b>", "password": PASSWORD}, 400),
+        ("/signup", {"name": "Eve", "password": "short"}, 400),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ann.post(path, path, **form)
+        caught.value.close()
+        assert caught.value.code == status
+
+
+# The WebSockets
+
+
+@live
+def test_a_message_reaches_its_room_only_and_a_missing_room_is_404(server: str) -> None:
+    ann, bob = Member(server, "Ann"), Member(server, "Bob")
+    assert ann.post("/rooms/", "/rooms/", name="Gärten & Co") == "/rooms/"  # "&" is refused
+    assert ann.post("/rooms/", "/rooms/", name="Gärten") == urllib.parse.quote("/rooms/Gärten")
+    with ann.connect(urllib.parse.quote("/rooms/Gärten")) as garden, bob.connect(ROOM) as lobby:
+        for ws, text in ((garden, "in the garden"), (lobby, "in the lobby")):
+            assert texts(next_of(ws)) == []
+            ws.send(json.dumps({"text": text}))
+        assert texts(next_of(garden)) == ["in the garden"]
+        assert texts(next_of(lobby)) == ["in the lobby"]
+    for path in ("/rooms/missing", "/rooms/missing/presence/"):
+        with pytest.raises(InvalidStatus) as caught:
+            ann.connect(path)
+        assert caught.value.response.status_code == 404
+
+
+@live
+def test_the_last_fifty_messages_of_a_room_are_shown(server: str) -> None:
+    ann = Member(server, "Ann")
+    with ann.connect(ROOM) as ws:
+        next_of(ws)
+        for number in range(60):
+            ws.send(json.dumps({"text": f"message {number}"}))
+            assert texts(next_of(ws)) == [f"message {number}"]
+    with ann.connect(ROOM) as ws:
+        assert texts(next_of(ws)) == [f"message {number}" for number in range(10, 60)]
+
+
+@live
+def test_what_is_no_message_is_answered_with_an_error_and_the_conversation_goes_on(server: str) -> None:
+    bad = ["", "hello", "null", "[]", "{}", '{"text": 1}', '{"text": "\\ud800"}', "[" * 16_000, b"\x00\xff"]
+    wrong_length = [json.dumps({"text": text}) for text in ("", " \n", "x" * 2001)]
+    with Member(server, "Ann").connect(ROOM) as ws:
+        next_of(ws)
+        for message in bad + wrong_length:
+            ws.send(message)
+            assert next_of(ws)["type"] == "error"
+        longest = "🎉" * 2000
+        ws.send(json.dumps({"text": longest}, ensure_ascii=False))
+        assert texts(next_of(ws)) == [longest]
+        ws.send("x" * 2**15)
+        assert close_code(ws) == 1009
+
+
+@live
+def test_forty_idle_websockets_share_one_database_connection(server: str) -> None:
+    ann = Member(server, "Ann")
+    with ExitStack() as stack:
+        talks = [stack.enter_context(ann.connect(ROOM)) for _ in range(20)]
+        watches = [stack.enter_context(ann.connect(PRESENCE)) for _ in range(20)]
+        for ws in talks + watches:
+            next_of(ws)
+        for number, ws in enumerate(talks):
+            ws.send(json.dumps({"text": str(number)}))
+            for each in talks:
+                assert texts(next_of(each)) == [str(number)]
+        assert ann.get("/rooms/")[0] == "/rooms/"
+
+
+@live
+def test_people_are_present_once_however_many_windows_they_have(server: str) -> None:
+    ann, bob = Member(server, "Ann"), Member(server, "Bob")
+    with bob.connect(PRESENCE) as watch:
+        assert next_of(watch) == {"type": "people", "here": ["Bob"], "earlier": []}
+        with ann.connect(PRESENCE):
+            assert next_of(watch)["here"] == ["Ann", "Bob"]
+            with ann.connect(PRESENCE):
+                assert next_of(watch)["here"] == ["Ann", "Bob"]
+            assert next_of(watch) == {"type": "people", "here": ["Ann", "Bob"], "earlier": []}
+        people = next_of(watch)
+        assert people["here"] == ["Bob"]
+        assert [each["name"] for each in people["earlier"]] == ["Ann"]
+
+
+# The files
+
+
+def pages() -> Iterator[Path]:
+    for suffix in ("html", "css", "js"):
+        yield from DIRECTORY.rglob(f"*.{suffix}")
+
+
+@pytest.mark.parametrize("path", sorted(pages()), ids=lambda path: path.name)
+def test_a_file_downloads_nothing_from_elsewhere_and_writes_no_html(path: Path) -> None:
+    text = re.sub(r"(?m)(^|\s)// .*$", "", path.read_text())
+    for forbidden in ("//", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "|safe"):
+        assert forbidden not in text.replace("| safe", "|safe")

@@ -1,0 +1,68 @@
+"""Tests that run on every server: on uWSGI in each of its modes behind each of its fronts, and on the others.
+
+A server stays up for all tests that use it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from support.live import MATRIX, MODES, OTHERS, Network, Server, serving
+from support.needs import NEEDS
+
+#: In the background there is the same event loop for coroutines, whichever server has the threads: one of them
+#: suffices.
+ON_OTHERS = [
+    pytest.param((name, None), id=name, marks=pytest.mark.once) for name in OTHERS if name != "flask-run-asyncio"
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on every server, or on uWSGI alone."""
+    is_uwsgis = metafunc.definition.get_closest_marker("only_uwsgi") is not None
+    servers = MATRIX if is_uwsgis else MATRIX + ON_OTHERS
+    metafunc.parametrize("server", servers, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network | None]:
+    """A network for clients that can be cut off from the server, where the system lets us make one."""
+    if not (NEEDS["ip"].is_here() and NEEDS["namespaces"].is_here()):
+        yield None
+        return
+    name = f"live{os.getpid()}"
+    # Of 198.18.0.0/15, which is for tests (RFC 2544).
+    ours, theirs = list(ipaddress.ip_network("198.18.0.0/16").subnets(new_prefix=30))[os.getpid() % 2**14].hosts()
+    network = Network(name, str(ours))
+    commands = [
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", f"{name}s", "type", "veth", "peer", "name", f"{name}c", "netns", name],
+        ["ip", "address", "add", f"{ours}/30", "dev", f"{name}s"],
+        ["ip", "link", "set", f"{name}s", "up"],
+        network.command("ip", "address", "add", f"{theirs}/30", "dev", f"{name}c"),
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, check=True)
+        yield network
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)  # and with it both ends of the cable
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server: uWSGI's mode and front, or the name of another one and no front."""
+    name, front = request.param
+    if front is None:
+        with serving(tmp_path_factory.mktemp(name), OTHERS[name], None) as server:
+            yield server
+        return
+    network = request.getfixturevalue("network")
+    hosts = [] if network is None else [network.host]
+    with serving(tmp_path_factory.mktemp(f"{name}-{front}"), MODES[name], front, hosts=hosts) as server:
+        yield server

@@ -1,0 +1,57 @@
+"""The handlers of 0.6.1's examples, unchanged and with ``WEBSOCKET_TEXT_AS_BYTES``, in each mode."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from support.live import DEADLINE, MODES, Server, in_threads, serving
+
+
+@pytest.fixture(scope="module", params=["threads", "gevent", "asyncio"])
+def legacy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp(request.param)
+    with serving(directory, MODES[request.param], "http-socket", module="legacy_app") as server:
+        # One that never forgets a user may send to who has just left.
+        server.expected += r"|flask_uwsgi_websocket\.exceptions\.ConnectionClosed"
+        yield server
+
+
+def test_the_old_echoes_echo_text(legacy: Server) -> None:
+    is_asyncio = legacy.mode == MODES["asyncio"]
+    for name in ("echo",) if is_asyncio else ("readme", "echo", "echo-gevent"):
+        with legacy.connect(f"/legacy/{name}") as client:
+            for message in ("hello", "☃" * 100):
+                client.send(message)
+                assert client.recv(DEADLINE) == message
+        legacy.wait_for_access_log(client)
+
+
+def test_the_old_chat_tells_the_others_and_forgets_who_has_left(legacy: Server) -> None:
+    with legacy.connect("/legacy/chat") as first, legacy.connect("/legacy/chat") as second:
+        first.send("one")
+        assert second.recv(DEADLINE) == "one"
+        with legacy.connect("/legacy/chat") as third:
+            assert third.recv(DEADLINE) == "one"  # from the backlog
+            third.send("two")
+            assert (first.recv(DEADLINE), second.recv(DEADLINE)) == ("two", "two")
+        legacy.wait_for_access_log(third)
+        second.send("three")
+        assert first.recv(DEADLINE) == "three"
+
+
+def test_the_old_sender_reaches_the_other_until_it_leaves(legacy: Server) -> None:
+    if legacy.mode == MODES["asyncio"]:
+        return  # there was no such example
+
+    both = threading.Barrier(2, timeout=DEADLINE)
+
+    def listen(_: int) -> None:  # the handshake comes with the first message, so that nobody is connected alone
+        with legacy.connect("/legacy/chatty") as client:
+            assert str(client.recv(DEADLINE)).startswith("hi from ")
+            both.wait()  # with one that has left, the handler of the other ends
+        legacy.wait_for_access_log(client)
+
+    in_threads(2, listen)

@@ -1,0 +1,661 @@
+"""A Flask app served over real sockets inside the test process, in each concurrency mode, and clients for it.
+
+A handler is written once, as a coroutine. The blocking modes get a client whose calls are coroutines that never
+suspend, so that one ``send(None)`` runs the handler to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import inspect
+import io
+import logging
+import queue
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any, NamedTuple, NoReturn
+
+import gevent
+import gevent.event
+import greenlet
+from flask import Flask
+from websockets.sync.client import ClientConnection, connect
+
+from flask_uwsgi_websocket import AsyncioWebSocket, AsyncioWebSocketClient, GeventWebSocket, WebSocket, WebSocketClient
+from flask_uwsgi_websocket.worker import housekeeper
+from support.wire import CONTINUATION, KEY, TEXT, frame
+
+#: Seconds for what takes milliseconds on an idle machine.
+DEADLINE = 20
+
+#: More bytes than the sockets of a connection hold together.
+ROOM = 32 * 2**20
+
+#: The request of RFC 6455 section 1.3.
+REQUEST = {
+    "Host": "localhost",
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def run(coroutine: Any) -> Any:
+    """Run a coroutine that never suspends, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it has suspended")
+
+
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str] = "it has not come true") -> None:
+    """Wait for what no event tells; *what* tells that it does not come."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, what() if callable(what) else what
+        time.sleep(0.002)
+
+
+async def for_ever(call: Callable[[], Awaitable[Any]], times: int = sys.maxsize) -> None:
+    """Call until it raises, at most so many times."""
+    for _ in range(times):
+        await call()
+    raise AssertionError(f"called {times} times")
+
+
+class Clock:
+    """A clock of connections that a test puts forward instead of waiting."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def put_forward(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+class AwaitableClient:
+    """A blocking client with the calls of :class:`AsyncioWebSocketClient`."""
+
+    def __init__(self, ws: WebSocketClient) -> None:
+        self.blocking = ws
+
+    def __repr__(self) -> str:
+        return repr(self.blocking)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.blocking, name)
+        if not inspect.iscoroutinefunction(getattr(AsyncioWebSocketClient, name, None)):
+            return value
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return value(*args, **kwargs)
+
+        return call
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        for message in self.blocking:
+            yield message
+
+    async def messages(self) -> AsyncIterator[str | bytes]:
+        for message in self.blocking.messages():
+            yield message
+
+
+class Threads:
+    """A thread for each request, as with ``uwsgi --threads``."""
+
+    name = "threads"
+    extension = WebSocket
+
+    def __init__(self) -> None:
+        self.errors: list[Any] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        pass
+
+    def dispatch(self, call: Callable[[], None]) -> None:
+        """Serve a request. Called from the thread that accepts."""
+        self._threads.append(threading.Thread(target=call, name="request"))
+        self._threads[-1].start()
+
+    def stop(self) -> None:
+        """End, once all requests are served."""
+        for thread in self._threads:
+            thread.join(DEADLINE)
+            assert not thread.is_alive(), "a handler does not end"
+
+    def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Make a handler of a coroutine function."""
+
+        @functools.wraps(function)
+        def handler(ws: WebSocketClient, **kwargs: Any) -> Any:
+            return run(function(AwaitableClient(ws), **kwargs))
+
+        # Else the extension would see the coroutine function behind it.
+        del handler.__wrapped__  # type: ignore[attr-defined]
+        return handler
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> Callable[[], Awaitable[Any]]:
+        """Run a coroutine function beside the caller; return what waits for its result."""
+        results: queue.Queue[Any] = queue.Queue()
+        thread = threading.Thread(target=lambda: results.put(_outcome(lambda: run(function(*args)))))
+        thread.start()
+
+        async def join() -> Any:
+            thread.join(DEADLINE)
+            return _unpack(results.get_nowait())
+
+        return join
+
+    def gate(self) -> Gate:
+        """Return what a handler can wait for until the test opens it."""
+        event = threading.Event()
+
+        async def passed() -> None:
+            assert event.wait(DEADLINE), "nobody has opened the gate"
+
+        return Gate(event.set, passed)
+
+
+class Gevent(Threads):
+    """A greenlet for each request, in a hub of a thread of its own; nothing is monkey-patched."""
+
+    name = "gevent"
+    extension = GeventWebSocket
+
+    def start(self) -> None:
+        self._greenlets: list[gevent.Greenlet] = []
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="hub")
+        self._thread.start()
+        assert started.wait(DEADLINE)
+
+    def _run(self, started: threading.Event) -> None:
+        self._hub = gevent.get_hub()
+        self._hub.handle_error = lambda context, *error: self.errors.append(error)
+        self._stop = self._hub.loop.async_()
+        self._hub.loop.run_callback(started.set)
+        self._hub.wait(self._stop)
+        gevent.joinall(self._greenlets, timeout=DEADLINE)
+        self._greenlets.clear()
+        self._stop.close()
+        del self._hub.handle_error
+        self._hub.destroy(destroy_loop=True)
+
+    def dispatch(self, call: Callable[[], None]) -> None:
+        self._hub.loop.run_callback_threadsafe(lambda: self._greenlets.append(gevent.spawn(call)))
+
+    def stop(self) -> None:
+        wait_until(lambda: all(each.dead for each in self._greenlets), "a handler does not end")
+        wait_for_housekeepers()
+        self._stop.send()
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive()
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> Callable[[], Awaitable[Any]]:
+        spawned = gevent.spawn(lambda: _outcome(lambda: run(function(*args))))
+        self._greenlets.append(spawned)
+
+        async def join() -> Any:
+            return _unpack(spawned.get(timeout=DEADLINE))
+
+        return join
+
+    def gate(self) -> Gate:
+        event = gevent.event.Event()
+
+        async def passed() -> None:
+            assert event.wait(DEADLINE), "nobody has opened the gate"
+
+        return Gate(lambda: self._hub.loop.run_callback_threadsafe(event.set), passed)
+
+
+class Asyncio(Threads):
+    """A greenlet for each request, whose parent runs an event loop: what uWSGI's asyncio engine does."""
+
+    name = "asyncio"
+    extension = AsyncioWebSocket
+
+    def start(self) -> None:
+        self._greenlets: list[greenlet.greenlet] = []
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
+        self._thread = threading.Thread(target=self._run, name="event loop")
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.loop.run_forever()
+        self.errors.extend(asyncio.all_tasks(self.loop))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+        self._greenlets.clear()
+
+    def dispatch(self, call: Callable[[], None]) -> None:
+        def switch() -> None:
+            self._greenlets.append(greenlet.greenlet(call))
+            self._greenlets[-1].switch()
+
+        self.loop.call_soon_threadsafe(switch)
+
+    def stop(self) -> None:
+        wait_until(lambda: all(each.dead for each in self._greenlets), "a handler does not end")
+        wait_for_housekeepers()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive()
+
+    def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> Callable[[], Awaitable[Any]]:
+        task = asyncio.ensure_future(function(*args))
+
+        async def join() -> Any:
+            return await asyncio.wait_for(task, DEADLINE)
+
+        return join
+
+    def gate(self) -> Gate:
+        event = asyncio.Event()
+
+        async def passed() -> None:
+            await asyncio.wait_for(event.wait(), DEADLINE)
+
+        return Gate(lambda: self.loop.call_soon_threadsafe(event.set), passed)
+
+
+MODES: dict[str, type[Threads]] = {mode.name: mode for mode in (Threads, Gevent, Asyncio)}
+
+
+class Background(Threads):
+    """A thread for each request, and coroutine handlers in one event loop: what a server with threads does."""
+
+    name = "background"
+    extension = AsyncioWebSocket
+
+    def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    spawn = Asyncio.spawn  # from a handler
+
+
+class Gate(NamedTuple):
+    """What a handler awaits until the test opens it."""
+
+    open: Callable[[], Any]
+    passed: Callable[[], Awaitable[None]]
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return call(), None
+    except BaseException as error:
+        return None, error
+
+
+def _unpack(outcome: tuple[Any, BaseException | None]) -> Any:
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def wait_for_housekeepers() -> None:
+    """Wait until no housekeeper looks after any connection."""
+    wait_until(
+        lambda: not any(each.connections() or each._running for each in list(housekeeper._housekeepers.values())),
+        "a connection is left in the housekeeper's registry",
+    )
+
+
+class Server:
+    """A small WSGI server, with the environ that Werkzeug's server would give.
+
+    It reads the head of a request and not a byte more.
+    """
+
+    def __init__(self, app: Any, mode: Threads, **environ: Any) -> None:
+        self._app = app
+        self._mode = mode
+        self._environ = environ
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name="accept")
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # shut down
+                    return
+                time.sleep(0.01)  # a test has taken the descriptors away, for one request
+                continue
+            timeout = sock.gettimeout()
+            sock.settimeout(None)
+            head = b""
+            while not head.endswith(b"\r\n\r\n") and (byte := sock.recv(1)):
+                head += byte
+            sock.settimeout(timeout)
+            if head.endswith(b"\r\n\r\n"):
+                environ = {**self._make_environ(head), "werkzeug.socket": sock, **self._environ}
+                self._mode.dispatch(functools.partial(self._serve, environ, sock))
+            else:
+                sock.close()
+
+    def _make_environ(self, head: bytes) -> dict[str, Any]:
+        request, *lines = head.decode("latin-1").rstrip().split("\r\n")
+        method, target, protocol = request.split(" ")
+        path, _, query = target.partition("?")
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": str(self.port),
+            "SERVER_PROTOCOL": protocol,
+            "REMOTE_ADDR": "127.0.0.1",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(),
+            "wsgi.errors": io.StringIO(),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+        for line in lines:
+            name, _, value = line.partition(":")
+            key = name.upper().replace("-", "_")
+            key = key if key in {"CONTENT_LENGTH", "CONTENT_TYPE"} else f"HTTP_{key}"
+            environ[key] = f"{environ[key]},{value.strip()}" if key in environ else value.strip()
+        return environ
+
+    def _serve(self, environ: dict[str, Any], sock: socket.socket) -> None:
+        head = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            head[:] = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "Connection: close"]
+
+        try:
+            response = self._app(environ, start_response)
+            body = b"".join(response)
+            if hasattr(response, "close"):
+                response.close()
+            with suppress(OSError):  # the socket of a WebSocket that is done
+                sock.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+        finally:
+            sock.close()
+
+    def stop(self) -> None:
+        """Accept nobody any more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(DEADLINE)
+
+
+class Response(NamedTuple):
+    """An HTTP response."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def all(self, name: str) -> list[str]:
+        """Return every value of a header."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    def __getitem__(self, name: str) -> str:
+        (value,) = self.all(name)
+        return value
+
+
+class RawClient:
+    """A client that says what it is told to, byte for byte."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
+        self._input = self.sock.makefile("rb")
+
+    def request(self, path: str = "/", method: str = "GET", protocol: str = "HTTP/1.1", **changes: str | None) -> None:
+        """Send an upgrade request with changed headers, ``_`` for ``-``; None leaves one out."""
+        headers: dict[str, str | None] = {name.lower(): value for name, value in REQUEST.items()}
+        headers.update((name.replace("_", "-").lower(), value) for name, value in changes.items())
+        lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
+        self.send("\r\n".join([f"{method} {path} {protocol}", *lines, "", ""]).encode("latin-1"))
+
+    def response(self) -> Response:
+        """Read a response; its body, when it is no 101, to the end of the connection."""
+        status = int(self._input.readline().split()[1])
+        headers = []
+        while line := self._input.readline().decode("latin-1").rstrip("\r\n"):
+            name, _, value = line.partition(": ")
+            headers.append((name, value))
+        return Response(status, headers, b"" if status == 101 else self._input.read())
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def send_for_ever(self, data: bytes) -> NoReturn:
+        """Send until it raises."""
+        while True:
+            self.sock.sendall(data)
+
+    def send_until_refused(self, data: bytes) -> None:
+        """Send until the server has taken nothing for some time, and half of the last piece may be missing."""
+        self.sock.settimeout(0.3)
+        sent = 0
+        try:
+            while sent < ROOM:
+                self.sock.sendall(data)
+                sent += len(data)
+        except TimeoutError:
+            self.sock.settimeout(DEADLINE)
+        else:
+            raise AssertionError(f"it has taken {sent} bytes")
+
+    def frame(self, opcode: int, payload: bytes = b"", **how: Any) -> None:
+        """Send a masked frame."""
+        self.send(frame(opcode, payload, key=KEY, **how))
+
+    def read_frame(self) -> tuple[int, bytes] | None:
+        """Read a frame: opcode and payload; None at the end of the input."""
+        try:
+            start = self._input.read(2)
+        except ConnectionResetError:
+            return None
+        if not start:
+            return None
+        length = start[1]
+        assert start[0] & 0xF0 == 0x80, "fragmented"
+        assert length < 128, "masked"
+        if length == 126:
+            (length,) = struct.unpack("!H", self._input.read(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self._input.read(8))
+        return start[0] & 0x0F, self._input.read(length)
+
+    def read(self, size: int) -> None:
+        """Read so many bytes, whatever they are."""
+        assert len(self._input.read(size)) == size
+
+    def reset(self) -> None:
+        """Vanish without a good-bye: the server gets a RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        self._input.close()
+        self.sock.close()
+
+
+class Site:
+    """A Flask app with WebSockets, served from its first connection on; closed by its fixture."""
+
+    def __init__(self, mode: Threads, **settings: Any) -> None:
+        self.mode = mode
+        self.app = Flask("site")
+        self.app.secret_key = "secret"
+        self.websocket = mode.extension(self.app, **settings)
+        #: What handlers have to tell to the test.
+        self.notes: queue.Queue[Any] = queue.Queue()
+        self.note = self.notes.put
+        #: What was logged as a warning or worse. A test that expects it, takes it out.
+        self.log: list[logging.LogRecord] = []
+        self._server: Server | None = None
+        self._clients = ExitStack()
+        self.environ: dict[str, Any] = {}
+        self._handler = logging.Handler(logging.WARNING)
+        self._handler.emit = self._on_log  # type: ignore[method-assign]
+        self._loggers = [self.app.logger, logging.getLogger("flask_uwsgi_websocket")]
+        for logger in self._loggers:
+            logger.addHandler(self._handler)
+        mode.start()
+
+    def _on_log(self, record: logging.LogRecord) -> None:
+        deliberate = ("not patched", "a page of another origin", "did you mean @websocket.route")
+        if not any(text in record.getMessage() for text in deliberate):
+            self.log.append(record)
+
+    def route(self, rule: str = "/", **options: Any) -> Callable[[Any], Any]:
+        """Declare a coroutine function as the handler of a URL, in every mode."""
+        return lambda function: self.websocket.route(rule, **options)(self.mode.handler(function))
+
+    def noted(self) -> Any:
+        """Return the next thing that a handler has told."""
+        return self.notes.get(timeout=DEADLINE)
+
+    @property
+    def port(self) -> int:
+        if self._server is None:
+            self._server = Server(self.app, self.mode, **self.environ)
+        return self._server.port
+
+    def connect(self, path: str = "/", **options: Any) -> ClientConnection:
+        """Connect a client of the library ``websockets``."""
+        options = {"compression": None, "ping_interval": None, "max_size": None, "close_timeout": DEADLINE, **options}
+        client = connect(f"ws://127.0.0.1:{self.port}{path}", proxy=None, open_timeout=DEADLINE, **options)
+        return self._clients.enter_context(client)
+
+    def raw(self) -> RawClient:
+        """Connect a client that says nothing by itself."""
+        client = RawClient(self.port)
+        self._clients.callback(client.close)
+        return client
+
+    def upgrade(self, path: str = "/", **headers: str | None) -> RawClient:
+        """Connect a raw client and make its handshake."""
+        client = self.raw()
+        client.request(path, **headers)
+        response = client.response()
+        assert response.status == 101, response
+        return client
+
+    def refusal(self, path: str = "/", **request: Any) -> Response:
+        """Send a request and return the response, which is not 101."""
+        client = self.raw()
+        client.request(path, **request)
+        response = client.response()
+        client.close()
+        assert response.status != 101
+        return response
+
+    def logged(self) -> logging.LogRecord:
+        """Wait for something to be logged, and take it."""
+        wait_until(lambda: self.log, "nothing was logged")
+        return self.log.pop(0)
+
+    def close(self) -> None:
+        """Let the clients leave, and end when all handlers have ended."""
+        try:
+            self._clients.close()
+        finally:
+            if self._server is not None:
+                self._server.stop()
+            try:
+                self.mode.stop()
+            finally:
+                for logger in self._loggers:
+                    logger.removeHandler(self._handler)
+        assert not self.mode.errors, self.mode.errors
+        assert not self.log, [record.getMessage() for record in self.log]
+
+
+def serving(mode: str, **settings: Any) -> Iterator[Site]:
+    """Yield a site; the body of a fixture."""
+    site = Site({**MODES, Background.name: Background}[mode](), **settings)
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+def hold(site: Site, **options: Any) -> None:
+    """Declare a handler at ``/`` that lasts as long as its connection."""
+
+    @site.route("/", **options)
+    async def handler(ws: Any) -> None:
+        await ws.send("hello")
+        async for _ in ws:
+            pass
+
+
+async def tick(site: Site) -> None:
+    """Give the others some time, as a handler does that only looks at its connection now and then."""
+    gate = site.mode.gate()
+    gate.open()
+    await gate.passed()
+
+
+async def send_to(site: Site, connection: Any, message: str) -> None:
+    """Send to a connection as its mode's handlers get it."""
+    sent = connection.send(message)
+    if site.mode.name == "asyncio":
+        await sent
+
+
+class Flood:
+    """Sends empty frames as fast as it can, and reads what comes back, until the block ends."""
+
+    def __init__(self, client: RawClient, opcode: int = TEXT) -> None:
+        self._client = client
+        # Megabytes of such frames would be left at its end, which the slowest of interpreters reads for half a minute.
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+        self._data = frame(opcode, key=KEY, fin=opcode != CONTINUATION) * 10_000
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._read)]
+
+    def _send(self) -> None:
+        with suppress(OSError):
+            self._client.send_for_ever(self._data)
+
+    def _read(self) -> None:
+        with suppress(OSError):
+            while self._client.sock.recv(65536):
+                pass
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # it has been dropped
+            self._client.sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(DEADLINE)

@@ -1,0 +1,282 @@
+"""How many connections a worker takes."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
+
+from flask_uwsgi_websocket import WebSocket
+from flask_uwsgi_websocket.settings import Settings
+from flask_uwsgi_websocket.worker import admission
+from flask_uwsgi_websocket.worker.admission import Admissions, admissions, most_by_descriptors, reserved_cores
+from support.inprocess import DEADLINE, Site, hold, serving, wait_until
+
+
+def refusal(site: Site, path: str = "/") -> tuple[int, str | None]:
+    """Return the status of the response to an upgrade request, and its Retry-After."""
+    client = site.raw()
+    client.request(path)
+    response = client.response()
+    client.close()
+    return response.status, next(iter(response.all("Retry-After")), None)
+
+
+def connect_until_admitted(site: Site) -> None:
+    """Connect once the server has noticed that others have left."""
+    while True:
+        client = site.raw()
+        client.request()
+        if client.response().status == 101:
+            return
+        client.close()  # there may be hundreds, if it takes a while
+
+
+def test_above_max_connections_a_handshake_is_answered_with_503_and_http_goes_on(site: Site) -> None:
+    site.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 2
+    site.app.add_url_rule("/page", view_func=lambda: "page", endpoint="page")
+    hold(site)
+    first, _ = site.upgrade(), site.upgrade()
+    assert refusal(site) == (503, "10")
+
+    page = site.raw()
+    page.send(b"GET /page HTTP/1.0\r\n\r\n")
+    assert page.response().status == 200
+
+    first.reset()
+    connect_until_admitted(site)
+
+
+def test_above_max_connections_per_ip_a_handshake_is_answered_with_429(site: Site) -> None:
+    site.app.config["WEBSOCKET_MAX_CONNECTIONS_PER_IP"] = 1
+    hold(site)
+    first = site.upgrade()
+    assert refusal(site) == (429, "10")
+    first.reset()
+    connect_until_admitted(site)
+
+
+def test_a_connection_that_is_refused_or_fails_is_not_counted(site: Site) -> None:
+    site.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
+
+    @site.route("/")
+    async def handler(ws: Any) -> Any:
+        return "no", 403
+
+    for _ in range(3):
+        assert refusal(site) == (403, None)
+
+
+def test_a_route_may_be_limited_further(site: Site) -> None:
+    hold(site)
+
+    @site.route("/more", max_connections=1)
+    async def more(ws: Any) -> None:
+        await ws.send("more")
+
+    site.upgrade()
+    assert refusal(site, "/more") == (503, "10")
+    site.upgrade()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("192.0.2.1:5678", "192.0.2.1:5679", True),
+        ("192.0.2.1:5678", "192.0.2.1", True),
+        ("192.0.2.1:5678", "192.0.2.2:5678", False),
+        ("[2001:db8::1]:5678", "2001:db8::2", True),
+        ("[2001:db8::1]", "[2001:db8:0:1::1]:1", False),
+        ("[::ffff:192.0.2.1]:1", "192.0.2.1:2", True),
+        ("unknown", "unknown", True),
+    ],
+)
+def test_an_address_of_ipv6_is_a_network_of_64_bits(one: str, other: str, are_one: bool) -> None:
+    admissions = Admissions()
+    with admissions.admit(one, None, 1):
+        if are_one:
+            with pytest.raises(TooManyRequests), admissions.admit(other, None, 1):
+                pass
+        else:
+            with admissions.admit(other, None, 1):
+                pass
+
+
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+@pytest.mark.parametrize(("limit", "refused"), [("MAX_CONNECTIONS", 503), ("MAX_CONNECTIONS_PER_IP", 429)])
+@pytest.mark.parametrize("end", ["answer", "raise", "raise in teardown"])
+def test_a_request_is_counted_from_its_beginning_to_its_end_however_it_ends(limit: str, refused: int, end: str) -> None:
+    app = Flask(__name__)
+    app.config[f"WEBSOCKET_{limit}"] = 1
+    statuses = []
+
+    def request_upgrade() -> int:
+        with suppress(RuntimeError):
+            return app.test_client().get("/", headers=UPGRADE).status_code
+        return 500
+
+    @app.before_request
+    def look_up() -> Any:
+        if len(statuses) % 2 == 0:
+            statuses.append(request_upgrade())
+        if end == "raise":
+            raise RuntimeError
+        return "no", 403
+
+    @app.teardown_request
+    def tear_down(error: BaseException | None) -> None:
+        if end == "raise in teardown":
+            raise RuntimeError
+
+    WebSocket(app).add_url_rule("/", "handler", lambda ws: None)
+    for _ in range(2):
+        statuses.append(request_upgrade())
+    ended = 403 if end == "answer" else 500
+    if end == "raise in teardown":
+        refused = 500  # all that a client sees, but look_up() was not called
+    assert statuses == [refused, ended] * 2
+
+
+def test_pages_and_upgrades_of_pages_are_not_counted() -> None:
+    app = Flask(__name__)
+    app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
+    WebSocket(app).add_url_rule("/", "handler", lambda ws: None)
+    app.add_url_rule("/outer", "outer", lambda: str(app.test_client().get("/", headers=UPGRADE).status_code))
+    assert app.test_client().get("/outer").text == "500"  # not 503: the test client has no socket for the handler
+
+
+def test_a_view_that_is_put_around_that_of_a_route_is_limited_as_the_route_is() -> None:
+    app = Flask(__name__)
+    WebSocket(app).add_url_rule("/", "handler", lambda ws: None, max_connections=1)
+    view = app.view_functions["handler"]
+
+    def around(**values: Any) -> Any:
+        with admissions.admit(None, None, None):
+            return view(**values)
+
+    app.view_functions["handler"] = around
+    assert app.test_client().get("/", headers=UPGRADE).status_code == 503
+
+
+def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_the_log_has_one_line(
+    blocking: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_logged_at", -admission.SILENCE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hold(blocking, max_connections=10)
+    is_starving = False
+
+    @blocking.app.before_request
+    def use_up() -> None:
+        if is_starving:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # the standard streams have these
+
+    @blocking.app.teardown_request
+    def give_back(error: BaseException | None) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    blocking.upgrade()  # what the first connection needs is there from now on
+    is_starving = True
+    for _ in range(3):
+        assert refusal(blocking) == (503, "10")
+    said = blocking.logged().getMessage()
+    assert said.startswith("WebSockets are refused with 503: this process may open no more files (Too many open files)")
+
+
+@pytest.mark.parametrize(
+    ("limit", "queues", "most"), [(64, 0, 14), (64, 12, 8), (64, 100, 1), (1024, 0, 464), (8192, 0, 3824)]
+)
+def test_each_connection_takes_two_descriptors_and_some_are_for_other_files(limit: int, queues: int, most: int) -> None:
+    assert most_by_descriptors(limit, queues) == most
+
+
+def test_no_setting_makes_more_room_than_there_are_descriptors_for() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    admissions = Admissions()
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+        for _ in range(most_by_descriptors(40, 0)):
+            stack.enter_context(admissions.admit(None, 100, None))
+        with pytest.raises(ServiceUnavailable):
+            stack.enter_context(admissions.admit(None, 100, None))
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_who_has_no_address_is_counted_for_the_worker_only(address: str | None) -> None:
+    admissions = Admissions()
+    with (
+        admissions.admit(address, 2, 1),
+        admissions.admit(address, 2, 1),
+        pytest.raises(ServiceUnavailable),
+        admissions.admit(address, 2, 1),
+    ):
+        pass
+    with admissions.admit(address, 1, 1):
+        pass
+
+
+def test_many_threads_never_get_in_together_where_one_has_room() -> None:
+    admissions = Admissions()
+    inside: list[int] = []
+    most = 0
+
+    def enter(number: int) -> None:
+        nonlocal most
+        for _ in range(300):
+            try:
+                with admissions.admit("192.0.2.1", 2, None):
+                    inside.append(number)
+                    most = max(most, len(inside))
+                    inside.remove(number)
+            except ServiceUnavailable:
+                continue
+
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= most <= 2
+    assert not admissions._open
+
+
+@pytest.mark.parametrize(("cores", "reserved"), [(1, 1), (10, 1), (16, 1), (100, 10), (200, 20), (2_100, 20)])
+def test_a_tenth_of_the_cores_is_kept_for_http(cores: int, reserved: int) -> None:
+    assert reserved_cores(cores) == reserved
+
+
+@pytest.mark.parametrize("name", ["max_connections", "max_connections_per_ip"])
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"], ids=repr)
+def test_a_number_of_connections_is_a_whole_one_above_0_or_none(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number above 0, not"):
+        Settings(**{name: value})
+
+
+def test_connections_are_counted_where_the_app_runs_only_when_its_response_is_iterated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_UWSGI_DEBUG", "1")  # as below Werkzeug's debugger
+    for site in serving("threads", max_connections=1):
+        hold(site)
+        for _ in range(2):
+            with site.connect() as client:
+                assert client.recv(DEADLINE) == "hello"
+                assert refusal(site) == (503, "10")
+            wait_until(lambda: not admissions._total, "it is still counted")
