@@ -15,7 +15,6 @@ from werkzeug.exceptions import Forbidden
 from .connection.base import ENVIRON_KEY, BaseClient
 from .connection.session import forget_mere_refresh, forget_session
 from .connection.transport import Transport
-from .hooks import Hooks
 from .protocol.deflate import Compression, Deflate
 from .protocol.handshake import Handshake, negotiate_handshake
 from .servers.find import find_capacity, find_server
@@ -208,8 +207,6 @@ def report_rejection(response: Response) -> Response:
     client_class: type[Any] | None = request.environ.pop(CLASS_KEY, None)
     if client_class is not None and (client is None or not client.was_accepted):
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        state = state_of(app)
-        route = Route(Settings(), Hooks().functions(()), state.stats, state.warned)
-        rejected = client or client_class.refused(request.environ, app, route)
+        rejected = client or client_class.refused(request.environ, app, state_of(app).no_route)
         rejected.drive(rejected.notify_rejected(response))
     return response

@@ -10,6 +10,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flask.sansio.app import App
@@ -92,6 +93,11 @@ class State:
     def engines(self) -> Collection[str]:
         """The options of the uWSGI loop engine that the extension is made for."""
         return self.run_options.keys() & {"gevent", "asyncio", "greenlet"}
+
+    @cached_property
+    def no_route(self) -> Route:
+        """The route of requests that are refused before they have one."""
+        return Route(Settings(), Hooks().functions(()), self.stats, self.warned)
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """Return the settings of a route without options of its own."""
