@@ -1,19 +1,19 @@
-"""`make bench`: this package and its peers, on the same machine in the same run.
+"""`make bench`: this package and comparable servers, on the same machine in the same run.
 
     python -m benchmarks [--quick] [--servers NAME ...] [--measures NAME ...]
 
-- ``servers.py``: how each server is started, and what its processes use.
-- ``apps/``: the application that each of them serves.
+- ``servers.py``: the command of each server, and the CPU time and memory of its processes.
+- ``apps/``: the application that each server runs.
 - ``load.c``: the load generator.
-- ``measures.py``: what is measured, and the run.
+- ``measures.py``: the measures, and the run.
 - ``report.py``: the comparisons, the tables, the plot, the page of the docs.
 
-Scripts of their own:
+Separate scripts:
 
-- ``profile.py``: the system calls of a server for each message, and where its time goes.
+- ``profile.py``: the system calls of a server for each message, and the functions that take its time.
 - ``latency.py``: two sends in a row, and an echo beside thousands of idle connections.
-- ``fairness.py``: how long a polite client waits beside others that flood its worker.
+- ``fairness.py``: the waits of a polite client beside other clients that flood its worker.
 - ``idle.py``: idle connections behind uWSGI's router, for longer than its time limit.
-- ``mixed.py``: ten minutes of mixed polite load: nothing lost, memory flat.
-- ``soak.py``: half an hour of it with every fault at once (``make soak``).
+- ``mixed.py``: ten minutes of mixed polite load, which must lose nothing and leave the memory flat.
+- ``soak.py``: half an hour of the same with every fault at the same time (``make soak``).
 """

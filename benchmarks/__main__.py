@@ -1,4 +1,4 @@
-"""Measure, print one table, and write the page of the docs. `make bench` runs this in an environment of its own."""
+"""Measure, print one table, and write the page of the docs. `make bench` runs this in its own environment."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ from pathlib import Path
 
 from .measures import MEASURES, Bench, Plan, compile_load, raise_file_limit
 from .report import report, write_page
-from .servers import SERVERS
+from .rooms import measure_rooms
+from .servers import ROOM_SERVERS, SERVERS
 
 ROOT = Path(__file__).parent.parent
+ALL = SERVERS + ROOM_SERVERS
+ALL_MEASURES = {**MEASURES, "rooms": measure_rooms}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that everything works")
-    parser.add_argument("--servers", nargs="+", metavar="NAME", help="only those whose names contain one of these")
-    names = list(MEASURES)
-    parser.add_argument("--measures", nargs="+", choices=names, default=names, help="only these of the measures")
-    parser.add_argument("--repeats", type=int, help="rounds among the servers (5)")
+    parser.add_argument("--quick", action="store_true", help="one short round, to check that everything works")
+    parser.add_argument(
+        "--servers", nargs="+", metavar="NAME", help="only the servers whose names contain one of these"
+    )
+    names = list(ALL_MEASURES)
+    parser.add_argument("--measures", nargs="+", choices=names, default=names, help="only these measures")
+    parser.add_argument("--repeats", type=int, help="rounds of all servers (5)")
     parser.add_argument("--seconds", type=float, help="duration of each measurement (2)")
     parser.add_argument("--list", action="store_true", help="print the names of the servers")
-    parser.add_argument("--output", type=Path, help="directory of the page (docs, or build when not all is run)")
+    parser.add_argument("--output", type=Path, help="directory of the page (docs, or build for a part of the run)")
     options = parser.parse_args()
 
     if options.list:
-        print(*(server.name for server in SERVERS), sep="\n")
+        print(*(server.name for server in ALL), sep="\n")
         return
     servers = [
         server
-        for server in SERVERS
-        if options.servers is None or any(part.lower() in server.name.lower() for part in options.servers)
+        for server in ALL
+        if ("rooms" in options.measures if server.room else options.measures != ["rooms"])
+        and (options.servers is None or any(part.lower() in server.name.lower() for part in options.servers))
     ]
     if not servers:
-        parser.error("no server has such a name: see --list")
+        parser.error("no server with these measures has such a name: see --list")
 
     room = raise_file_limit()
     plan = Plan(
@@ -47,10 +53,10 @@ def main() -> None:
         idle=sorted({min(connections, room) for connections in ([2_000] if options.quick else [2_000, 10_000])}),
     )
     with tempfile.TemporaryDirectory() as directory:
-        results = Bench(plan, compile_load(Path(directory))).run(servers)
+        results = Bench(plan, compile_load(Path(directory))).run(servers, ALL_MEASURES)
 
     is_shortened = options.quick or options.repeats or options.seconds
-    is_complete = not is_shortened and servers == SERVERS and options.measures == names
+    is_complete = not is_shortened and servers == ALL and options.measures == names
     output = options.output or ROOT / ("docs" if is_complete else "build")
     command = "make bench" if is_complete else shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     text = report(results, servers, plan, command)

@@ -1,13 +1,13 @@
-"""How long a polite client of one worker waits beside others that flood it.
+"""Measure how long a polite client of one worker waits beside other clients that flood it.
 
     python -m benchmarks.fairness --mode gevent
     python -m benchmarks.fairness --mode asyncio --pure --kinds pings bombs
 
-For each kind of flood, 20 connections write as fast as the server lets them, from a process of their own, and read
-whatever comes back. One more connection has a message of 64 bytes echoed again and again, a few milliseconds apart.
-Printed are the median, the 99th percentile and the maximum of its waits, in milliseconds; the median of the CPU time
-that the server used meanwhile, which is the same where nothing else runs, and on a busy machine what is to be compared;
-and what the flood got through.
+For each kind of flood, 20 connections write as fast as the server lets them, from their own process, and read all
+answers. One more connection sends a message of 64 bytes again and again, a few milliseconds apart, and waits for the
+echo. The script prints the median, the 99th percentile and the maximum of the waits, in milliseconds; the median of the
+CPU time that the server used during a wait, which is the figure to compare on a busy machine; and the bytes of the
+flood.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from .servers import HANDSHAKE, SERVERS, Running, running
 
-#: Masked with zeros, as whoever floods does not care.
+#: Masked with zeros, because random masks make no difference.
 MASK = bytes(4)
 
 COMPRESSED = b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
@@ -35,7 +35,7 @@ COMPRESSED = b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
 CONTINUATION, TEXT, BINARY, PING, PONG = 0x0, 0x1, 0x2, 0x9, 0xA
 FIN, RSV1 = 0x80, 0x40
 
-#: Seconds between two messages of the polite client, at most.
+#: The longest pause between two messages of the polite client, in seconds.
 PAUSE = 0.01
 
 
@@ -49,7 +49,7 @@ def frame(first: int, payload: bytes = b"") -> bytes:
 
 
 def fragments(payload: bytes) -> bytes:
-    """Return a message of 10,000 fragments, all alike but the first and the last."""
+    """Return a message of 10,000 fragments, which are equal except for the first and the last one."""
     middle = frame(CONTINUATION, payload)
     return frame(BINARY, payload) + middle * 9_998 + frame(FIN | CONTINUATION, payload)
 
@@ -59,7 +59,7 @@ def deflated(payload: bytes) -> bytes:
     return frame(FIN | RSV1 | BINARY, (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4])
 
 
-#: What is sent over and over: with or without compression, and the bytes.
+#: The floods: with or without compression, and the bytes that are repeated.
 KINDS: dict[str, tuple[bool, Callable[[], bytes]]] = {
     "nothing": (False, lambda: b""),
     "pings": (False, lambda: frame(FIN | PING) * 10_000),
@@ -94,7 +94,7 @@ def connect(port: int, *, compressed: bool) -> socket.socket:
 
 
 def flood(port: int, kind: str, connections: int, control: Connection) -> None:
-    """Flood until told to stop; then send how many bytes were written. Runs in a process of its own."""
+    """Flood until the parent stops this process, then send the number of written bytes. Runs in its own process."""
     compressed, make_block = KINDS[kind]
     block = memoryview(make_block())
     selector = selectors.DefaultSelector()
@@ -122,19 +122,19 @@ def flood(port: int, kind: str, connections: int, control: Connection) -> None:
                     written += sent
             except BlockingIOError:
                 continue
-            except OSError:  # it was closed
+            except OSError:  # the server closed it
                 selector.unregister(sock)
                 del positions[sock]
 
 
 def cpu_ms(target: Running) -> float:
-    """Return the CPU time of the server so far, up to the last time that the kernel looked."""
+    """Return the CPU time of the server so far, up to the kernel's last update."""
     tasks = [path for pid in target.pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     return sum(int(path.read_text().split()[0]) for path in tasks) / 1e6
 
 
 def waits(target: Running, seconds: float) -> list[tuple[float, float]]:
-    """Return how long a polite client waits for each of its echoes, and the CPU time of that, in milliseconds."""
+    """Return a polite client's waits for its echoes, and the CPU time of the server in each, in milliseconds."""
     sock = connect(target.port, compressed=False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     message = frame(FIN | TEXT, b"x" * 64)
@@ -164,7 +164,7 @@ def measure(target: Running, kind: str, connections: int, seconds: float) -> str
     process.start()
     try:
         ours.recv()
-        time.sleep(0.5)  # until all are at it
+        time.sleep(0.5)  # until all connections flood
         found = waits(target, seconds)
         ours.send("stop")
         written, left = ours.recv()
@@ -184,8 +184,8 @@ def main() -> None:
     parser.add_argument("--mode", choices=["gevent", "asyncio", "threads"], default="gevent")
     parser.add_argument("--pure", action="store_true", help="with pure Python")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only these floods")
-    parser.add_argument("--connections", type=int, default=20, help="that flood (20)")
-    parser.add_argument("--seconds", type=float, default=3, help="of each (3)")
+    parser.add_argument("--connections", type=int, default=20, help="connections that flood (20)")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds of each flood (3)")
     options = parser.parse_args()
     (server,) = (each for each in SERVERS if each.name == f"this package, {options.mode}")
     if options.pure:

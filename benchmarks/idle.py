@@ -1,10 +1,10 @@
-"""Hold many idle connections on one gevent worker behind uWSGI's HTTP router, and say what they cost.
+"""Hold many idle connections on one gevent worker behind uWSGI's HTTP router, and print their cost.
 
     python benchmarks/idle.py --connections 1000 --seconds 90
 
-Prints how many connections are still open at the end, the worker's CPU time over the idle period, and its memory
-per connection. The router drops a connection without traffic after 60 s, so pings must flow. The clients answer
-pings and do nothing else; they read only what arrives.
+The script prints the number of connections that are open at the end, the worker's CPU time over the idle period, and
+its memory per connection. The router drops a connection without traffic after 60 s, so pings must flow. The clients
+only answer pings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REQUEST = (
 
 
 class Client(asyncio.Protocol):
-    """Upgrades, then answers pings: the eight bytes of their payload, masked with zeros."""
+    """A client that upgrades, and then answers pings. The payload of eight bytes is masked with zeros."""
 
     def __init__(self, opened: asyncio.Future[None]) -> None:
         self.opened = opened
@@ -86,7 +86,7 @@ def memory_kb(pid: int) -> int:
 
 
 def worker_of(master: int) -> int:
-    """Return the child of the master that is not the HTTP router: the one with the most memory."""
+    """Return the child of the master that is not the HTTP router: the process with the most memory."""
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     return max(map(int, children), key=memory_kb)
 

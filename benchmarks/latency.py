@@ -1,10 +1,10 @@
-"""Two latencies that throughput hides: two sends in a row, and an echo beside idle connections that came at once.
+"""Two latencies that throughput hides: two sends in a row, and an echo beside many connections that opened together.
 
     python -m benchmarks.latency --mode gevent --connections 3000
 
-An echo is timed for as long as it takes until each idle connection has been pinged once. The idle clients run in a
-process of their own, open all at once, and answer pings. The longest hold-up is CPU time of the loop's thread between
-two looks at the clock that are due every millisecond; threads have no loop.
+Echoes are timed until each idle connection has been pinged once. The idle clients run in their own process, open all at
+the same time, and answer pings. The longest delay of the loop is CPU time of its thread between two looks at the clock,
+which are due every millisecond. Threads have no loop.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import multiprocessing
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.synchronize import Event
@@ -46,7 +47,7 @@ def connect(port: int, path: str) -> socket.socket:
 
 
 def exchange(sock: socket.socket, answers: int) -> float:
-    """Send a message, read its answers, and return the seconds that this took."""
+    """Send a message, read its answers, and return the time in seconds."""
     began = time.perf_counter()
     sock.sendall(FRAME)
     missing = answers * len(ANSWER)
@@ -80,7 +81,7 @@ def hold(port: int, connections: int, opened: Event, done: Event) -> None:
 def measure_beside(server: Running, connections: int) -> tuple[list[float], float, float]:
     """Measure beside idle connections.
 
-    :returns: the round trips of an echo and the longest hold-up of the loop, in seconds; the server's share of a CPU,
+    :returns: the round trips of an echo and the longest delay of the loop, in seconds; the server's share of a CPU,
         in percent.
     """
     context = multiprocessing.get_context("spawn")
@@ -104,14 +105,14 @@ def measure_beside(server: Running, connections: int) -> tuple[list[float], floa
 
 
 def server_of(mode: str) -> Server:
-    """Return this package's server of ``make bench`` in a mode, with the handlers that are measured here."""
+    """Return this package's server of ``make bench`` in a mode, with the handlers of ``latency_app.py``."""
     (server,) = (server for server in SERVERS if server.name == f"this package, {mode}")
 
-    def command(port: int, connections: int) -> list[str]:
-        arguments = server.command(port, connections)
-        return ["latency_app:app" if argument == "package_app:app" else argument for argument in arguments]
+    def commands(ports: Sequence[int], connections: int) -> list[list[str]]:
+        (arguments,) = server.commands(ports, connections)
+        return [["latency_app:app" if argument == "package_app:app" else argument for argument in arguments]]
 
-    return replace(server, command=command)
+    return replace(server, commands=commands)
 
 
 def main() -> None:
@@ -128,7 +129,7 @@ def main() -> None:
         print(
             f"{mode}: two sends in a row {1e3 * median(pairs):.2f} ms; an echo beside {options.connections} idle "
             f"connections: median {1e3 * median(beside):.2f} ms, 99.9 % {1e3 * quantiles(beside, n=1000)[-1]:.1f} ms, "
-            f"longest {longest} ms; longest hold-up {1e3 * hold_up:.1f} ms; CPU {share:.1f} %"
+            f"longest {longest} ms; longest delay {1e3 * hold_up:.1f} ms; CPU {share:.1f} %"
         )
 
 

@@ -1,21 +1,27 @@
-/* The load generator of `make bench`: one thread and one epoll in C, so that the server is what limits.
+/* The load generator of `make bench`: one thread and one epoll in C, so that the server is the bottleneck.
  *
- *     load MODE --port N [--connections N] [--in-flight N] [--size BYTES] [--seconds S] [--warm-up S] [--timeout S]
+ *     load MODE --port N... [--connections N] [--in-flight N] [--size BYTES] [--seconds S] [--warm-up S] [--timeout S]
+ *         [--rate N] [--echo PATH] [--receive PATH] [--publish PATH] [--socketio]
  *
  * echo     every connection keeps `in-flight` text messages of `size` bytes on their way, and checks their echoes
  * flood    the same, beside one more connection that writes and reads as fast as the server lets it
- * connect  handshake and closing handshake, over and over, on `connections` connections at a time
- * fanout   one publisher; all of `connections` must have received its message before it sends the next one
- * idle     every connection has one message echoed and then does nothing
+ * connect  handshake and closing handshake, again and again, on `connections` connections at a time
+ * fanout   one publisher, which sends its next message when all of `connections` have received the last one
+ * room     one publisher, which sends `rate` messages a second to `connections` receivers, without waiting for them
+ * beside   echo, beside the publisher of `room` and one receiver on each port
+ * idle     every connection has one message echoed, and then does nothing
  *
- * On stdout it says "begin" when the warm-up is over, and one line of JSON when the measured time is. Then it holds
- * the connections until stdin ends, so that whoever started it can look at the server. The JSON has the `count` of
- * echoes, connections or deliveries; the `seconds` that they took; the seconds of `cpu` that this process took; and
- * `p50` and `p99`, in microseconds, of one echo, of one connection from SYN to EOF, or of one message from its
- * publisher to the last of its receivers. Of the mode idle, only that it has come so far is of interest.
+ * On stdout it prints "begin" after the warm-up, and one line of JSON after the measured time. Then it holds the
+ * connections until stdin ends, so that the parent process can examine the server. The JSON has the `count` of
+ * echoes, connections or deliveries, the `seconds` that they took, the seconds of `cpu` time of this process, and
+ * `p50` and `p99`, in microseconds: in fanout of one message from its publisher to the last of its receivers; in room of
+ * one message to each receiver on the other ports, if there are several; in connect of one connection from SYN to EOF;
+ * otherwise of one echo. In the mode idle, only the connections themselves matter.
  *
- * The server is on 127.0.0.1 and serves /echo, and for fanout /receive and /publish. Whatever it does that is not
- * asked for, or nothing at all for `timeout` seconds, ends the run with one sentence on stderr.
+ * The server is on 127.0.0.1. It serves /echo, and /publish and /receive for the publisher and the receivers, unless
+ * options name other paths. Each worker may have a `port` of its own: the receivers are divided evenly among the ports,
+ * and all other connections are on the first one. With `socketio`, the publisher and the receivers speak Socket.IO. If
+ * the server does anything unexpected, or nothing at all for `timeout` seconds, the run ends with one sentence on stderr.
  */
 
 #define _GNU_SOURCE
@@ -33,62 +39,75 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
 enum {
-    HANDSHAKES_AT_ONCE = 64, /* below every server's backlog: a SYN that is dropped costs a second */
-    FLOOD_BLOCK = 65536,     /* what the flooding connection writes or reads between two looks at the others */
+    HANDSHAKES_AT_ONCE = 64, /* below every server's backlog: a dropped SYN costs a second */
+    FLOOD_BLOCK = 65536,     /* bytes that the flooding connection writes or reads in one turn */
     LARGEST_HEADER = 14,
     HANDSHAKE_ROOM = 2048, /* in the buffers: for the 101 response, and for Pongs beside the messages */
     SEQUENCE = 8,          /* hexadecimal digits at the beginning of each message */
     BUCKETS = 64 * 60,
+    MOST_PORTS = 16,
+    MOST_UNDER_WAY = 1024, /* messages of the publisher */
 };
 
 enum opcode { TEXT = 1, CLOSE = 8, PING = 9, PONG = 10 };
 
 struct connection {
-    int fd; /* -1 when it has ended */
+    int fd; /* -1 after its end */
     int number;
+    int port;
     const char *path;
+    bool socketio;
     bool open;                      /* the handshake is done */
     bool closing;                   /* our Close frame is sent: the server may end the connection */
-    bool watches_output;            /* epoll tells when the socket takes more */
-    uint8_t *input, *output;        /* what is no whole frame yet; what the socket has not taken yet */
+    bool watches_output;            /* epoll reports when the socket takes more */
+    uint8_t *input, *output;        /* an incomplete frame; bytes that the socket has not taken yet */
     size_t input_size, output_size; /* bytes in them */
-    uint32_t sent, received;        /* messages; of the publisher, received is what its receivers have, together */
-    uint64_t *sent_at;              /* of those in flight: a ring */
+    size_t capacity;                /* of each */
+    uint32_t sent, received;        /* messages; the publisher's `received` is the sum of its receivers */
+    uint64_t *sent_at;              /* a ring, of the messages in flight */
+    uint32_t ring;                  /* its length */
     uint64_t opened_at;
-    uint64_t waiting_since; /* for the next thing from the server; 0 when nothing has to come */
+    uint64_t waiting_since; /* for input from the server; 0 when none is due */
 };
 
 struct mode {
     const char *name;
     void (*opened)(struct connection *);   /* a handshake is done */
-    void (*begin)(void);                   /* all handshakes are */
-    void (*received)(struct connection *); /* a message has come, and is the expected one */
+    void (*begin)(void);                   /* all handshakes are done */
+    void (*received)(struct connection *); /* the expected message has arrived: its `number` */
     void (*ended)(struct connection *);    /* the server has ended a connection that was closing */
-    bool (*over)(void);                    /* all is measured */
+    bool (*over)(void);                    /* the measurement is complete */
 };
 
 static struct {
-    int port, connections, in_flight, timeout;
+    int ports[MOST_PORTS], port_count, connections, in_flight, timeout;
     size_t size;
-    double seconds, warm_up;
-} options = {.connections = 32, .in_flight = 1, .timeout = 10, .size = 64, .seconds = 2, .warm_up = 0.5};
+    double seconds, warm_up, rate;
+    const char *echo, *receive, *publish;
+    bool socketio;
+} options = {
+    .connections = 32, .in_flight = 1, .timeout = 10, .size = 64, .seconds = 2, .warm_up = 0.5, .rate = 20,
+    .echo = "/echo", .receive = "/receive", .publish = "/publish"};
 
 static const struct mode *mode;
-static struct connection *connections, *flooder, *publisher; /* the latter are NULL in most modes */
-static int total;                                            /* of the connections, these two included */
-static int started, opened, living; /* connections */
+static struct connection *connections, *flooder, *publisher; /* the last two are NULL in most modes */
+static struct connection *receivers;                         /* the receivers of the publisher, which follows them */
+static struct connection timer;                              /* not a connection, but the timer of the publisher */
+static int total;                                            /* number of connections, with all of these */
+static int started, opened, living; /* numbers of connections */
 static int epoll;
-static uint64_t now;      /* nanoseconds; read once for each batch of input */
-static uint64_t deadline; /* of the current phase */
-static bool stopping;     /* nothing new is sent any more */
-static bool input_ended;  /* of stdin */
-static uint64_t count;    /* of what the mode is about */
+static uint64_t now;      /* in nanoseconds; read once for each batch of input */
+static uint64_t deadline; /* end of the current phase */
+static bool stopping;     /* no connection sends anything new */
+static bool input_ended;  /* stdin has ended */
+static uint32_t number;   /* the number of the message that has arrived */
+static uint64_t count;    /* of echoes, connections or deliveries */
 static uint64_t histogram[BUCKETS];
-static size_t capacity; /* of the buffers of a connection */
 static uint8_t *pattern;
 
 
@@ -222,23 +241,35 @@ static size_t make_frame(uint8_t *frame, enum opcode opcode, const uint8_t *payl
 
 static void append_frame(struct connection *c, enum opcode opcode, const uint8_t *payload, size_t size)
 {
-    if (c->output_size + size + LARGEST_HEADER > capacity)
+    if (c->output_size + size + LARGEST_HEADER > c->capacity)
         fail("connection %d: the server does not read what it is sent", c->number);
     c->output_size += make_frame(c->output + c->output_size, opcode, payload, size);
 }
 
-static void number_pattern(uint32_t number)
+static void number_pattern(uint32_t n)
 {
     for (int i = 0; i < SEQUENCE; i++)
-        pattern[i] = (uint8_t)"0123456789abcdef"[number >> (28 - 4 * i) & 15];
+        pattern[i] = (uint8_t)"0123456789abcdef"[n >> (28 - 4 * i) & 15];
 }
 
-/* Append the next message, which goes out with the next flush(). */
+/* Socket.IO's encoding of a message, as the argument of the event "m". */
+static const char event_begin[] = "42[\"m\",\"", event_end[] = "\"]";
+enum { EVENT_BEGIN = sizeof event_begin - 1, EVENT_END = sizeof event_end - 1 };
+
+/* Append the next message. The next flush() sends it. */
 static void append_message(struct connection *c)
 {
     number_pattern(c->sent);
-    append_frame(c, TEXT, pattern, options.size);
-    c->sent_at[c->sent++ % (uint32_t)options.in_flight] = now;
+    if (c->socketio) {
+        static uint8_t event[FLOOD_BLOCK + EVENT_BEGIN + EVENT_END];
+        memcpy(event, event_begin, EVENT_BEGIN);
+        memcpy(event + EVENT_BEGIN, pattern, options.size);
+        memcpy(event + EVENT_BEGIN + options.size, event_end, EVENT_END);
+        append_frame(c, TEXT, event, EVENT_BEGIN + options.size + EVENT_END);
+    } else {
+        append_frame(c, TEXT, pattern, options.size);
+    }
+    c->sent_at[c->sent++ % c->ring] = now;
     if (!c->waiting_since)
         c->waiting_since = now;
 }
@@ -256,7 +287,7 @@ static void append_close(struct connection *c)
 static void open_connection(struct connection *c)
 {
     struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)options.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)c->port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int one = 1;
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (c->fd < 0)
@@ -268,10 +299,10 @@ static void open_connection(struct connection *c)
     c->open = c->closing = false;
     c->input_size = 0;
     c->opened_at = c->waiting_since = now;
-    c->output_size = (size_t)snprintf((char *)c->output, capacity,
+    c->output_size = (size_t)snprintf((char *)c->output, c->capacity,
         "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c->path, options.port);
-    watch(c, EPOLL_CTL_ADD, true); /* it is connected when it takes output */
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c->path, c->port);
+    watch(c, EPOLL_CTL_ADD, true); /* it is connected when it can be written */
     living++;
 }
 
@@ -283,7 +314,7 @@ static void start_next(void)
 
 static void end_connection(struct connection *c)
 {
-    /* A reset leaves no TIME_WAIT, of which some ten thousand would use the ports up. */
+    /* A reset leaves no TIME_WAIT. Some ten thousand of these would use up the ports. */
     setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){.l_onoff = 1}, sizeof(struct linger));
     close(c->fd);
     c->fd = -1;
@@ -293,12 +324,20 @@ static void end_connection(struct connection *c)
 
 /* Input */
 
-/* Return the size of the 101 response, or 0 when it is not here as a whole. */
+static void finish_opening(struct connection *c)
+{
+    c->waiting_since = 0;
+    opened++;
+    start_next();
+    mode->opened(c);
+}
+
+/* Return the size of the 101 response, or 0 if it is incomplete. */
 static size_t read_handshake(struct connection *c)
 {
     uint8_t *end = memmem(c->input, c->input_size, "\r\n\r\n", 4);
     if (!end) {
-        if (c->input_size == capacity)
+        if (c->input_size == c->capacity)
             fail("connection %d: the answer to the handshake does not end", c->number);
         return 0;
     }
@@ -309,16 +348,20 @@ static size_t read_handshake(struct connection *c)
     if (!memmem(c->input, size, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", 28)) /* the example of RFC 6455 section 1.3 */
         fail("connection %d: the handshake was answered with a wrong Sec-WebSocket-Accept", c->number);
     c->open = true;
-    c->waiting_since = 0;
-    opened++;
-    start_next();
-    mode->opened(c);
+    if (!c->socketio)
+        finish_opening(c);
     return size;
 }
 
 static void read_message(struct connection *c, const uint8_t *payload, size_t size)
 {
-    number_pattern(c->received);
+    number = c->received;
+    if (c->socketio && size >= SEQUENCE) { /* Flask-SocketIO may change the order */
+        char digits[SEQUENCE + 1] = {0};
+        memcpy(digits, payload, SEQUENCE);
+        number = (uint32_t)strtoul(digits, NULL, 16);
+    }
+    number_pattern(number);
     if (size != options.size || memcmp(payload, pattern, size) != 0)
         fail("connection %d: message %u is not what was sent: %zu bytes, beginning with \"%.*s\"", c->number,
             c->received, size, size < 16 ? (int)size : 16, (const char *)payload);
@@ -327,7 +370,24 @@ static void read_message(struct connection *c, const uint8_t *payload, size_t si
     c->waiting_since = c->sent > c->received ? now : 0;
 }
 
-/* Return the size of the frame at `frame`, or 0 when it is not here as a whole. */
+/* Read a packet of Engine.IO 4. It begins with its type; a message continues with the type of a packet of Socket.IO 5. */
+static void read_packet(struct connection *c, const uint8_t *packet, size_t size)
+{
+    if (size > 0 && packet[0] == '0') {
+        append_frame(c, TEXT, (const uint8_t *)"40", 2); /* connect to the namespace */
+    } else if (size > 0 && packet[0] == '2') {
+        append_frame(c, TEXT, (const uint8_t *)"3", 1); /* a pong */
+    } else if (size > 1 && memcmp(packet, "40", 2) == 0) {
+        finish_opening(c);
+    } else if (size > EVENT_BEGIN + EVENT_END && memcmp(packet, event_begin, EVENT_BEGIN) == 0) {
+        read_message(c, packet + EVENT_BEGIN, size - EVENT_BEGIN - EVENT_END);
+    } else {
+        fail("connection %d: a packet of Socket.IO begins with \"%.*s\"", c->number, size < 16 ? (int)size : 16,
+            (const char *)packet);
+    }
+}
+
+/* Return the size of the frame at `frame`, or 0 if it is incomplete. */
 static size_t read_frame(struct connection *c, const uint8_t *frame, size_t available)
 {
     if (available < 2)
@@ -344,7 +404,7 @@ static size_t read_frame(struct connection *c, const uint8_t *frame, size_t avai
             size = size << 8 | frame[header + i];
         header += bytes;
     }
-    if (size > options.size && size > 125)
+    if (size > options.size && size > (c->socketio ? HANDSHAKE_ROOM / 2 : 125))
         fail("connection %d: a frame of %zu bytes, more than were sent", c->number, size);
     if (available < header + size)
         return 0;
@@ -352,7 +412,10 @@ static size_t read_frame(struct connection *c, const uint8_t *frame, size_t avai
     const uint8_t *payload = frame + header;
     switch (frame[0]) {
     case 0x80 | TEXT:
-        read_message(c, payload, size);
+        if (c->socketio)
+            read_packet(c, payload, size);
+        else
+            read_message(c, payload, size);
         break;
     case 0x80 | PING:
         append_frame(c, PONG, payload, size);
@@ -372,7 +435,7 @@ static size_t read_frame(struct connection *c, const uint8_t *frame, size_t avai
 
 static void read_input(struct connection *c)
 {
-    ssize_t n = recv(c->fd, c->input + c->input_size, capacity - c->input_size, 0);
+    ssize_t n = recv(c->fd, c->input + c->input_size, c->capacity - c->input_size, 0);
     if (n < 0 && errno == EAGAIN)
         return;
     now = read_clock();
@@ -419,7 +482,7 @@ static void begin_echoes(void)
 
 static void echoed(struct connection *c)
 {
-    record_latency(c->sent_at[c->received % (uint32_t)options.in_flight]);
+    record_latency(c->sent_at[c->received % c->ring]);
     count++;
     if (!stopping)
         append_message(c);
@@ -437,7 +500,7 @@ static void flood(struct connection *c)
 {
     static uint8_t block[FLOOD_BLOCK];
     static size_t size, at;
-    while (size + options.size + LARGEST_HEADER <= sizeof block) /* once: fill it with whole frames */
+    while (size + options.size + LARGEST_HEADER <= sizeof block) /* only once: fill it with whole frames */
         size += make_frame(block + size, TEXT, pattern, options.size);
 
     ssize_t written = send(c->fd, block + at, size - at, MSG_NOSIGNAL);
@@ -448,12 +511,12 @@ static void flood(struct connection *c)
         fail("the flooding connection: %s", read ? strerror(errno) : "the server ended it");
 }
 
-/* An echo that did not come in time has been waited for nevertheless: for at least as long as this. */
+/* An echo that did not come in time counts with its wait so far. */
 static void record_starved(void)
 {
     for (struct connection *c = connections; c < flooder; c++)
         if (c->sent > c->received)
-            record_latency(c->sent_at[c->received % (uint32_t)options.in_flight]);
+            record_latency(c->sent_at[c->received % c->ring]);
 }
 
 static void close_at_once(struct connection *c)
@@ -478,7 +541,7 @@ static void publish(void)
 
 static void begin_publishing(void)
 {
-    usleep(200000); /* some servers' handlers register a receiver only after they have sent the 101 response */
+    usleep(200000); /* some servers register a receiver only after they have sent the 101 response */
     now = read_clock();
     publish();
 }
@@ -488,11 +551,64 @@ static void delivered(struct connection *c)
     (void)c;
     count++;
     if (++publisher->received % (uint32_t)options.connections == 0) {
-        record_latency(publisher->sent_at[0]);
+        record_latency(publisher->sent_at[(publisher->sent - 1) % publisher->ring]);
         publisher->waiting_since = 0;
         if (!stopping)
             publish();
     }
+}
+
+static void begin_timer(void)
+{
+    usleep(200000); /* as in begin_publishing() */
+    now = read_clock();
+    uint64_t interval = nanoseconds(1 / options.rate);
+    struct timespec time = {.tv_sec = (time_t)(interval / 1000000000), .tv_nsec = (long)(interval % 1000000000)};
+    timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    if (timer.fd < 0 || timerfd_settime(timer.fd, 0, &(struct itimerspec){time, time}, NULL) < 0)
+        fail("no timer: %s", strerror(errno));
+    watch(&timer, EPOLL_CTL_ADD, false);
+}
+
+static void publish_what_is_due(void)
+{
+    uint64_t due;
+    if (read(timer.fd, &due, sizeof due) != sizeof due || stopping)
+        return;
+    while (due-- > 0) {
+        if (publisher->sent - publisher->received / (uint32_t)(publisher - receivers) >= publisher->ring)
+            fail("the server is %u messages behind", publisher->ring);
+        append_message(publisher);
+    }
+    flush(publisher);
+}
+
+static void note_delivery(void)
+{
+    publisher->received++;
+    publisher->waiting_since = publisher->received < publisher->sent * (uint32_t)(publisher - receivers) ? now : 0;
+}
+
+static void delivered_in_room(struct connection *c)
+{
+    note_delivery();
+    count++;
+    if (c->port != publisher->port || options.port_count == 1)
+        record_latency(publisher->sent_at[number % publisher->ring]);
+}
+
+static void begin_beside(void)
+{
+    begin_timer();
+    begin_echoes();
+}
+
+static void echoed_or_delivered(struct connection *c)
+{
+    if (c < receivers)
+        echoed(c);
+    else
+        note_delivery();
 }
 
 static int answered;
@@ -518,6 +634,8 @@ static const struct mode modes[] = {
     {"flood", ignore, begin_flood, echoed, ignore, time_is_over},
     {"connect", close_at_once, begin_nothing, ignore, reopen, time_is_over},
     {"fanout", ignore, begin_publishing, delivered, ignore, time_is_over},
+    {"room", ignore, begin_timer, delivered_in_room, ignore, time_is_over},
+    {"beside", ignore, begin_beside, echoed_or_delivered, ignore, time_is_over},
     {"idle", send_one, begin_nothing, count_answer, ignore, all_are_idle},
 };
 
@@ -530,12 +648,12 @@ static void fail_if_the_server_stalls(void)
         if (c->fd < 0 || !c->waiting_since || now - c->waiting_since < nanoseconds(options.timeout))
             continue;
         if (flooder && c->open)
-            continue; /* to starve the others is a result, too */
+            continue; /* a flood that starves the other connections is a result, too */
         if (c == publisher && c->open)
             fail("after %d s, a message has reached %d of %d receivers", options.timeout,
-                (int)(c->received % (uint32_t)options.connections), options.connections);
+                (int)(c->received % (uint32_t)(c - receivers)), (int)(c - receivers));
         fail("connection %d has waited %d s for %s", c->number, options.timeout,
-            !c->open ? "the 101 response" : c->closing ? "its end" : "an echo");
+            !c->open ? "the 101 response" : c->socketio ? "a packet of Socket.IO" : c->closing ? "its end" : "an echo");
     }
 }
 
@@ -553,6 +671,8 @@ static void run_until(bool (*over)(void))
             if (!c) {
                 char ignored[256];
                 input_ended = read(STDIN_FILENO, ignored, sizeof ignored) <= 0;
+            } else if (c == &timer) {
+                publish_what_is_due();
             } else if (c == flooder && c->open && opened == total) {
                 flood(c);
             } else {
@@ -586,29 +706,34 @@ static bool all_have_ended(void)
 
 static void make_connections(void)
 {
-    bool has_another = strcmp(mode->name, "flood") == 0 || strcmp(mode->name, "fanout") == 0;
-    total = options.connections + has_another;
+    bool is_beside = strcmp(mode->name, "beside") == 0;
+    bool publishes = is_beside || strcmp(mode->name, "fanout") == 0 || strcmp(mode->name, "room") == 0;
+    int receiver_count = is_beside ? options.port_count : publishes ? options.connections : 0;
+    bool floods = strcmp(mode->name, "flood") == 0;
+    total = options.connections + (is_beside ? receiver_count : 0) + publishes + floods;
     connections = allocate((size_t)total * sizeof *connections);
-    capacity = (size_t)options.in_flight * (options.size + LARGEST_HEADER) + HANDSHAKE_ROOM;
+    if (floods)
+        flooder = &connections[total - 1];
+    if (publishes) {
+        publisher = &connections[total - 1];
+        receivers = publisher - receiver_count;
+    }
     for (int i = 0; i < total; i++) {
         struct connection *c = &connections[i];
+        bool receives = publishes && c >= receivers && c < publisher;
         c->number = i;
-        c->path = "/echo";
-        c->input = allocate(capacity);
-        c->output = allocate(capacity);
-        c->sent_at = allocate((size_t)options.in_flight * sizeof *c->sent_at);
-    }
-    if (strcmp(mode->name, "flood") == 0)
-        flooder = &connections[total - 1];
-    if (strcmp(mode->name, "fanout") == 0) {
-        for (int i = 0; i < options.connections; i++)
-            connections[i].path = "/receive";
-        publisher = &connections[total - 1];
-        publisher->path = "/publish";
+        c->port = options.ports[receives ? (c - receivers) * options.port_count / receiver_count : 0];
+        c->path = receives ? options.receive : c == publisher ? options.publish : options.echo;
+        c->socketio = options.socketio && (receives || c == publisher);
+        c->ring = c == publisher ? MOST_UNDER_WAY : (uint32_t)options.in_flight;
+        c->capacity = c->ring * (options.size + LARGEST_HEADER) + HANDSHAKE_ROOM;
+        c->input = allocate(c->capacity);
+        c->output = allocate(c->capacity);
+        c->sent_at = allocate(c->ring * sizeof *c->sent_at);
     }
     pattern = allocate(options.size);
     for (size_t i = 0; i < options.size; i++)
-        pattern[i] = (uint8_t)('A' + i % 57);
+        pattern[i] = (uint8_t)('A' + i % 26); /* nothing that JSON escapes */
 
     now = read_clock();
     for (int i = 0; i < HANDSHAKES_AT_ONCE; i++)
@@ -650,23 +775,37 @@ static void close_all(void)
     run_until(all_have_ended);
 }
 
+static void add_port(int port)
+{
+    if (port <= 0 || port > 65535 || options.port_count == MOST_PORTS)
+        fail("--port is from 1 to 65535, at most %d times", MOST_PORTS);
+    options.ports[options.port_count++] = port;
+}
+
 static void parse_options(int argc, char **argv)
 {
     static const struct option names[] = {
         {"port", required_argument, 0, 'p'}, {"connections", required_argument, 0, 'c'},
         {"in-flight", required_argument, 0, 'f'}, {"size", required_argument, 0, 'b'},
         {"seconds", required_argument, 0, 's'}, {"warm-up", required_argument, 0, 'w'},
-        {"timeout", required_argument, 0, 't'}, {0}};
+        {"timeout", required_argument, 0, 't'}, {"rate", required_argument, 0, 'r'},
+        {"echo", required_argument, 0, 'E'}, {"receive", required_argument, 0, 'R'},
+        {"publish", required_argument, 0, 'P'}, {"socketio", no_argument, 0, 'i'}, {0}};
     int option;
     while ((option = getopt_long(argc, argv, "", names, NULL)) != -1) {
         switch (option) {
-        case 'p': options.port = atoi(optarg); break;
+        case 'p': add_port(atoi(optarg)); break;
         case 'c': options.connections = atoi(optarg); break;
         case 'f': options.in_flight = atoi(optarg); break;
         case 'b': options.size = strtoul(optarg, NULL, 10); break;
         case 's': options.seconds = atof(optarg); break;
         case 'w': options.warm_up = atof(optarg); break;
         case 't': options.timeout = atoi(optarg); break;
+        case 'r': options.rate = atof(optarg); break;
+        case 'E': options.echo = optarg; break;
+        case 'R': options.receive = optarg; break;
+        case 'P': options.publish = optarg; break;
+        case 'i': options.socketio = true; break;
         default: exit(2);
         }
     }
@@ -674,9 +813,11 @@ static void parse_options(int argc, char **argv)
         if (strcmp(argv[optind], modes[i].name) == 0)
             mode = &modes[i];
     if (!mode)
-        fail("name one mode: echo, flood, connect, fanout or idle");
-    if (options.port <= 0 || options.port > 65535)
+        fail("name one mode: echo, flood, connect, fanout, room, beside or idle");
+    if (options.port_count == 0)
         fail("--port is needed");
+    if (options.rate < 1)
+        fail("--rate is 1 or more");
     if (options.connections < 1 || options.in_flight < 1 || options.timeout < 1)
         fail("--connections, --in-flight and --timeout are 1 or more");
     if (options.size < SEQUENCE || options.size > FLOOD_BLOCK - LARGEST_HEADER)
@@ -700,7 +841,7 @@ int main(int argc, char **argv)
 
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
-        input_ended = true; /* a file has nothing to wait for */
+        input_ended = true; /* stdin is a file, whose end need not be awaited */
     run_until(stdin_has_ended);
     close_all();
 }

@@ -2,11 +2,11 @@
 
     python benchmarks/mixed.py --seconds 600
 
-At the same time: clients that wait for each echo, clients that send 50 messages at once, compressed ones, a room of 100
-members of whom some come and go and some sleep, a client that reads nothing for a while, clients that connect and then
-close, reset, or vanish in the middle of a frame, and HTTP requests. Whatever comes back is compared with what has to.
-Prints the state of the worker every 10 s and a summary at the end. Exits with 0 only if all of its checks hold; the
-memory is judged from runs of three minutes on.
+These run at the same time: clients that wait for each echo, clients that send 50 messages at a time, compressed ones, a
+room of 100 members of which some come and go and some pause, a client that reads nothing for a while, clients that
+connect and then close, reset, or vanish in the middle of a frame, and HTTP requests. The clients compare all answers
+with the expected ones. The script prints the state of the worker every 10 s and a summary at the end. It exits with 0
+only if all of its checks hold. It checks the memory in runs of three minutes or more.
 """
 
 from __future__ import annotations
@@ -134,15 +134,15 @@ def status():
 app.register_blueprint(mixed)
 """
 
-#: What has no place in the log.
+#: Lines that must not be in the log.
 SUSPICIOUS = re.compile("traceback|error|damn|warning", re.IGNORECASE)
 
 INTERVAL = 10.0
-#: Seconds until an echo counts as lost.
+#: Seconds after which an echo counts as lost.
 PATIENCE = 30.0
-#: glibc keeps ever larger blocks for itself as it learns which sizes come and go; threads have up to eight heaps for
-#: each processor, and each thread keeps up to 236 kB of small blocks. Without all that, it gives back what the worker
-#: has freed, and what grows is the worker's.
+#: glibc keeps larger and larger blocks when it learns which sizes come and go, up to eight heaps per processor for
+#: threads, and up to 236 kB of small blocks per thread. These settings make it return the memory that the worker has
+#: freed, so that growth is the worker's own.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "131072",
@@ -150,7 +150,7 @@ MALLOC = {
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
 }
 
-#: Seconds after which the worker's memory has to be flat, and how many more it takes to tell.
+#: Seconds after which the worker's memory has to be flat, and the seconds that its measurement takes at least.
 WARM_UP = 60.0
 JUDGED_FROM = 120.0
 
@@ -163,7 +163,7 @@ Message = str | bytes
 
 
 def some_message(label: str, largest: int = LARGEST) -> Message:
-    """Return a message, text or binary, of 0 to *largest* characters or bytes: many small ones, few large ones."""
+    """Return a message, text or binary, of 0 to *largest* characters or bytes. Most are small, and few are large."""
     size = int((largest + 1) ** random.random()) - 1
     start = random.randrange(LARGEST)
     if random.random() < 0.5:
@@ -173,7 +173,7 @@ def some_message(label: str, largest: int = LARGEST) -> Message:
 
 @lru_cache(1000)
 def room_message(number: int) -> Message:
-    """Return message *number* of the room, the same for whoever asks."""
+    """Return message *number* of the room, which is the same for every caller."""
     size = 2 ** (number * 7 % 13)
     if number % 2:
         return f"{number}:{TEXT[number % LARGEST :][:size]}"
@@ -181,7 +181,7 @@ def room_message(number: int) -> Message:
 
 
 async def send(ws: ClientConnection, messages: list[Message]) -> None:
-    """Send *messages*, every third or so in fragments, some of them empty, cut also in the middle of a character."""
+    """Send *messages*, every third or so in fragments. Some fragments are empty, or end within a character."""
     for message in messages:
         if random.random() < 0.7:
             await ws.send(message)
@@ -193,7 +193,7 @@ async def send(ws: ClientConnection, messages: list[Message]) -> None:
 
 
 def torn_frame() -> bytes:
-    """Return the beginning of a masked frame, from its first byte to all but its last."""
+    """Return the beginning of a masked frame: between its first byte and all but its last byte."""
     frame = b"\x82\xfe" + struct.pack("!H4x", 50_000) + BINARY[:50_000]
     return frame[: random.randint(1, len(frame) - 1)]
 
@@ -207,24 +207,24 @@ def tear_down(ws: ClientConnection, *, reset: bool) -> None:
 
 @dataclass
 class Tally:
-    """What has happened to the clients."""
+    """The results of the clients."""
 
     echoes: int = 0
     deliveries: int = 0
     pages: int = 0
     connections: int = 0
-    #: Connections that were reset before the answer to their handshake: the server may have made it, or not.
+    #: Connections that were reset before the answer to their handshake. The server may have opened them, or not.
     unanswered: int = 0
     lost: int = 0
     disordered: int = 0
     altered: int = 0
-    #: How often a client that reads nothing has filled all buffers, so that its own messages were left unread, too.
+    #: How often a client that reads nothing has filled all buffers, so that the server stopped reading its messages.
     held_up: int = 0
     slowest: float = 0.0
     failures: list[str] = field(default_factory=list)
 
     def check_echo(self, message: Message, pending: deque[Message]) -> None:
-        """Compare an echo with those that are *pending*, and take it off them."""
+        """Compare an echo with the *pending* messages, and remove it from them."""
         if message == pending[0]:
             self.echoes += 1
             pending.popleft()
@@ -236,7 +236,7 @@ class Tally:
             pending.popleft()
 
     def check_delivery(self, message: Message, expected: int) -> int:
-        """Compare what came to a member of the room with message *expected*; return the number that it has got to."""
+        """Compare a message of a member of the room with message *expected*, and return the number of the next one."""
         if message == room_message(expected):
             self.deliveries += 1
             return expected
@@ -252,7 +252,7 @@ class Load:
     """The clients.
 
     :param port: where the server listens.
-    :param seconds: how long they go on.
+    :param seconds: the duration of the load.
     """
 
     def __init__(self, port: int, seconds: float) -> None:
@@ -309,7 +309,7 @@ class Load:
         assert ws.close_code == 1000, f"closed with {ws.close_code} {ws.close_reason!r}"
 
     async def narrow_socket(self) -> socket.socket:
-        """Return a connected socket that takes little as long as nobody reads."""
+        """Return a connected socket whose buffers are small."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)
@@ -317,9 +317,9 @@ class Load:
         return sock
 
     async def exchange(self, ws: ClientConnection, messages: list[Message], pause: float = 0.0) -> None:
-        """Send *messages* without waiting in between, and check their echoes.
+        """Send *messages* without a pause between them, and check their echoes.
 
-        :param pause: seconds before the first one is read.
+        :param pause: seconds before the first echo is read.
         """
         began = time.monotonic()
         sending = asyncio.create_task(send(ws, messages))
@@ -346,14 +346,14 @@ class Load:
                 await asyncio.sleep(random.uniform(0, 0.1))
 
     async def bursts(self) -> None:
-        """Send 50 messages at once."""
+        """Send 50 messages at a time."""
         async with self.polite("/echo") as ws:
             for number in self._numbers():
                 await self.exchange(ws, [some_message(f"{number}.{each}:") for each in range(50)])
                 await asyncio.sleep(random.uniform(0, 1))
 
     async def compressed(self) -> None:
-        """Compress, one connection this way and the next one that way."""
+        """Compress, with different parameters on every second connection."""
         while self.remaining > 0:
             extension = ClientPerMessageDeflateFactory(
                 server_no_context_takeover=random.random() < 0.3,
@@ -367,7 +367,7 @@ class Load:
                     await asyncio.sleep(random.uniform(0, 0.2))
 
     async def sleep(self) -> None:
-        """Read nothing while 16 MB of echoes come."""
+        """Read nothing while 16 MB of echoes arrive."""
         while self.remaining > 10:
             options = {"sock": await self.narrow_socket(), "max_queue": 1, "ping_interval": None}
             async with self.polite("/echo", **options) as ws:
@@ -384,7 +384,7 @@ class Load:
     # The room
 
     async def publish(self) -> None:
-        """Publish to the room, one to 20 messages at once."""
+        """Publish to the room, one to 20 messages at a time."""
         number = 0
         async with self.polite("/publish") as ws:
             while self.remaining > 0:
@@ -396,7 +396,7 @@ class Load:
                 await asyncio.sleep(random.uniform(0, 1.5))
 
     async def room_mate(self) -> None:
-        """Be in the room to the end."""
+        """Stay in the room to the end."""
         await self._visit_room(self.remaining)
 
     async def restless_room_mate(self) -> None:
@@ -405,12 +405,12 @@ class Load:
             await self._visit_room(random.uniform(0, 5))
 
     async def sleepy_room_mate(self) -> None:
-        """Be in the room and do not read for some seconds, no longer than what waits may take."""
+        """Stay in the room, and pause the reading for some seconds, no longer than the waiting messages allow."""
         options = {"sock": await self.narrow_socket(), "max_queue": 1}
         await self._visit_room(self.remaining, naps=5.0, **options)
 
     async def _visit_room(self, seconds: float, naps: float = 0.0, **options: Any) -> None:
-        """Check that all that was published between the answers to joining and leaving has come, in order."""
+        """Check that all messages that were published between joining and leaving have arrived, in order."""
         async with self.polite("/room", **options) as ws:
             leaving = asyncio.create_task(self._leave_room(ws, min(seconds, self.remaining)))
             try:
@@ -418,7 +418,7 @@ class Load:
                 awake_since = time.monotonic()
                 while not isinstance(message := await ws.recv(), str) or not message.startswith("left "):
                     number = self.tally.check_delivery(message, number + 1)
-                    # Naps in a row would leave a Ping unanswered for too long.
+                    # Several pauses in a row would leave a Ping unanswered for too long.
                     if naps and random.random() < 0.01 and time.monotonic() - awake_since > 2 * naps:
                         await asyncio.sleep(random.uniform(0, naps))
                         awake_since = time.monotonic()
@@ -482,7 +482,7 @@ class Load:
         tear_down(ws, reset=random.random() < 0.5)
 
     async def leave_unanswered(self) -> None:
-        """Ask for a WebSocket and reset the connection before the answer."""
+        """Request a WebSocket, and reset the connection before the answer."""
         while self.remaining > 0:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -496,7 +496,7 @@ class Load:
             await asyncio.sleep(random.uniform(0, 0.5))
 
     async def fall_silent(self) -> None:
-        """Stop in the middle of a frame, and neither read nor answer pings: the server has to notice."""
+        """Stop in the middle of a frame, and neither read nor answer pings: the server has to end the connection."""
         while self.remaining > 20:
             ws = await self.open("/echo", ping_interval=None)
             ws.transport.write(torn_frame())
@@ -518,7 +518,7 @@ class Load:
         return int(head.split()[1]), body
 
     async def browse(self) -> None:
-        """Get pages, and a WebSocket's URL without the upgrade."""
+        """Get pages, and the URL of a WebSocket without an upgrade."""
         for number in self._numbers():
             assert await self.get(f"/page/{number}") == (200, b"page %d " % number * 100)
             assert (await self.get("/echo"))[0] == 426
@@ -538,10 +538,10 @@ class Sample:
 
 
 class Worker:
-    """The server: one process.
+    """The server, which has one process.
 
-    :param port: where it is to listen.
-    :param directory: for its app and its log.
+    :param port: where the server listens.
+    :param directory: the directory of its app and its log.
     """
 
     def __init__(self, port: int, directory: str) -> None:
@@ -554,7 +554,7 @@ class Worker:
                     str(Path(sys.executable).with_name("uwsgi")),
                     *("--http-socket", f"127.0.0.1:{port}", "--listen", str(backlog)),
                     *("--gevent", "1000", "--gevent-early-monkey-patch", "--enable-threads"),
-                    # A client that resets its connection before it has its page is an error in uWSGI's log otherwise.
+                    # Otherwise uWSGI logs an error when a client resets its connection before it has its page.
                     *("--disable-write-exception", "--ignore-write-errors", "--ignore-sigpipe"),
                     *("--disable-logging", "--log-5xx", "--need-app", "--virtualenv", sys.prefix),
                     *("--pythonpath", directory, "--module", "mixed_app:app"),
@@ -567,21 +567,21 @@ class Worker:
             )
 
     def log(self) -> list[str]:
-        """Return the lines that it has printed."""
+        """Return the lines that the server has printed."""
         return self._log.read_text(errors="replace").splitlines()
 
     def check(self) -> None:
-        """Raise SystemExit if it has ended."""
+        """Raise SystemExit if the server has ended."""
         if self.process.poll() is not None:
             raise SystemExit("\n".join([*self.log()[-30:], f"uWSGI ended with status {self.process.returncode}"]))
 
     def cpu_seconds(self) -> float:
-        """Return its CPU time so far."""
+        """Return the CPU time of the server so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def sample(self, load: Load, seconds: float, query: str = "") -> Sample:
-        """Take a sample; *query* is that of the status page."""
+        """Take a sample. *query* is the query string of the status page."""
         self.check()
         code, body = await load.get(f"/status{query}")
         assert code == 200, body
@@ -591,13 +591,13 @@ class Worker:
         return Sample(seconds, rss, pss, len(list((process / "fd").iterdir())), json.loads(body))
 
     def stop(self) -> int:
-        """End it as Ctrl+C does, and return its status."""
+        """End the server as Ctrl+C does, and return its status."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(10)
 
 
 async def settled(worker: Worker, load: Load) -> Sample:
-    """Wait until no connection is left, at most half a minute, and return the state of the worker then."""
+    """Wait until no connection is left, at most half a minute, and return the state of the worker."""
     for _ in range(15):
         await asyncio.sleep(2)  # the housekeeper of the connections ends within a second
         sample = await worker.sample(load, 0, "?collect")
@@ -607,7 +607,7 @@ async def settled(worker: Worker, load: Load) -> Sample:
 
 
 async def observe(worker: Worker, load: Load) -> list[Sample]:
-    """Print and return a sample every 10 s, as long as the load goes on."""
+    """Print and return a sample every 10 s until the load ends."""
     print("     s     RSS kB     Pss kB  fds  connections  greenlets  objects    echoes  deliveries  lost  pages")
     samples = []
     began = time.monotonic()
@@ -626,7 +626,7 @@ async def observe(worker: Worker, load: Load) -> list[Sample]:
 
 
 async def await_start(worker: Worker, load: Load) -> None:
-    """Wait until the server serves pages and WebSockets, both of which open descriptors for good."""
+    """Wait until the server serves pages and WebSockets. The first of each open descriptors that stay open."""
     while True:
         try:
             await load.get("/status")
@@ -700,7 +700,7 @@ async def test(worker: Worker, port: int, seconds: float, slope_limit: float) ->
     if warm and warm[-1].seconds - WARM_UP >= JUDGED_FROM - INTERVAL:
         slope = statistics.linear_regression(
             [sample.seconds / 60 for sample in warm], [sample.rss for sample in warm]
-        ).slope  # the Pss changes with whoever else maps the same libraries
+        ).slope  # the Pss depends on other processes that map the same libraries
         first, last = (statistics.median(sample.rss for sample in part) for part in (warm[:6], warm[-6:]))
         text = f"memory: RSS {first:,.0f} kB in the second minute, {last:,.0f} kB in the last, {slope:+,.0f} kB/min"
         checks[text] = slope <= slope_limit
@@ -715,7 +715,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--slope-limit", type=float, default=200, help="kB/min that the memory may grow by")
+    parser.add_argument("--slope-limit", type=float, default=200, help="largest growth of the memory in kB/min")
     arguments = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -724,7 +724,7 @@ def main() -> None:
         try:
             passed = asyncio.run(test(worker, port, arguments.seconds, arguments.slope_limit))
         finally:
-            with suppress(ProcessLookupError):  # it has ended
+            with suppress(ProcessLookupError):  # the server has ended
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
     sys.exit(not passed)

@@ -1,8 +1,8 @@
-"""Show what a server does for one message: its system calls (strace -c) and where its time goes (perf record).
+"""Show a server's work for one message: system calls (strace -c), and functions that take time (perf record).
 
     .venvs/bench/bin/python -m benchmarks.profile "this package, gevent"
 
-Needs strace and perf, and the right to trace.
+The script needs strace and perf, and the right to trace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__.partition("\n")[0])
     parser.add_argument("server", choices=[server.name for server in SERVERS], metavar="server")
-    parser.add_argument("--fanout", action="store_true", help="one message to many connections, instead of 32x1 64 B")
+    parser.add_argument("--fanout", action="store_true", help="measure one message to many connections, not 32x1 64 B")
     options = parser.parse_args()
     (server,) = (server for server in SERVERS if server.name == options.server)
     shape = SHAPES[0]
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def record(target: Running, path: Path) -> None:
-    """Sample where the server's process with the most work is."""
+    """Sample the server's process with the most work."""
     command = ["perf", "record", "--quiet", "--freq", "2000", "--output", str(path), "--pid", str(target.pids[-1])]
     subprocess.run([*command, "--", "sleep", str(SECONDS)], check=True)
 

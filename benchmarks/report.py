@@ -1,4 +1,4 @@
-"""What comes out of a run: the comparisons, the tables, the plot, the page of the docs."""
+"""The results of a run: the comparisons, the tables, the plot, and the page of the docs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .measures import FANOUT_RECEIVERS, SHAPES, Plan, Results
-from .servers import REFERENCE, Server
+from .rooms import BESIDE_RATE, BROADCAST, CROWD, CROWD_ROOMS, ECHOES, MEMBERS, PAIR_RATE
+from .servers import BARE, CHANNELS, FLASK_SOCKETIO, REFERENCE, Server
 
 BEGIN = "<!-- Written by `make bench`, from here to the end mark. -->\n"
 END = "<!-- End of what `make bench` wrote. -->\n"
@@ -22,7 +23,8 @@ END = "<!-- End of what `make bench` wrote. -->\n"
 PAGE = f"""# Performance
 
 `make bench` compares this package with other servers. All servers run on the same machine in the same run, each in one
-worker process. The ratios hold from run to run; the absolute figures depend on the machine and on its other load.
+worker process, or two for rooms. The ratios hold from run to run; the absolute figures depend on the machine and on its
+other load.
 
 {BEGIN}{END}"""
 
@@ -42,6 +44,23 @@ NOTES = f"""## What the figures mean
   echoed one message.
 """
 
+ROOM_NOTES = f"""## Rooms
+
+A room has its members on two workers, half on each, and every worker has a port of its own. One more connection
+publishes messages of 64 bytes to the first worker, at a fixed rate: 20 a second to {MEMBERS:,} members (5 with
+Channels, which cannot do more), {PAIR_RATE} a second to two members. The servers of other packages are two processes,
+and Redis carries their messages. *A bare C program* is `benchmarks/apps/bare.c`, which does nothing but wait in epoll,
+receive and send.
+
+- *CPU* is the time of all processes of the server: for one delivery to one of {MEMBERS:,} members, or for one message
+  to two members. The CPU time of Redis is in a column of its own.
+- *Latency* is the time from the publisher to a member on the other worker.
+- *Publish* is the CPU time of one call of `publish()` in a handler.
+- *Echoes beside* is the 99th percentile of the latency of {ECHOES} connections on the first worker with one message in
+  flight, while {BESIDE_RATE:,} messages a second go to a room with two members, divided by the same without the room.
+- *Membership* is the growth of a worker's memory by one membership: {CROWD} connections are in {CROWD_ROOMS} rooms.
+"""
+
 SHAPE_TITLES = {
     shape: f"{shape.connections} connections, {shape.in_flight} message{'s' * (shape.in_flight > 1)} of "
     f"{shape.name.partition(' ')[2]} in flight on each"
@@ -51,7 +70,7 @@ SHAPE_TITLES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a server of this package takes for something, compared with another server."""
+    """The cost of an operation in a server of this package, compared with another server."""
 
     title: str
     metric: str
@@ -61,7 +80,7 @@ class Comparison:
     is_rate: bool = False
 
     def ratio(self, results: Results) -> float | None:
-        """Return how much more the server of this package takes (below 1: less), or None if that was not measured."""
+        """Return the cost in the server of this package divided by the other one's, or None if it was not measured."""
         if self.is_rate:
             return results.ratio(self.other, self.server, self.metric)
         return results.ratio(self.server, self.other, self.metric)
@@ -74,6 +93,7 @@ class Comparison:
 
 
 _GEVENT = "this package, gevent"
+_MEMORY, _LOCAL, _REDIS = (f"{_GEVENT}, {broker}" for broker in ("memory", "local", "redis"))
 _PICOWS = "picows + uvloop"
 _WEBSOCKETS = "websockets (asyncio)"
 _SMALL, _PIPELINED, _LARGE = SHAPES
@@ -94,6 +114,12 @@ COMPARISONS = [
         for shape, server, other in _COMPARED
     ),
     Comparison("CPU per delivery of a broadcast", "fan-out cpu", _GEVENT, _WEBSOCKETS, "{:,.2f} µs"),
+    Comparison("CPU per delivery in a room on one worker", "one worker cpu", _MEMORY, BROADCAST, "{:,.2f} µs"),
+    *(
+        Comparison("CPU per delivery in a room on two workers", "room cpu", server, other, "{:,.2f} µs")
+        for other in (FLASK_SOCKETIO, CHANNELS, BARE)
+        for server in (_LOCAL, _REDIS)
+    ),
     Comparison("Slow-down of 31 clients beside one that floods", "flood ratio", _GEVENT, _WEBSOCKETS, "x {:,.1f}"),
     Comparison("Memory of an idle connection", "idle 2000", _GEVENT, _WEBSOCKETS, "{:,.1f} kB"),
     Comparison("New connections", "connect rate", _GEVENT, _PICOWS, "{:,.0f} per second", is_rate=True),
@@ -101,24 +127,25 @@ COMPARISONS = [
 
 
 def report(results: Results, servers: Sequence[Server], plan: Plan, command: str) -> str:
-    """Return all that there is to say, in Markdown."""
+    """Return the measured part of the page, in Markdown."""
     return "\n".join(
         [
             f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on {_machine()}: {_plan(plan)}.\n",
             f"{_versions(servers)}.\n",
             "![CPU time for each message](performance.svg)\n",
             *_comparison_tables(results),
-            *_figure_tables(results, servers, plan),
+            *_figure_tables(results, [server for server in servers if not server.room], plan),
             *(f"- {remark}\n" for remark in results.remarks),
             NOTES,
+            *_room_tables(results, [server for server in servers if server.room]),
         ]
     )
 
 
 def write_page(directory: Path, text: str, results: Results, servers: Sequence[Server]) -> Path:
-    """Write the plot and the page, or the measured part of a page that is there, and return where it is."""
+    """Write the plot and the page, or replace the measured part of an existing page, and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "performance.svg").write_text(plot(results, servers))
+    (directory / "performance.svg").write_text(plot(results, [server for server in servers if not server.room]))
     path = directory / "performance.md"
     page = path.read_text() if path.exists() else PAGE
     before, begin, rest = page.partition(BEGIN)
@@ -130,7 +157,7 @@ def write_page(directory: Path, text: str, results: Results, servers: Sequence[S
 
 
 def _comparison_tables(results: Results) -> Iterator[str]:
-    """Yield what this package does with less than others, then what takes it more."""
+    """Yield the operations in which this package is faster than others, and then those in which it is slower."""
     ratios = [(ratio, each) for each in COMPARISONS if (ratio := each.ratio(results)) is not None]
     ratios.sort(key=lambda pair: pair[0])
     for heading, is_faster in (("Where this package is faster", True), ("Where others are faster", False)):
@@ -142,7 +169,9 @@ def _comparison_tables(results: Results) -> Iterator[str]:
 
 
 def _figure_tables(results: Results, servers: Sequence[Server], plan: Plan) -> Iterator[str]:
-    """Yield a table for each shape of messages, and one for all else."""
+    """Yield a table for each shape of messages, and one for all other measures."""
+    if not servers:
+        return
     yield "## All figures\n"
     if "echo" in plan.measures:
         for shape in SHAPES:
@@ -179,6 +208,36 @@ def _figure_tables(results: Results, servers: Sequence[Server], plan: Plan) -> I
         )
 
 
+def _room_tables(results: Results, servers: Sequence[Server]) -> Iterator[str]:
+    """Yield what there is to say about rooms: a table has the servers with figures for it."""
+    if not servers:
+        return
+    yield ROOM_NOTES
+    common = [("CPU µs", "cpu"), ("of Redis µs", "redis"), ("median latency µs", "p50"), ("99th percentile µs", "p99")]
+    ours = {
+        "publish µs": ("publish cpu", "{:,.1f}"),
+        "echoes beside": ("beside ratio", "x {:,.1f}"),
+        "membership bytes": ("membership", "{:,.0f}"),
+    }
+    delivery, latency = "{:,.2f}", "{:,.0f}"
+    tables = {
+        f"A room of {MEMBERS:,} members: each delivery": {
+            title: (f"room {key}", delivery if key in {"cpu", "redis"} else latency) for title, key in common
+        },
+        "A room of two members: each message": {title: (f"pair {key}", latency) for title, key in common},
+        "What a room takes in a worker": ours,
+    }
+    for heading, columns in tables.items():
+        rows = [
+            [server.name, *(_show(results.value(server.name, metric), show) for metric, show in columns.values())]
+            for server in servers
+        ]
+        rows = [row for row in rows if set(row[1:]) != {"-"}]
+        if rows:
+            yield f"### {heading}\n"
+            yield _markdown_table(["server", *columns], rows)
+
+
 def _show(value: float | None, show: str) -> str:
     return "-" if value is None else show.format(value)
 
@@ -186,7 +245,7 @@ def _show(value: float | None, show: str) -> str:
 def _markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     table = [list(titles), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    # Names to the left, figures to the right.
+    # Names are on the left, and figures on the right.
     table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = (
         " | ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
@@ -218,7 +277,7 @@ def _versions(servers: Sequence[Server]) -> str:
 
 _ROW, _LABELS, _PANEL, _BAR = 22, 260, 220, 130
 
-#: A bar that is longer than so many times the shortest is cut, so that the others can be told apart.
+#: A bar of more than this multiple of the shortest one is cut, so that the differences of the others stay visible.
 _LONGEST = 12
 
 

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, and what its processes use."""
+"""The servers in the comparison: the command of each, and the CPU time and memory of its processes."""
 
 from __future__ import annotations
 
@@ -9,90 +9,153 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 APPS = Path(__file__).parent / "apps"
+BUILD = Path(__file__).parent.parent / "build"
 BIN = Path(sys.executable).parent
 #: Where ``make bench`` installs Flask-uWSGI-WebSocket 0.6.1.
 LEGACY = Path(sys.prefix, "legacy")
 
-#: Seconds until a server has to be there; 10,000 greenlets or threads take some.
+#: Seconds within which a server has to answer. 10,000 greenlets or threads take some.
 START_TIMEOUT = 30.0
 
-HANDSHAKE = (
-    b"GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+_REQUEST = (
+    "GET {} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+HANDSHAKE = _REQUEST.format("/echo").encode()
+
+
+#: Returns the arguments of each process, for the port of each worker and the number of connections that a worker fits.
+Commands = Callable[[Sequence[int], int], list[list[str]]]
 
 
 class ServerError(Exception):
-    """A server did not start, or did not do what it was asked for."""
+    """A server that did not start, or did not do what was asked of it."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """One of the servers.
+    """A server.
 
     :param name: its name in the table and on the command line.
-    :param command: from the port and the number of connections that have to fit, its arguments.
-    :param packages: whose versions the report has to tell.
+    :param commands: its commands.
+    :param packages: the packages whose versions are in the report.
     :param environ: more environment variables.
-    :param most_connections: more than these it is not asked to hold.
+    :param most_connections: the largest number of connections in a measure.
     :param fans_out: whether its application serves ``/receive`` and ``/publish``.
+    :param room: how it serves a room. If it does, rooms are all that is measured.
     """
 
     name: str
-    command: Callable[[int, int], list[str]]
+    commands: Commands
     packages: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
     most_connections: int = 10_000
     fans_out: bool = False
+    room: RoomServer | None = None
 
 
-def _python(app: str) -> Callable[[int, int], list[str]]:
-    return lambda port, connections: [sys.executable, str(APPS / app), str(port)]
+@dataclass(frozen=True)
+class RoomServer:
+    """How a server serves a room.
+
+    :param publish: the path of the publisher.
+    :param receive: the path of the members.
+    :param workers: the number of workers. Each has a port of its own.
+    :param has_redis: whether Redis carries the messages. Its URL is in the environment variable REDIS.
+    :param has_socketio: whether the server speaks Socket.IO.
+    :param rate: messages per second to 1,000 members.
+    :param is_ours: whether the application is ``rooms_app.py``.
+    """
+
+    publish: str = "/publish"
+    receive: str = "/receive"
+    workers: int = 2
+    has_redis: bool = True
+    has_socketio: bool = False
+    rate: int = 20
+    is_ours: bool = False
 
 
-def _uwsgi(module: str, *mode: str) -> Callable[[int, int], list[str]]:
-    """Run a module in one worker of uWSGI. ``{}`` in an option of the *mode* is the number of connections."""
+def _python(app: str) -> Commands:
+    return lambda ports, connections: [[sys.executable, str(APPS / app), str(port)] for port in ports]
 
-    def command(port: int, connections: int) -> list[str]:
+
+def _uwsgi(module: str, *mode: str) -> Commands:
+    """Return the command of uWSGI. ``{}`` in an option of *mode* is the number of connections."""
+
+    def commands(ports: Sequence[int], connections: int) -> list[list[str]]:
         backlog = min(1024, int(Path("/proc/sys/net/core/somaxconn").read_text()))  # uWSGI refuses to start above it
+        sockets = []
+        for index, port in enumerate(ports):
+            sockets += ["--http-socket", f"127.0.0.1:{port}", "--map-socket", f"{index}:{index + 1}"]
         return [
-            *(str(BIN / "uwsgi"), "--http-socket", f"127.0.0.1:{port}", "--listen", str(backlog)),
-            *(option.format(connections) for option in mode),
-            *("--enable-threads", "--disable-logging", "--need-app", "--virtualenv", sys.prefix),
-            *("--pythonpath", str(APPS), "--module", module),
+            [
+                *(str(BIN / "uwsgi"), "--processes", str(len(ports)), *sockets, "--listen", str(backlog)),
+                *(option.format(connections) for option in mode),
+                *("--enable-threads", "--disable-logging", "--need-app", "--virtualenv", sys.prefix),
+                *("--pythonpath", str(APPS), "--module", module),
+            ]
         ]
 
-    return command
+    return commands
 
 
-def _gunicorn(module: str, *mode: str) -> Callable[[int, int], list[str]]:
-    def command(port: int, connections: int) -> list[str]:
-        return [
+def _gunicorn(module: str, *mode: str) -> Commands:
+    return lambda ports, connections: [
+        [
             *(str(BIN / "gunicorn"), "--bind", f"127.0.0.1:{port}", "--chdir", str(APPS), "--log-level", "warning"),
             *(option.format(connections) for option in mode),
             module,
         ]
-
-    return command
-
-
-def _uvicorn(module: str) -> Callable[[int, int], list[str]]:
-    return lambda port, connections: [
-        *(str(BIN / "uvicorn"), "--port", str(port), "--app-dir", str(APPS), "--loop", "uvloop"),
-        *("--ws", "websockets-sansio", "--ws-per-message-deflate", "false", "--log-level", "warning", module),
+        for port in ports
     ]
+
+
+def _uvicorn(module: str) -> Commands:
+    return lambda ports, connections: [
+        [
+            *(str(BIN / "uvicorn"), "--port", str(port), "--app-dir", str(APPS), "--loop", "uvloop"),
+            *("--ws", "websockets-sansio", "--ws-per-message-deflate", "false", "--log-level", "warning", module),
+        ]
+        for port in ports
+    ]
+
+
+def _compiled(source: str) -> Commands:
+    def commands(ports: Sequence[int], connections: int) -> list[list[str]]:
+        BUILD.mkdir(exist_ok=True)
+        binary = BUILD / Path(source).stem
+        compile_c(APPS / source, binary)
+        return [[str(binary), *map(str, ports)]]
+
+    return commands
+
+
+def compile_c(source: Path, binary: Path) -> None:
+    """Compile a program of one file."""
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", binary, source], check=True)
 
 
 _GEVENT = ("--gevent", "{}", "--gevent-early-monkey-patch")
 _PACKAGES = ("Flask-uWSGI-WebSocket", "uWSGI", "Flask")
 
-#: In the order of the table.
+_ASYNCIO = ("--asyncio", "{}", "--greenlet")
+_THREADS = ("--threads", "{}")
+_SOCKETIO = "/socket.io/?EIO=4&transport=websocket&role={}"
+
+#: The servers with which the rooms of this package are compared.
+FLASK_SOCKETIO = "Flask-SocketIO, gevent, its queue in Redis"
+CHANNELS = "Channels, pub/sub layer in Redis"
+BARE = "a bare C program"
+
+#: The servers, in the order of the table.
 SERVERS = [
     Server(
         "this package, gevent",
@@ -110,14 +173,14 @@ SERVERS = [
     ),
     Server(
         "this package, asyncio",
-        _uwsgi("package_app:app", "--asyncio", "{}", "--greenlet"),
+        _uwsgi("package_app:app", *_ASYNCIO),
         (*_PACKAGES, "greenlet"),
         environ={"MODE": "asyncio"},
         fans_out=True,
     ),
     Server(
         "this package, threads",
-        _uwsgi("package_app:app", "--threads", "{}"),
+        _uwsgi("package_app:app", *_THREADS),
         _PACKAGES,
         environ={"MODE": "threads"},
         most_connections=2_000,
@@ -147,32 +210,84 @@ SERVERS = [
     ),
 ]
 
-#: What all ratios of the table are to.
+
+def _rooms(mode: str, options: Sequence[str], packages: Sequence[str], *, redis: bool, workers: int = 2) -> Server:
+    broker = "redis" if redis else "local" if workers > 1 else "memory"
+    return Server(
+        f"this package, {mode}, {broker}",
+        _uwsgi("rooms_app:app", *options),
+        (*_PACKAGES, *packages),
+        environ={"MODE": mode},
+        room=RoomServer("/room", "/member", workers, has_redis=redis, is_ours=True),
+    )
+
+
+#: The servers of rooms, in the order of their tables.
+ROOM_SERVERS = [
+    _rooms("gevent", _GEVENT, ["gevent"], redis=False, workers=1),
+    _rooms("gevent", _GEVENT, ["gevent"], redis=False),
+    _rooms("gevent", _GEVENT, ["gevent", "redis"], redis=True),
+    _rooms("asyncio", _ASYNCIO, ["greenlet"], redis=False),
+    _rooms("asyncio", _ASYNCIO, ["greenlet", "redis"], redis=True),
+    _rooms("threads", _THREADS, [], redis=False),
+    _rooms("threads", _THREADS, ["redis"], redis=True),
+    Server(
+        FLASK_SOCKETIO,
+        _python("flask_socketio_app.py"),
+        ("Flask-SocketIO", "python-socketio", "python-engineio", "gevent", "redis"),
+        room=RoomServer(_SOCKETIO.format("publish"), _SOCKETIO.format("receive"), has_socketio=True),
+    ),
+    Server(
+        CHANNELS,
+        _uvicorn("channels_app:app"),
+        ("channels", "channels_redis", "Django", "uvicorn", "uvloop"),
+        room=RoomServer(rate=5),
+    ),
+    Server(
+        "Starlette and Redis by hand", _uvicorn("starlette_rooms_app:app"), ("starlette", "redis"), room=RoomServer()
+    ),
+    Server(
+        "websockets.broadcast and Redis by hand",
+        _python("websockets_rooms_app.py"),
+        ("websockets", "uvloop", "redis"),
+        room=RoomServer(),
+    ),
+    Server(BARE, _compiled("bare.c"), (), room=RoomServer(has_redis=False)),
+]
+
+#: The server with which all ratios of the table compare.
 REFERENCE = "uWSGI's C API, gevent"
 
 
 class Running:
-    """A server that serves.
+    """A running server.
 
-    :param port: where it listens.
-    :param pid: its process. Those below it, its workers, have to be there by now: ``pids`` has them all.
+    :param ports: where its workers listen.
+    :param pids: its processes. Its workers must have started by now, because ``pids`` lists them from the beginning.
+    :param redis: the process of its Redis, which ``pids`` does not list.
     """
 
-    def __init__(self, port: int, pid: int) -> None:
-        self.port = port
-        self.pids = list(_process_tree(pid))
+    def __init__(self, ports: Sequence[int], pids: Iterable[int], redis: int | None = None) -> None:
+        self.ports = ports
+        self.port = ports[0]
+        self.pids = [each for pid in pids for each in _process_tree(pid)]
+        self._redis = redis
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that its processes have used so far, in user space and in the kernel."""
-        ticks = 0
-        for pid in self.pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """Return the CPU time of all processes so far, in user space and in the kernel."""
+        return sum(map(_cpu_seconds, self.pids))
+
+    def redis_cpu_seconds(self) -> float:
+        """Return the CPU time of its Redis so far, or 0 if it has none."""
+        return 0 if self._redis is None else _cpu_seconds(self._redis)
 
     def memory_kb(self) -> int:
-        """Return the memory of its processes (Pss: what they share is counted once)."""
+        """Return the memory of all processes (Pss: shared memory counts once)."""
         return sum(map(_pss_kb, self.pids))
+
+
+def _cpu_seconds(pid: int) -> float:
+    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) has it; the ticks of /proc/PID/stat are 10 ms
 
 
 def _process_tree(pid: int) -> Iterator[int]:
@@ -187,52 +302,87 @@ def _pss_kb(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1])
-    raise ServerError("the kernel does not tell the Pss of a process in smaps_rollup")
+    raise ServerError("the kernel reports no Pss of a process in smaps_rollup")
 
 
 @contextmanager
 def running(server: Server, connections: int) -> Iterator[Running]:
-    """Run a server on a free port, with room for so many connections.
+    """Run a server on free ports, with room for this number of connections in each worker.
 
-    What it printed last goes to stderr when something is wrong.
+    If there is an error, the last lines of the server's output go to stderr.
 
-    :raises ServerError: when it does not complete a handshake in time.
+    :raises ServerError: when the server does not complete a handshake in time.
     """
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            server.command(port, connections + 100),  # some are still ending when the next ones come
-            env={**os.environ, **server.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    room = server.room
+    ports = _free_ports(room.workers if room else 1)
+    environ = {**os.environ, **server.environ}
+    with ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        redis = None
+        if room and room.has_redis:
+            environ["REDIS"], redis = stack.enter_context(_redis())
+        # Some connections are still ending when the next ones open.
+        commands = server.commands(ports, connections + 100)
+        processes = [stack.enter_context(_process(command, environ, log)) for command in commands]
         try:
-            try:
-                _await_handshake(process, port)
-                yield Running(port, process.pid)
-            except (ServerError, OSError):
-                log.seek(0)
-                printed = log.read().decode(errors="replace").strip().splitlines()[-8:]
-                print(*printed, sep="\n", file=sys.stderr)
-                raise
-        finally:
-            with suppress(ProcessLookupError):  # it has ended by itself
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            for index, port in enumerate(ports):
+                _await_handshake(processes[index % len(processes)], port, room.receive if room else "/echo")
+            yield Running(ports, [process.pid for process in processes], redis)
+        except (ServerError, OSError):
+            log.seek(0)
+            printed = log.read().decode(errors="replace").strip().splitlines()[-8:]
+            print(*printed, sep="\n", file=sys.stderr)
+            raise
 
 
-def _await_handshake(process: subprocess.Popen[bytes], port: int) -> None:
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextmanager
+def _process(command: list[str], environ: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):  # the process has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def _redis() -> Iterator[tuple[str, int]]:
+    """Run a Redis that stores nothing; yield its URL and its process."""
+    (port,) = _free_ports(1)
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+    with tempfile.TemporaryFile() as log, _process(["redis-server", *options], os.environ, log) as process:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _accepts(port):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise ServerError("redis-server did not start")
+            time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}", process.pid
+
+
+def _accepts(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _await_handshake(process: subprocess.Popen[bytes], port: int, path: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     answer = b"nothing"
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerError(f"it ended with status {process.returncode}")
+            raise ServerError(f"the server ended with status {process.returncode}")
         try:
             with socket.create_connection(("127.0.0.1", port), 1) as sock:
-                sock.sendall(HANDSHAKE)
+                sock.sendall(_REQUEST.format(path).encode())
                 answer = sock.recv(4096)
         except OSError:
             time.sleep(0.05)

@@ -1,16 +1,16 @@
-"""Put uWSGI under all faults at once for half an hour, and check that nobody else notices and that nothing grows.
+"""Put uWSGI under all faults at the same time for half an hour, and check that clients without a fault see none.
 
     python -m benchmarks.soak --seconds 1800 --mode gevent
 
-A master and two workers. To the polite clients of ``mixed.py``, which check every echo, come clients that are killed,
-stopped, or cut off from the network, send one byte a second, flood, read nothing, break every rule of the protocol, or
-never finish their handshake; handlers that raise, hang, and exit; and a wall clock that jumps by days. Every now and
-then the second worker is killed or exits: it has to be replaced, its clients alone may notice, and the first worker has
-to live, to serve, and to stay as it is, to the end.
+The server is a master and two workers. The clients are the polite ones of ``mixed.py``, which check every echo, and
+others that are killed, stopped, or cut off from the network, send one byte a second, flood, read nothing, break every
+rule of the protocol, or never finish their handshake. Handlers raise, hang, and exit, and the wall clock jumps by days.
+Now and then the second worker is killed or exits. It has to be replaced, and only its clients may see that. The first
+worker has to live, to serve, and to need no more memory to the end.
 
-Prints a table of what the workers need as it goes on, then what happened, and a verdict. Exits with 0 only if all of
-its checks hold. What the first worker needs under load is judged from runs of ten minutes on. Clients can be cut off
-where this process may make network namespaces; elsewhere they are stopped.
+The script prints a table of the workers' memory and other resources, then the counts, and a verdict. It exits with 0
+only if all of its checks hold. It checks the growth of the first worker under load in runs of ten minutes or more.
+Clients are cut off if this process may create network namespaces. Otherwise they are stopped.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ from .servers import APPS, BIN, Running, ServerError
 
 ROOT = Path(__file__).parent.parent
 
-#: What the live tests do to clients and clocks.
+#: The live tests have the client and the clock for these faults.
 SUPPORT = ROOT / "tests" / "support"
 
 HOST = "127.0.0.1"
 
-#: For each mode: uWSGI's options, its cores, and how many handshakes at once are never finished. Each takes a core
-#: until uWSGI gives it up after 4 s.
+#: For each mode: uWSGI's options, its cores, and the number of unfinished handshakes at a time. Each of them takes a
+#: core until uWSGI gives it up after 4 s.
 MODES = {
     "gevent": (["--gevent", "1500", "--gevent-early-monkey-patch"], 1500, 1000),
     "asyncio": (["--asyncio", "1500", "--greenlet"], 1500, 1000),
     "threads": (["--threads", "200"], 200, 50),
 }
 
-#: Seconds after which a peer that has gone without a word is dropped: the ping's interval and timeout, and rounding.
+#: Seconds after which a peer that has vanished is dropped: the ping's interval and timeout, and rounding.
 SILENCE = 18
 
-#: Seconds after which what the first worker needs has to be flat, by when most of what can happen at once has happened;
-#: and how many more it takes to tell.
+#: Seconds after which the resources of the first worker have to be flat, because most combinations have happened, and
+#: the seconds that their measurement takes at least.
 WARM_UP = 300
 JUDGED_FROM = 300
 
@@ -80,17 +80,17 @@ def masked(first: int, payload: bytes = b"") -> bytes:
     return bytes((first, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
 
-#: What breaks a rule, and the close code for it.
+#: Input that breaks a rule, and its close code.
 MALFORMED = [
     (1002, b"\x81\x01x"),  # not masked
     *((1002, masked(0x81 | reserved, b"x")) for reserved in (0x40, 0x20, 0x10)),
     *((1002, masked(0x80 | opcode)) for opcode in (*range(3, 8), *range(11, 16))),
     (1002, b"\x89\xfe\x00\x7e" + bytes(4 + 126)),  # a long control frame
-    (1002, masked(0x09, b"x")),  # a fragment of one
+    (1002, masked(0x09, b"x")),  # a fragment of a control frame
     (1002, b"\x81\xfe\x00\x01" + bytes(4) + b"x"),  # a short length in 16 bits
-    (1002, b"\x81\xff" + struct.pack("!Q", 1) + bytes(4) + b"x"),  # and in 64
-    (1002, b"\x81\xff" + struct.pack("!Q", 2**63 + 1) + bytes(4)),  # one with the top bit
-    (1002, masked(0x80, b"x")),  # nothing to continue
+    (1002, b"\x81\xff" + struct.pack("!Q", 1) + bytes(4) + b"x"),  # a short length in 64 bits
+    (1002, b"\x81\xff" + struct.pack("!Q", 2**63 + 1) + bytes(4)),  # a length with the top bit
+    (1002, masked(0x80, b"x")),  # a continuation without a message
     (1002, masked(0x01, b"x") + masked(0x81, b"y")),  # a message in a message
     *((1002, masked(0x88, body)) for body in (b"\x03", struct.pack("!H", 1005), struct.pack("!H", 999))),
     *((1007, masked(first, text)) for first, text in ((0x81, b"\xff"), (0x81, b"\xe2\x98"), (0x01, b"\xc0\xaf"))),
@@ -98,7 +98,7 @@ MALFORMED = [
     *((1009, b"\x82\xff" + struct.pack("!Q", size) + bytes(4)) for size in (2**20 + 1, 2**62)),
 ]
 
-#: What floods begin with, and what they go on with: messages, pings, fragments of nothing of a message without end.
+#: The beginnings of floods, and the parts that repeat: messages, pings, empty fragments of a message without an end.
 FLOODS = [
     (b"", masked(0x81, b"flood " * 10) * 500),
     (b"", masked(0x89, b"ping" * 30) * 300),
@@ -111,7 +111,7 @@ FLOODS = [
 
 @dataclass(frozen=True)
 class State:
-    """What a worker needs at one moment."""
+    """The resources of a worker at one moment."""
 
     pid: int
     pss: int
@@ -127,12 +127,12 @@ class Server:
     """uWSGI.
 
     :param mode: one of :data:`MODES`.
-    :param directory: for its log and its clock.
+    :param directory: the directory of its log and its clock.
     :param hosts: more addresses to listen on.
     """
 
     def __init__(self, mode: str, directory: Path, hosts: list[str]) -> None:
-        # Of the first port both workers accept, of each other one the worker of that number.
+        # Both workers accept from the first port, and one worker from each other port.
         self.ports = [free_port() for _ in range(3)]
         self._log = directory / "log"
         self._clock = directory / "clock"
@@ -148,7 +148,7 @@ class Server:
                     *(item for address in addresses for item in ("--http-socket", address)),
                     *("--map-socket", "1:1", "--map-socket", "2:2"),
                     *MODES[mode][0],
-                    # A client that resets its connection before it has its page is an error in uWSGI's log otherwise.
+                    # Otherwise uWSGI logs an error when a client resets its connection before it has its page.
                     *("--disable-write-exception", "--ignore-write-errors", "--ignore-sigpipe"),
                     *("--enable-threads", "--disable-logging", "--need-app", "--virtualenv", sys.prefix),
                     *("--pythonpath", str(APPS), "--pythonpath", str(ROOT), "--module", "soak_app:app"),
@@ -167,21 +167,23 @@ class Server:
             )
 
     def set_clock(self, offset: int) -> None:
-        """Set the wall clock of its processes to *offset* seconds from the real one."""
-        with self._clock.open("r+b" if self._clock.exists() else "wb") as file:  # not truncated: it is mapped
+        """Set the wall clock of the server's processes to *offset* seconds from the real one."""
+        with self._clock.open(
+            "r+b" if self._clock.exists() else "wb"
+        ) as file:  # not truncated, because the clock maps this file
             file.write(struct.pack("q", offset))
 
     def log(self) -> str:
-        """Return what it has printed."""
+        """Return the output of the server."""
         return self._log.read_text(errors="replace")
 
     def check(self) -> None:
-        """Raise SystemExit if it has ended."""
+        """Raise SystemExit if the server has ended."""
         if self.process.poll() is not None:
             raise SystemExit(f"{self.log()[-3000:]}\nuWSGI ended with status {self.process.returncode}")
 
     def stop(self) -> int:
-        """End it as Ctrl+C does, and return its status."""
+        """End the server as Ctrl+C does, and return its status."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(20)
 
@@ -192,18 +194,18 @@ def free_port() -> int:
 
 
 class Door(Load):
-    """The way to one of the two workers."""
+    """The addresses of one of the two workers."""
 
     async def state(self) -> State:
         """Return the state of the worker.
 
-        :raises ConnectionError: when it is being replaced.
+        :raises ConnectionError: while the worker is being replaced.
         """
         try:
             code, body = await self.get("/status")
             assert code == 200, body
             status = json.loads(body)
-            process, running = Path(f"/proc/{status['pid']}"), Running(self.port, status["pid"])
+            process, running = Path(f"/proc/{status['pid']}"), Running([self.port], [status["pid"]])
             return State(
                 pid=status["pid"],
                 pss=running.memory_kb(),
@@ -214,7 +216,7 @@ class Door(Load):
                 connections=status["connections"],
                 cpu_seconds=running.cpu_seconds(),
             )
-        except (OSError, IndexError, ServerError) as error:  # of a page that was not finished, nothing has come
+        except (OSError, IndexError, ServerError) as error:  # a page that was not finished has no lines
             raise ConnectionError("the worker is being replaced") from error
 
 
@@ -226,7 +228,7 @@ class Network:
 
     def __init__(self) -> None:
         self.name = f"soak{os.getpid()}"
-        # Of 198.18.0.0/15, which is for tests (RFC 2544).
+        # Part of 198.18.0.0/15, which is for tests (RFC 2544).
         subnet = f"198.18.{os.getpid() % 256}"
         self.host = f"{subnet}.1"
         ip = ["ip"]
@@ -243,15 +245,15 @@ class Network:
 
     @property
     def inside(self) -> list[str]:
-        """What to put before a command to run it in there."""
+        """The beginning of a command that runs in the network."""
         return ["ip", "netns", "exec", self.name]
 
     def link(self, state: str) -> None:
-        """Plug the cable in ("up") or out ("down"): nobody is told, packets are just lost."""
+        """Plug the cable in ("up") or out ("down"). Neither side is notified: packets are just lost."""
         self._do(*self.inside, "ip", "link", "set", f"{self.name}c", state)
 
     def close(self) -> None:
-        self._do("ip", "netns", "delete", self.name)  # and with it both ends of the cable
+        self._do("ip", "netns", "delete", self.name)  # removes both ends of the cable, too
 
     @staticmethod
     def _do(*command: str) -> None:
@@ -260,7 +262,7 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network | None]:
-    """Make a network, or tell that this process may not."""
+    """Create a network, or print that this process may not."""
     try:
         made = Network()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -277,7 +279,7 @@ def network() -> Iterator[Network | None]:
 
 
 class Soak(Load):
-    """The clients, polite and other, and what happens to the server.
+    """The clients, polite and other, and the faults of the server.
 
     :param deaths: how often the second worker dies.
     """
@@ -290,9 +292,9 @@ class Soak(Load):
         self._mode = mode
         self._death_interval = seconds / (deaths + 1)
         self._network = network
-        #: Workers that have died, and when they were replaced.
+        #: Workers that have died, with the times of their replacement.
         self.dead: dict[int, float] = {}
-        #: By the task of a client: when its last connection was begun, and which worker it got.
+        #: For the task of each client: the beginning of its last connection, and its worker.
         self._begun: dict[Any, tuple[float, int | None]] = {}
 
     async def run(self) -> None:
@@ -321,11 +323,11 @@ class Soak(Load):
         ]
         if self._network is not None:
             clients.append(self.be_cut_off)
-        # Nothing may happen to the clients of the first worker.
+        # The clients of the first worker must see no fault.
         await asyncio.gather(*map(self._guard, clients), *(first._guard(first.echo) for _ in range(5)))
 
     async def _guard(self, client: Client) -> None:
-        """Run a client, again if the worker that served it has died."""
+        """Run a client, and run it again if its worker has died."""
         task = asyncio.current_task()
         while True:
             try:
@@ -347,7 +349,7 @@ class Soak(Load):
         self._begun[asyncio.current_task()] = (time.monotonic(), int(worker) if worker else None)
 
     async def open(self, path: str, **options: Any) -> ClientConnection:
-        """Connect, and note which worker serves."""
+        """Connect, and note the worker that serves."""
         self._begin()
         ws = await super().open(path, **options)
         assert ws.response is not None
@@ -361,7 +363,7 @@ class Soak(Load):
 
     @asynccontextmanager
     async def raw(self, path: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Open a WebSocket that sends what it is told; at the end it is dropped."""
+        """Open a WebSocket that sends exactly the bytes that it is given, and drop it at the end."""
         self._begin()
         reader, writer = await asyncio.open_connection(HOST, self.port)
         try:
@@ -377,14 +379,14 @@ class Soak(Load):
 
     @staticmethod
     async def read_message(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-        """Return the opcode and payload of the next short frame that is no ping."""
+        """Return the opcode and payload of the next short frame that is not a Ping."""
         while True:
             first, size = await asyncio.wait_for(reader.readexactly(2), PATIENCE)
             payload = await reader.readexactly(size)
             if first != 0x89:
                 return first & 0x0F, payload
 
-    # Clients that are slow, fast, or wrong
+    # Clients that are slow, fast, or faulty
 
     async def drip(self) -> None:
         """Send one byte a second, so that there is no room for a Pong."""
@@ -397,7 +399,7 @@ class Soak(Load):
             self.counts["messages of one byte a second"] += 1
 
     async def flood(self) -> None:
-        """Send as much as possible for two seconds, and read what comes."""
+        """Send as much as possible for two seconds, and read the answers."""
         for start, data in cycle(FLOODS):
             if self.remaining < 10:
                 return
@@ -421,17 +423,17 @@ class Soak(Load):
                 pass
 
     async def read_nothing(self) -> None:
-        """Send until nothing fits any more, and wait to be dropped."""
+        """Send until no more bytes fit, and wait for the end of the connection."""
         while self.remaining > 30:
             async with self.raw("/echo") as (_, writer):
                 with suppress(ConnectionError):
                     while True:
                         writer.write(FLOODS[0][1])
                         await asyncio.wait_for(writer.drain(), PATIENCE)
-            self.counts["dropped as they read nothing"] += 1
+            self.counts["clients dropped because they read nothing"] += 1
 
     async def break_rules(self) -> None:
-        """Send what is malformed, and expect the close code for it."""
+        """Send malformed frames, and expect the close code of each."""
         for code, data in cycle(MALFORMED):
             if self.remaining < 5:
                 return
@@ -444,7 +446,7 @@ class Soak(Load):
             await asyncio.sleep(random.uniform(0, 0.3))
 
     async def leave_unfinished(self) -> None:
-        """Begin many handshakes, and finish none."""
+        """Begin many handshakes, and finish none of them."""
         while self.remaining > 20:
             await begin_handshakes(self.port, MODES[self._mode][2], random.uniform(0, 6))
             self.counts["handshakes never finished"] += MODES[self._mode][2]
@@ -474,14 +476,14 @@ class Soak(Load):
             await process.wait()
 
     async def be_killed(self) -> None:
-        """Be killed with SIGKILL."""
+        """End by SIGKILL."""
         while self.remaining > 5:
             async with self.other_process(["/echo", "/hang", "/compressed"]):
                 await asyncio.sleep(random.uniform(0, 3))
             self.counts["client processes killed"] += 1
 
     async def be_stopped(self) -> None:
-        """Be stopped with SIGSTOP for longer than a client may be silent."""
+        """Stop by SIGSTOP for longer than a client may be silent."""
         while self.remaining > SILENCE + 5:
             async with self.other_process(["/echo"] * 5) as process:
                 process.send_signal(signal.SIGSTOP)
@@ -501,7 +503,7 @@ class Soak(Load):
     # Handlers, workers, clocks
 
     async def meet_an_exception(self) -> None:
-        """Be told of an exception in the handler."""
+        """Expect the close code of an exception in the handler."""
         while self.remaining > 5:
             ws = await self.open("/raise")
             await ws.send("go")
@@ -511,7 +513,7 @@ class Soak(Load):
             await asyncio.sleep(random.uniform(0, 2))
 
     async def meet_a_hanging_handler(self) -> None:
-        """Leave a handler that will not notice for long."""
+        """Leave a handler that does not check its connection for a long time."""
         while self.remaining > 5:
             ws = await self.open("/hang")
             await asyncio.sleep(random.uniform(0, 3))
@@ -522,7 +524,7 @@ class Soak(Load):
             self.counts["handlers that hung"] += 1
 
     async def end_workers(self) -> None:
-        """Let the second worker die in one way and another, while the first one goes on."""
+        """Let the second worker die in different ways, while the first one continues."""
         first, second = self.doors
         survivor = (await first.state()).pid
         for way in cycle(["SIGKILL", "os._exit"]):
@@ -568,7 +570,7 @@ async def begin_handshakes(port: int, count: int, seconds: float) -> None:
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
             await loop.sock_connect(sock, (HOST, port))
-            with suppress(ConnectionError):  # of a worker that has died
+            with suppress(ConnectionError):  # the worker has died
                 await loop.sock_sendall(sock, REQUEST.format("/echo")[:-3].encode())
         await asyncio.sleep(seconds)
 
@@ -585,7 +587,7 @@ HEAD = (
 
 
 async def observe(soak: Soak, interval: float) -> list[Row]:
-    """Print and return what the workers need, as long as the load goes on."""
+    """Print and return the resources of the workers until the load ends."""
     print(HEAD)
     rows: list[Row] = []
     began, cpu, cpu_at = time.monotonic(), (await soak.doors[0].state()).cpu_seconds, time.monotonic()
@@ -593,7 +595,7 @@ async def observe(soak: Soak, interval: float) -> list[Row]:
         await asyncio.sleep(interval)
         try:
             first, second = [await door.state() for door in soak.doors]
-        except ConnectionError:  # memory that both share counts otherwise while there is one
+        except ConnectionError:  # while there is only one worker, memory that both share counts differently
             continue
         now = time.monotonic()
         rows.append((now - began, first, second))
@@ -626,9 +628,9 @@ async def settled(soak: Soak) -> list[State]:
 def growth(
     rows: list[Row], value: Callable[[State], int], choose: Callable[[Iterator[int]], float] = statistics.median
 ) -> tuple[float, float, float]:
-    """Return a value of the first worker in the first and the last third of the rows, and its growth in a minute.
+    """Return a value of the first worker in the first and the last third of the rows, and its growth per minute.
 
-    :param choose: which one of a third: some rows were taken in the moment when most handshakes were open.
+    :param choose: chooses the row of a third: some rows are from the moment with the most open handshakes.
     """
     third = len(rows) // 3
     parts = rows[:third], rows[-third:]
@@ -638,7 +640,7 @@ def growth(
 
 
 async def test(server: Server, soak: Soak, mode: str, seconds: float, slope_limit: float) -> bool:
-    """Load the server, print what happens, and return whether all checks hold."""
+    """Load the server, print the results, and return whether all checks hold."""
     while True:
         try:
             for door in soak.doors:
@@ -649,7 +651,7 @@ async def test(server: Server, soak: Soak, mode: str, seconds: float, slope_limi
         except ConnectionError:
             server.check()
             await asyncio.sleep(0.1)
-    for door in soak.doors:  # what uWSGI has for a core, takes memory from its first use on
+    for door in soak.doors:  # the first use of each core allocates memory that stays
         await begin_handshakes(door.port, MODES[mode][1] - 50, 1)
     before = await settled(soak)
     _, body = await soak.doors[0].get("/status")
@@ -697,7 +699,7 @@ async def test(server: Server, soak: Soak, mode: str, seconds: float, slope_limi
         )
     blocks = (before[0].blocks, after[0].blocks)
     if mode == "asyncio":
-        print("uWSGI's asyncio engine loses a block of memory with each request, also of a plain WSGI application")
+        print("uWSGI's asyncio engine leaks a block of memory with each request, also in a plain WSGI application")
         slope_limit *= 2  # at more than 2,000 requests in a minute
     else:
         text = f"blocks of memory of Python in the first worker without load: {blocks[0]:,} before, {blocks[1]:,} after"
@@ -720,7 +722,7 @@ async def test(server: Server, soak: Soak, mode: str, seconds: float, slope_limi
     print()
     for text, holds in checks.items():
         print("ok    " if holds else "FAILED", text)
-    print("\nflat" if all(checks.values()) else "\nNOT FLAT, or not unharmed")
+    print("\nflat" if all(checks.values()) else "\nNOT FLAT, or clients were harmed")
     return all(checks.values())
 
 
@@ -729,10 +731,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--mode", choices=list(MODES), default="gevent")
-    parser.add_argument("--slope-limit", type=float, default=200, help="kB/min that the memory may grow by")
+    parser.add_argument("--slope-limit", type=float, default=200, help="largest growth of the memory in kB/min")
     options = parser.parse_args()
     raise_file_limit()
-    logging.getLogger("asyncio").disabled = True  # it tells of every send to a worker that has died
+    logging.getLogger("asyncio").disabled = True  # it logs every send to a worker that has died
     with tempfile.TemporaryDirectory() as directory, network() as cut:
         server = Server(options.mode, Path(directory), [cut.host] if cut else [])
         try:
@@ -740,7 +742,7 @@ def main() -> None:
             soak = Soak(server, options.seconds, options.mode, deaths, cut)
             passed = asyncio.run(test(server, soak, options.mode, options.seconds, options.slope_limit))
         finally:
-            with suppress(ProcessLookupError):  # it has ended
+            with suppress(ProcessLookupError):  # the server has ended
                 os.killpg(server.process.pid, signal.SIGKILL)
             server.process.wait()
     sys.exit(not passed)

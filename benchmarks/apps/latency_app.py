@@ -1,4 +1,4 @@
-"""Handlers whose latency ``latency.py`` measures; the environment variable MODE names the concurrency."""
+"""The handlers whose latency ``latency.py`` measures. The environment variable MODE names the concurrency mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERVAL = 0.001
 
 
 class Lag:
-    """The longest time for which the loop was held up: CPU time of its thread, as the machine may be busy."""
+    """The longest delay of the loop: in CPU time of its thread, because the machine may be busy."""
 
     longest = 0.0
 
@@ -65,7 +65,7 @@ else:
     @websocket.route("/lag")
     def lag(ws: Any) -> None:
         lag = Lag()
-        watching = gevent.spawn(_watch, lag) if MODE == "gevent" else None  # threads hold each other up for 5 ms
+        watching = gevent.spawn(_watch, lag) if MODE == "gevent" else None  # threads delay each other by 5 ms
         ws.receive()
         if watching is not None:
             watching.kill()

@@ -1,8 +1,8 @@
-"""Flask-uWSGI-WebSocket 0.6.1 under gevent, as its own example of an echo has it.
+"""Flask-uWSGI-WebSocket 0.6.1 under gevent, like its own example of an echo.
 
-It is installed in a directory of its own, which uWSGI's --pythonpath puts before today's. Three
-things have changed since: a decorator has moved in Flask, Python 3.11 has no `asyncio.coroutine`, and Werkzeug wants
-to be told which rules are for WebSockets.
+It is installed in its own directory, which uWSGI's --pythonpath puts before the current version. Three things have
+changed since 0.6.1: a decorator has moved in Flask, Python 3.11 has no `asyncio.coroutine`, and Werkzeug needs to know
+which rules are for WebSockets.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ websocket = GeventWebSocket(app)
 def echo(ws: Any) -> None:
     while ws.connected:
         message = ws.receive()
-        if message:  # it receives an empty message now and then that nobody has sent
+        if message:  # now and then it receives an empty message that no client has sent
             ws.send(message)

@@ -1,6 +1,6 @@
-"""This package, through the whole Flask stack; the environment variable MODE names the concurrency.
+"""This package, through the whole Flask stack. The environment variable MODE names the concurrency mode.
 
-What a handler looks like is the same in every mode, so each is written twice: as a function and as a coroutine.
+The handlers of all modes do the same. Each one is written twice: as a function and as a coroutine function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `make soak` runs: echoes, and handlers that raise, hang and exit. The variable MODE names the concurrency."""
+"""The application of `make soak`: echoes, and handlers that raise, hang and exit. The variable MODE names the mode."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from flask_uwsgi_websocket.worker import housekeeper
 
 MODE = os.environ["MODE"]
 
-#: Seconds that a handler hangs: longer than its client stays. One that never ends would take one of uWSGI's cores for
-#: ever, and what is lost that way would look like a leak.
+#: Seconds that a handler hangs, which is longer than its client stays. A handler without end would keep one of uWSGI's
+#: cores for ever, which would look like a leak.
 HANG = 20
 
 EXITS: dict[str, Any] = {"os._exit": os._exit, "sys.exit": sys.exit}
 
 
 class Deliberate(Exception):
-    """What a handler raises here; any other traceback in the log is a failure."""
+    """The exception that handlers raise on purpose. Any other traceback in the log is a failure."""
 
 
 app = Flask(__name__)
@@ -117,6 +117,6 @@ def status() -> dict[str, object]:
 
 
 def count_greenlets() -> int:
-    # Not where another thread may run meanwhile: uWSGI keeps a tuple for the arguments of each core, and cannot fill
-    # it while the list of all objects refers to it.
+    # No other thread may run meanwhile: uWSGI keeps a tuple for the arguments of each core, and cannot fill it while
+    # the list of all objects refers to it.
     return sum(issubclass(type(each), greenlet) for each in gc.get_objects())

@@ -1,6 +1,7 @@
-"""uWSGI's C API in a bare WSGI function under gevent: no framework, and not one line of Python around a message.
+"""uWSGI's C API in a bare WSGI function under gevent: no framework, and no Python code around a message.
 
-It has no way to tell text from binary, so it sends everything as text. `websocket_recv` waits in gevent's hub.
+The API cannot distinguish text from binary, so this app sends everything as text. `websocket_recv` waits in gevent's
+hub.
 """
 
 from __future__ import annotations
@@ -16,5 +17,5 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     try:
         while True:
             uwsgi.websocket_send(uwsgi.websocket_recv())
-    except OSError:  # it has closed
+    except OSError:  # the client has closed
         return []
