@@ -8,6 +8,5 @@ app = create_app()
 
 if __name__ == "__main__":
     host, port = os.environ.get("HOST", "localhost"), int(os.environ.get("PORT", "5000"))
-    # A window has two WebSockets, and each takes a greenlet. All are in one process, the default, because a process
-    # knows only its own WebSockets. Several processes need a broker such as Redis between them.
-    app.run(host=host, port=port, gevent=200)
+    # A window has two WebSockets, and each takes a greenlet. Two windows may be on different workers.
+    app.run(host=host, port=port, processes=2, gevent=200)

@@ -23,6 +23,7 @@ def create_app(**config: Any) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SQLALCHEMY_DATABASE_URI="sqlite:///community.sqlite",  # in the directory "instance"
         MAX_CONTENT_LENGTH=2**16,
+        WEBSOCKET_PING_INTERVAL=10,  # a window that leaves three pings unanswered is not listed
     )
     app.config.from_prefixed_env("COMMUNITY")
     app.config.update(config)

@@ -13,6 +13,8 @@ from flask_uwsgi_websocket import WebSocketTestClient, WebSocketTestConnection
 
 PASSWORD = "a long password"
 
+DEADLINE = 30  # seconds, for what takes one or two on an idle machine
+
 
 class Person:
     """A person with a browser."""
@@ -36,10 +38,10 @@ class Person:
         return self.post("/logout", "/rooms/")
 
     def talk(self, room: str = "Lobby") -> WebSocketTestConnection:
-        return self.client.websocket(f"/rooms/{room}", origin="http://localhost")
+        return self.client.websocket(f"/rooms/{room}", origin="http://localhost", timeout=DEADLINE)
 
     def watch(self, room: str = "Lobby") -> WebSocketTestConnection:
-        return self.client.websocket(f"/rooms/{room}/presence/", origin="http://localhost")
+        return self.client.websocket(f"/rooms/{room}/presence/", origin="http://localhost", timeout=DEADLINE)
 
 
 @pytest.fixture

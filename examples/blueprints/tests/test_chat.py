@@ -1,5 +1,6 @@
 """Rooms: a message reaches all in its room, and nobody else."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +28,11 @@ def test_all_in_a_room_hear_what_is_said_and_who_comes_later_reads_it(member: Ca
         assert said(bobs) == [("Ann", "hello"), ("Bob", "hi")]
 
 
+def test_the_first_message_has_the_process_that_serves_the_websocket(member: Callable[[str], Person]) -> None:
+    with member("Ann").talk() as ws:
+        assert ws.receive_json() == {"type": "messages", "messages": [], "worker": os.getpid()}
+
+
 def test_other_rooms_hear_nothing(member: Callable[[str], Person]) -> None:
     ann = member("Ann")
     assert ann.post("/rooms/", "/rooms/", name="Attic").location == "/rooms/Attic"
@@ -41,9 +47,11 @@ def test_other_rooms_hear_nothing(member: Callable[[str], Person]) -> None:
 def test_a_room_that_does_not_exist_is_not_found(member: Callable[[str], Person]) -> None:
     ann = member("Ann")
     assert ann.client.get("/rooms/Cellar").status_code == 404
-    with pytest.raises(HandshakeRejected) as caught:
-        ann.talk("Cellar")
-    assert caught.value.response.status_code == 404
+    for name in ("Cellar", "x" * 300):
+        for connect in (ann.talk, ann.watch):
+            with pytest.raises(HandshakeRejected) as caught:
+                connect(name)
+            assert caught.value.response.status_code == 404
 
 
 def test_what_our_page_would_not_send_gets_an_answer_that_says_so(member: Callable[[str], Person]) -> None:

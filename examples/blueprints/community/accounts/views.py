@@ -10,13 +10,9 @@ from werkzeug.wrappers import Response
 from flask_uwsgi_websocket import WebSocketClient
 
 from ..extensions import db, login_manager, websocket
-from ..groups import Groups
 from .models import User
 
 accounts = Blueprint("accounts", __name__, template_folder="templates")
-
-#: The open WebSockets of each user, by the user's id.
-sockets = Groups()
 
 
 @accounts.get("/login")
@@ -69,13 +65,12 @@ def begin_session(user: User) -> Response:
 @login_required
 def log_out() -> Response:
     """End all sessions of the user and close their WebSockets, which would not notice the logout."""
-    user_id = current_user.id
+    everywhere = websocket.user(current_user.id)
     current_user.log_out_everywhere()
     db.session.commit()
     logout_user()
     session.clear()
-    for ws in sockets.members(user_id):
-        ws.close(4401, "logged out", wait=False)
+    everywhere.close(4401, "logged out")
     return redirect(url_for("accounts.login"))
 
 
@@ -87,19 +82,18 @@ def unauthorized() -> Response:
     return redirect(url_for("accounts.login", room=(request.view_args or {}).get("room")))
 
 
+@websocket.user_id
+def user_id() -> int | None:
+    """Return whose WebSocket this is, so that ``websocket.user()`` has all of the user's WebSockets."""
+    return current_user.id if current_user.is_authenticated else None
+
+
 @websocket.on_connect
-def remember(app: Flask, ws: WebSocketClient, **extra: object) -> None:
-    """Remember each WebSocket of the app with its user, to close it when the user logs out."""
-    if not current_user.is_authenticated:
+def check_login(app: Flask, ws: WebSocketClient, **extra: object) -> None:
+    """Close a WebSocket whose user has logged out during the handshake, before it was one of the user's."""
+    if ws.user_id is None:
         return
-    sockets.add(current_user.id, ws)
     with ws.message_context():  # looks current_user up again
         is_still_logged_in = current_user.is_authenticated
     if not is_still_logged_in:
-        ws.close(4401, "logged out")
-
-
-@websocket.on_close
-def forget(app: Flask, ws: WebSocketClient, **extra: object) -> None:
-    if current_user.is_authenticated:
-        sockets.discard(current_user.id, ws)
+        ws.close(4401, "logged out", wait=False)

@@ -1,6 +1,7 @@
 """The pages of the rooms and the WebSocket of each page, in one blueprint."""
 
 import json
+import os
 import re
 
 from flask import abort, flash, redirect, render_template, request, url_for
@@ -8,27 +9,35 @@ from flask_login import current_user, login_required
 from sqlalchemy.exc import IntegrityError
 from werkzeug.wrappers import Response
 
+from flask_uwsgi_websocket import Room as JoinedRoom
 from flask_uwsgi_websocket import WebSocketBlueprint, WebSocketClient
 
 from ..extensions import db
-from ..groups import Groups
 from .models import Room, last_messages, store_message
-from .presence import people_in, presence
+from .presence import people_by_room, presence, watchers
 
 chat = WebSocketBlueprint("chat", __name__, url_prefix="/rooms", template_folder="templates", static_folder="static")
 chat.register_blueprint(presence)
 
 MAX_LENGTH = 2000  # characters of a message
 
-#: The WebSockets in each room, by the name of the room.
-sockets = Groups()
+#: The WebSockets in each room, in all workers.
+conversations = chat.rooms()
+
+
+@conversations.before_join
+@watchers.before_join
+def check_exists(joined: JoinedRoom, ws: WebSocketClient) -> None:
+    """Answer with 404 for a room that nobody has opened: join() comes before the handshake."""
+    db.get_or_404(Room, request.view_args["room"])
 
 
 @chat.get("/")
 @login_required
 def rooms() -> str:
+    people = people_by_room()
     names = db.session.scalars(db.select(Room.name).order_by(Room.name))
-    return render_template("chat/rooms.html", rooms={name: people_in(name) for name in names})
+    return render_template("chat/rooms.html", rooms={name: people.get(name, []) for name in names})
 
 
 @chat.post("/")
@@ -46,35 +55,32 @@ def open_room() -> Response:
     return redirect(url_for(".room", room=name))
 
 
-@chat.get("/<room>")
+@chat.get("/<string(maxlength=32):room>")
 @login_required
 def room(room: str) -> str:
     db.get_or_404(Room, room)
     return render_template("chat/room.html", room=room, max_length=MAX_LENGTH)
 
 
-@chat.websocket("/<room>", max_message_size=2**14)  # the same URL as the page's, with ws: for http:
+@chat.websocket("/<string(maxlength=32):room>", max_message_size=2**14)  # the page's URL, with ws: for http:
 @login_required
 def talk(ws: WebSocketClient, room: str) -> None:
     """Take part in the conversation of a room."""
-    db.get_or_404(Room, room)  # before the handshake, an error is answered with plain HTTP
-    ws.accept()
-    sockets.add(room, ws)  # before last_messages(): the client may get a message twice, but misses none
-    try:
-        with ws.message_context():
-            messages = last_messages(room)
-        ws.send_json({"type": "messages", "messages": messages})
-        for message in ws.messages():  # between messages, the handler holds no database connection
-            if not current_user.is_authenticated:  # looked up for each message, as the user may have logged out
-                abort(401)  # after the handshake, this closes with 4401
-            try:
-                text = text_of(message)
-            except ValueError as error:
-                ws.send_json({"type": "error", "text": str(error)})
-            else:
-                sockets.send(room, type="messages", messages=[store_message(room, current_user.id, text)])
-    finally:
-        sockets.discard(room, ws)
+    conversation = conversations[room]
+    conversation.join(ws)  # before last_messages(): the client may get a message twice, but misses none
+    with ws.message_context():
+        messages = last_messages(room)
+    ws.send_json({"type": "messages", "messages": messages, "worker": os.getpid()})
+    for message in ws.messages():  # between messages, the handler holds no database connection
+        if not current_user.is_authenticated:  # looked up for each message, as the user may have logged out
+            abort(401)  # after the handshake, this closes with 4401
+        try:
+            text = text_of(message)
+        except ValueError as error:
+            ws.send_json({"type": "error", "text": str(error)})
+        else:
+            stored = store_message(room, current_user.id, text)
+            conversation.publish_json({"type": "messages", "messages": [stored]})
 
 
 def text_of(message: str | bytes) -> str:

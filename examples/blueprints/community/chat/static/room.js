@@ -1,18 +1,23 @@
 // The window of a room: one WebSocket for messages, one for the list of people. url_for() makes both addresses.
 const { me, talk, presence } = document.currentScript.dataset;
-const [state, log, here, earlier, say, text, send, error] =
-  ["state", "log", "here", "earlier", "say", "text", "send", "error"].map((id) => document.getElementById(id));
+const [state, worker, log, here, earlier, say, text, send, error] =
+  ["state", "worker", "log", "here", "earlier", "say", "text", "send", "error"].map((id) => document.getElementById(id));
 const draft = `draft of ${me}: ${talk}`; // the key in sessionStorage, which outlives a reload and a login in this tab
-let conversation;
+let conversation, version = 0;
 
 keepConnected(presence, showPeople, (what, socket) => {
   if (!socket) here.replaceChildren(); // who is there is unknown
 });
 keepConnected(
   talk,
-  (message) => (message.type === "error" ? showError(message.text) : message.messages.forEach(showMessage)),
+  (message) => {
+    if (message.type === "error") return showError(message.text);
+    if (message.worker) worker.textContent = `process ${message.worker}`; // the first message has it
+    message.messages.forEach(showMessage);
+  },
   (what, socket, countdown = "") => {
     conversation = socket;
+    if (!socket) worker.textContent = "";
     send.disabled = !socket;
     const seconds = element("span", countdown);
     seconds.ariaHidden = "true"; // otherwise a screen reader reads out every second
@@ -68,6 +73,8 @@ function showMessage({ id, author, text, sent_at }) {
 }
 
 function showPeople(people) {
+  if (people.version < version) return; // two workers have sent lists, and this one is older
+  version = people.version;
   here.replaceChildren(...people.here.map((name) => element("li", "", avatar(name), element("span", name))));
   earlier.replaceChildren(
     ...people.earlier.map(({ name, at }) => element("li", "", avatar(name), element("span", name), time(at))),
