@@ -8,6 +8,8 @@ from .connection.blocking import GeventWebSocketClient, WebSocketClient
 from .connection.blocking import WebSocketClient as AsyncWebSocketClient
 from .exceptions import (
     AsyncioNotAvailable,
+    BadRoomName,
+    BrokerUnavailable,
     ConcurrencyError,
     ConnectionClosed,
     GeventNotInstalled,
@@ -20,11 +22,14 @@ from .extension import WebSocket as AsyncWebSocket
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .middleware import WebSocketMiddleware as AsyncWebSocketMiddleware
 from .protocol.deflate import Compression
+from .rooms.brokers.base import Broker
+from .rooms.rooms import Room, Rooms
 from .settings import RateLimit
 from .signals import (
     websocket_closed,
     websocket_connected,
     websocket_error,
+    websocket_gap,
     websocket_message,
     websocket_pong,
     websocket_rejected,
@@ -43,6 +48,9 @@ __all__ = [
     "AsyncioWebSocket",
     "AsyncioWebSocketClient",
     "AsyncioWebSocketMiddleware",
+    "BadRoomName",
+    "Broker",
+    "BrokerUnavailable",
     "Compression",
     "ConcurrencyError",
     "ConnectionClosed",
@@ -52,6 +60,8 @@ __all__ = [
     "GeventWebSocketMiddleware",
     "HandshakeRejected",
     "RateLimit",
+    "Room",
+    "Rooms",
     "UwsgiNotFound",
     "WebSocket",
     "WebSocketBlueprint",
@@ -67,6 +77,7 @@ __all__ = [
     "websocket_closed",
     "websocket_connected",
     "websocket_error",
+    "websocket_gap",
     "websocket_message",
     "websocket_pong",
     "websocket_rejected",

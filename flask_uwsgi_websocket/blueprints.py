@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, overload
+from weakref import WeakSet
 
 from flask import Blueprint
 from flask.sansio.app import App
@@ -12,6 +13,7 @@ from flask.sansio.blueprints import BlueprintSetupState
 
 from .dispatch import Views
 from .hooks import AppRegistrar, F
+from .rooms.rooms import Rooms, Slow
 from .settings import suggesting_settings
 from .state import state_of
 from .typing import AsyncioClient, AsyncioHandler, AwaitableR, Client, Handler, HandlerDecorator, P, R
@@ -53,6 +55,24 @@ class WebSocketBlueprint(AppRegistrar, Blueprint):
     @cached_property
     def _views(self) -> Views:
         return Views()
+
+    def rooms(self, namespace: str | None = None, *, slow: Slow = "close") -> Rooms:
+        """Return the rooms of this blueprint: ``rooms["lobby"]`` is the room ``chat:lobby`` of the blueprint "chat".
+
+        :param namespace: what the names of the rooms begin with, instead of the blueprint's name.
+        :param slow: what becomes of a member that does not read fast enough: ``"close"`` or ``"skip"``; see
+            :class:`.Rooms`.
+        :raises ValueError: when the blueprint is registered on an app that has such a namespace already.
+        """
+        apps: WeakSet[Any] = WeakSet()
+        rooms = Rooms(namespace or self.name, slow, apps=apps)
+
+        def add(setup: BlueprintSetupState) -> None:
+            apps.add(setup.app)
+            state_of(setup.app).add_rooms(rooms.namespace, rooms)
+
+        self.record(add)
+        return rooms
 
     def register(self, app: App, options: dict[str, Any]) -> None:
         """Register the blueprint. Called by Flask."""

@@ -18,7 +18,7 @@ from .connection.transport import Transport
 from .protocol.deflate import Compression, Deflate
 from .protocol.handshake import Handshake, negotiate_handshake
 from .servers.find import find_capacity, find_server
-from .settings import NAMES, Settings
+from .settings import ROUTE_NAMES, Settings
 from .state import Route, State, state_of
 from .worker.admission import admissions, opening_files
 from .worker.housekeeper import housekeeper_of
@@ -56,9 +56,9 @@ class Views:
         """
         if "methods" in options:
             raise TypeError(f"a WebSocket route has no methods, its handshake is a GET: remove them from {endpoint!r}")
-        settings = {name: options[name] for name in options.keys() & NAMES}
+        settings = {name: options[name] for name in options.keys() & ROUTE_NAMES}
         Settings(**settings)
-        rule_options = {name: options[name] for name in options.keys() - NAMES}
+        rule_options = {name: options[name] for name in options.keys() - ROUTE_NAMES}
         rule_options.update(methods=["GET"], websocket=True, provide_automatic_options=False)
         known = self._known.get(endpoint)
         if known is not None and known[:2] == (handler, settings):

@@ -3,6 +3,8 @@
     WebSocketError
     ├── ConnectionClosed            the connection has ended: code, reason, connection
     ├── ConcurrencyError            two callers in receive() at once (also a RuntimeError)
+    ├── BrokerUnavailable           the broker of the rooms cannot be reached
+    ├── BadRoomName                 the name of a room is empty or too long (also a ValueError and a 404)
     ├── HandshakeRejected           the test client got another response than 101: response
     ├── GeventNotInstalled          (also an ImportError)
     ├── AsyncioNotAvailable         (also an ImportError)
@@ -15,6 +17,8 @@ built-in ``TimeoutError``, whose text says "timed out".
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from werkzeug.exceptions import NotFound
 
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
@@ -71,6 +75,24 @@ class ConnectionClosed(WebSocketError):
 
 class ConcurrencyError(WebSocketError, RuntimeError):
     """Two threads, greenlets or tasks were in ``receive()`` of one connection at the same time."""
+
+
+class BrokerUnavailable(WebSocketError):
+    """The broker of the rooms cannot be reached, or has refused a command.
+
+    Inside a worker, ``publish()`` does not raise it: the message waits for the broker.
+    """
+
+
+class BadRoomName(WebSocketError, NotFound, ValueError):
+    """The name of a room is empty, or has more than 255 bytes of UTF-8.
+
+    Names often come from URLs, so this is also the HTTP error 404: a handler that does not catch it refuses the
+    handshake with 404, or closes with 4404 after it.
+    """
+
+    def __str__(self) -> str:
+        return self.description or ""
 
 
 class HandshakeRejected(WebSocketError):

@@ -20,13 +20,16 @@ from ._uwsgi import uwsgi
 from .cli.commands import uwsgi_cli, websocket_cli
 from .cli.doctor import diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
-from .connection.base import BaseClient
+from .connection.base import BaseClient, current_client, send_to_all
 from .dispatch import Views, admit, report_rejection
-from .exceptions import AsyncioNotAvailable, ConnectionClosed, GeventNotInstalled
+from .exceptions import AsyncioNotAvailable, GeventNotInstalled
 from .hooks import F, Registrar
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
 from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
+from .rooms.brokers.choice import check_address
+from .rooms.exchange import exchange_of, rooms_stats
+from .rooms.rooms import Room, Rooms, user_room
 from .servers.find import prepare_servers
 from .settings import Settings, find_misspelt, resolve, suggesting_settings
 from .state import check_handler, state_of
@@ -84,6 +87,7 @@ class WebSocket(Registrar):
         # Functions that register everything declared so far on an app, and the apps on which they were called.
         self._registrations: list[Callable[[Flask], None]] = []
         self._apps: WeakSet[Flask] = WeakSet()
+        self._rooms = Rooms("", apps=self._apps)
         if app is not None:
             self.init_app(app)
 
@@ -94,7 +98,8 @@ class WebSocket(Registrar):
         uWSGI. The extension reads keys of ``app.config`` that start with ``WEBSOCKET_``; see
         :class:`~flask_uwsgi_websocket.settings.Settings`.
 
-        :raises RuntimeError: when the app has a WebSocket extension already.
+        :raises RuntimeError: when the app has a WebSocket extension already, or its broker needs a package that is not
+            installed.
         :raises TypeError: when a setting in ``app.config`` has the wrong type, or a handler does not fit the mode.
         :raises ValueError: when a setting has an invalid value.
         """
@@ -103,7 +108,8 @@ class WebSocket(Registrar):
             raise RuntimeError(
                 f"the app {app.name!r} has a WebSocket extension already: call init_app() once for each app"
             )
-        resolve(app.config, self._settings)  # raises for a wrong setting now, not at the first handshake
+        settings = resolve(app.config, self._settings)  # raises for a wrong setting now, not at the first handshake
+        check_address(settings.broker)
         for key, similar in find_misspelt(app.config):
             app.logger.warning("app.config[%r] is not a setting: did you mean %s?", key, similar)
         for register in self._registrations:
@@ -205,14 +211,46 @@ class WebSocket(Registrar):
         if isinstance(connections, BaseClient):
             raise TypeError("broadcast() takes many connections, not one: use send()")  # to iterate it would receive
         shared = SharedMessage(payload_of(message))
-        slow = []
-        for connection in list(connections):
-            try:
-                if not connection.offer(shared):
-                    slow.append(connection)
-            except ConnectionClosed:
-                continue
-        return slow
+        return cast("list[C]", send_to_all(list(connections), shared, lambda connection: connection.offer(shared)))
+
+    def room(self, name: str) -> Room:
+        """Return a room of the app, by its name. See :class:`.Room`.
+
+        :raises TypeError: when the name is no ``str``.
+        :raises BadRoomName: when the name is empty, or has more than 255 bytes of UTF-8.
+        """
+        return self._rooms[name]
+
+    def user(self, user_id: object) -> Room:
+        """Return the room of a user: all connections of the user, in all workers. It needs :meth:`user_id`.
+
+        :param user_id: what the function of :meth:`user_id` returns. Equal texts mean the same user.
+        :raises BadRoomName: when its text is empty, or has more than 255 bytes of UTF-8.
+        """
+        return user_room(user_id, self._rooms)
+
+    def user_id(self, function: F) -> F:
+        """Call *function* before the handler of each connection, to know its user, for :meth:`user`.
+
+        It takes no arguments and returns the id of the user, or None. In the asyncio mode it may be a coroutine
+        function. ``ws.user_id`` has the id as text. If the function raises, there is no connection.
+        """
+
+        def identify() -> Any:
+            ws = current_client()
+            assert ws is not None
+            return ws.perform(self._identify(ws, function))
+
+        self._add("before", identify)
+        return function
+
+    async def _identify(self, ws: BaseClient, function: Callable[[], Any]) -> None:
+        user_id = function()
+        if inspect.isawaitable(user_id):
+            user_id = await user_id
+        if user_id is not None:
+            ws.user_id = str(user_id)
+            await exchange_of(ws.app).join(self.user(user_id), ws)
 
     def stats(self) -> dict[str, Any]:
         """Return the counters of this worker since its start, over all apps of this extension.
@@ -221,7 +259,11 @@ class WebSocket(Registrar):
             ``messages_received``, ``messages_sent``, ``bytes_received``, ``bytes_sent``, ``rejected`` (upgrade requests
             that got another response), ``slow_consumers`` (connections dropped because the peer read nothing for
             ``WEBSOCKET_SEND_TIMEOUT``, or too little within the ``timeout`` of a ``send()``); and with ``closes``, a
-            dictionary from close codes to the number of connections that ended with this code.
+            dictionary from close codes to the number of connections that ended with this code; and with ``rooms``, a
+            dictionary of the counters of rooms: ``rooms`` and ``members`` (now, in this worker), ``published``,
+            ``delivered``, ``slow`` (members that did not read fast enough), ``gaps`` (times that messages were missed),
+            ``waiting`` (messages for which the broker is awaited), ``lost`` (those that have waited for too long),
+            ``broker_losses`` (times that the broker was lost) and ``broker_errors`` (why it is away now, a list).
         """
         sums: Counter[str] = Counter(dict.fromkeys(STATS_NAMES, 0))
         closes: Counter[int] = Counter()
@@ -229,7 +271,7 @@ class WebSocket(Registrar):
             counted = state_of(app).stats.snapshot()
             closes.update(counted.pop("closes"))
             sums.update(counted)
-        return {**sums, "closes": dict(closes)}
+        return {**sums, "closes": dict(closes), "rooms": rooms_stats(list(self._apps))}
 
     def run(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wsgi import ClosingIterator
 
 from .connection.aio import AsyncioWebSocketClient
+from .connection.base import SERVED_KEY
 from .connection.blocking import GeventWebSocketClient, WebSocketClient
 from .dispatch import CLASS_KEY, STACK_KEY
 from .protocol.handshake import is_upgrade
@@ -37,6 +38,7 @@ class WebSocketMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on."""
+        environ[SERVED_KEY] = True
         if "HTTP_UPGRADE" in environ and is_upgrade(environ):
             if environ.get("UWSGI_ROUTER") != "http":
                 # Werkzeug accepts Upgrade only without other tokens. uWSGI's router does, too, and drops the frames of

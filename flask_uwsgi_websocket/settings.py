@@ -24,17 +24,22 @@ T = TypeVar("T")
 Check = Callable[[str, Any], None]
 
 
+#: How the address of a broker begins.
+BROKER_SCHEMES = ("memory://", "local://", "redis://", "rediss://", "unix://")
+
+
 # Fields with a check
 
 
-def setting(default: T, check: Check, key: str | None = None) -> T:
+def setting(default: T, check: Check, key: str | None = None, *, of_route: bool = True) -> T:
     """Declare a field of a :class:`Checked` dataclass.
 
     :param default: the value without configuration.
     :param check: the function that checks the value.
     :param key: the key in ``app.config``. The default is ``WEBSOCKET_`` and the field's name in capitals.
+    :param of_route: whether a route may have a value of its own.
     """
-    return field(default=default, metadata={"check": check, "key": key})
+    return field(default=default, metadata={"check": check, "key": key, "of_route": of_route})
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,15 @@ def instance_of(*types: type, expected: str) -> Check:
     return check_type
 
 
+def check_broker(name: str, value: object) -> None:
+    """Check that a value is the address of a broker, or a broker."""
+    if isinstance(value, str):
+        if value != "auto" and not value.startswith(BROKER_SCHEMES):
+            raise ValueError(f'{name} must be "auto" or begin with one of {", ".join(BROKER_SCHEMES)}, not {value!r}')
+    elif not callable(value):
+        raise TypeError(f"{name} must be an address, or a function that returns a Broker, not {value!r}")
+
+
 # The settings
 
 
@@ -205,6 +219,8 @@ class Settings(Checked):
         for no limit.
     :param rate_limit: how much one client may send, as a :class:`.RateLimit`, or None. Beyond it, the connection is
         closed with 1008.
+    :param broker: what carries the messages of rooms between processes: ``"auto"``, an address such as
+        ``"redis://localhost:6379/0"``, or a function that returns a :class:`.Broker`, which each process calls.
     """
 
     origins: str | Sequence[str] = setting("same-origin", check_origins, key="WEBSOCKET_ALLOWED_ORIGINS")
@@ -230,13 +246,17 @@ class Settings(Checked):
     accept: Literal["lazy", "early"] = setting("lazy", one_of("lazy", "early"))
     handshake_timeout: float | None = setting(60.0, optional(check_positive))
     rate_limit: RateLimit | None = setting(None, optional(instance_of(RateLimit, expected="a RateLimit")))
+    broker: Any = setting("auto", check_broker, of_route=False)
 
 
 #: The key of each setting in ``app.config``.
 KEYS = {each.name: each.metadata["key"] or f"WEBSOCKET_{each.name.upper()}" for each in fields(Settings)}
 
-#: The names of all settings, which are keywords of the extension and options of a route.
+#: The names of all settings, which are keywords of the extension.
 NAMES = frozenset(KEYS)
+
+#: The names of the settings that are also options of a route.
+ROUTE_NAMES = frozenset(each.name for each in fields(Settings) if each.metadata["of_route"])
 
 
 # Sources
@@ -267,7 +287,7 @@ def suggesting_settings(options: Collection[str]) -> Iterator[None]:
         yield
     except TypeError as error:
         for name in options:
-            similar = find_similar(name, NAMES)
+            similar = find_similar(name, ROUTE_NAMES)
             if similar is not None and repr(name) in str(error):
                 raise TypeError(f"{name} is not an option of a WebSocket route: did you mean {similar}?") from error
         raise

@@ -44,5 +44,12 @@ websocket_pong = _signals.signal("websocket-pong")
 thread, greenlet or task calls the receivers. Otherwise another one does, within about a second.
 """
 
+websocket_gap = _signals.signal("websocket-gap")
+"""Sent when members of a ``room`` of this worker have missed messages, because the broker was away or forgot them.
+
+``missed`` is their number, or None if it is not known. There is no ``ws``, and no request: the receivers run once for
+the room, in an app context.
+"""
+
 websocket_error = _signals.signal("websocket-error")
 """Sent when ``exception`` has left the handler after the handshake. The connection closes with 1011."""

@@ -70,6 +70,8 @@ class State:
         self.warned = Warned()
         #: The uWSGI options for the extension's mode.
         self.run_options: Mapping[str, Any] = {}
+        #: The rooms of blueprints, by namespace.
+        self.rooms: dict[str, Any] = {}
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
         self._hooks = Hooks()
@@ -112,6 +114,14 @@ class State:
             self._handlers.append(handler)
         else:
             check_handler(handler, self.coroutines)
+
+    def add_rooms(self, namespace: str, rooms: object) -> None:
+        """Note the rooms of a blueprint.
+
+        :raises ValueError: when other rooms have the namespace.
+        """
+        if self.rooms.setdefault(namespace, rooms) is not rooms:
+            raise ValueError(f"two blueprints have rooms in the namespace {namespace!r}: pass another one to rooms()")
 
     def add(self, kind: str, blueprint: str | None, function: Function) -> None:
         """Register a hook or a listener.

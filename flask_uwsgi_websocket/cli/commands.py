@@ -23,7 +23,8 @@ from ..exceptions import AsyncioNotAvailable, UwsgiNotFound
 from ..protocol.speedups import FALLBACK
 from ..state import state_of
 from .deployment import FILES, configuration
-from .doctor import diagnose, read_ini
+from .doctor import diagnose, diagnose_broker, read_ini
+from .rooms import rooms_cli
 from .runner import (
     check_literal,
     debug_requested,
@@ -144,7 +145,10 @@ routes_command = copy(flasks_routes_command)
 routes_command.callback = _show_routes
 
 
-websocket_cli = AppGroup("websocket", help="Show WebSocket routes and counters, and check uWSGI's options.")
+websocket_cli = AppGroup(
+    "websocket", help="Show WebSocket routes, rooms and counters, publish to rooms, and check uWSGI's options."
+)
+websocket_cli.commands.update(rooms_cli.commands)
 
 
 @websocket_cli.command("routes")
@@ -161,7 +165,10 @@ def list_routes() -> None:
 @websocket_cli.command("doctor")
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def doctor(config: Path) -> None:
-    """Check CONFIG, an ini file of uWSGI, for options that harm WebSockets. Exit with 1 if there are any."""
+    """Check CONFIG, an ini file of uWSGI, for options that harm WebSockets. Exit with 1 if there are any.
+
+    The command also tries WEBSOCKET_BROKER, from this machine and as this user.
+    """
     state = state_of(current_app)
     try:
         options = read_ini(config)
@@ -170,7 +177,11 @@ def doctor(config: Path) -> None:
     if FALLBACK:
         click.echo(f"The C extension is {FALLBACK}.")
     descriptors = number_option(options, "max-fd", 0) or None  # without max-fd, the service sets it, not this shell
-    complaints = list(diagnose(options, state.settings(current_app.config), state.engines, descriptors))
+    settings = state.settings(current_app.config)
+    complaints = [
+        *diagnose(options, settings, state.engines, descriptors),
+        *diagnose_broker(options, settings, _app()),
+    ]
     for complaint in complaints:
         click.echo(f"- {complaint}")
     if complaints:

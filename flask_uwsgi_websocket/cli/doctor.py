@@ -1,17 +1,30 @@
 """Check uWSGI's options for settings that harm WebSockets.
 
-The extension does this when uWSGI loads the app, and ``flask websocket doctor`` does it for an ini file.
+The extension does this when uWSGI loads the app, and ``flask websocket doctor`` does it for an ini file. Only the
+command tries the broker of the rooms, because that takes time.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Flask
 
 from .._uwsgi import number_option, option, option_values, uwsgi
+from ..exceptions import BrokerUnavailable
+from ..rooms.brokers.choice import local_directory, make_broker
+from ..rooms.envelope import encode_command
+from ..rooms.feed import ALL_PROCESSES
+from ..rooms.outbox import Direct
 from ..settings import Settings
 from ..worker.admission import Capacity, descriptors_for, most_by_cores, most_by_descriptors
 from .runner import CLOSE_HEADER, GREENLET_TREE, KEEPALIVE_OPTIONS
@@ -72,6 +85,7 @@ def diagnose(
     if "master" not in options:
         yield "master is missing: uWSGI cannot reload, and does not replace a worker that dies."
     yield from _diagnose_concurrency(options)
+    yield from _diagnose_rooms(options, settings)
     if descriptors is not None:
         yield from _diagnose_descriptors(options, settings, descriptors)
 
@@ -138,6 +152,77 @@ def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int
             f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker should "
             f"take {wanted}: allow {descriptors_for(wanted, own)} by ulimit -n, or LimitNOFILE in systemd's "
             "unit."
+        )
+
+
+def _diagnose_rooms(options: Options, settings: Settings) -> Iterator[str]:
+    workers = max(number_option(options, name, 1) for name in ("processes", "workers"))
+    if _scheme(settings) == "memory" and workers > 1:
+        yield (
+            f'WEBSOCKET_BROKER = "memory://" carries no messages between the {workers} workers, so members miss those '
+            'that another worker publishes: use "auto".'
+        )
+    if _lacks_redis(settings):
+        yield 'WEBSOCKET_BROKER needs redis-py: pip install "Flask-uWSGI-WebSocket[redis]".'
+
+
+def _scheme(settings: Settings) -> str:
+    """Return how the address of the broker begins; nothing for "auto" and for a broker that is no address."""
+    return urlsplit(settings.broker).scheme if isinstance(settings.broker, str) else ""
+
+
+def _lacks_redis(settings: Settings) -> bool:
+    return _scheme(settings) in {"redis", "rediss", "unix"} and find_spec("redis") is None
+
+
+def diagnose_broker(options: Options, settings: Settings, app: Flask) -> Iterator[str]:
+    """Yield a sentence for each reason why the workers cannot use the broker of the rooms.
+
+    It subscribes and publishes as a worker does. It does not try "auto", whose directory the server makes.
+
+    :param options: the options of uWSGI.
+    :param settings: the settings of the app.
+    """
+    if settings.broker == "auto" or _lacks_redis(settings):
+        return
+    if _scheme(settings) == "local":
+        directory, user = local_directory(settings.broker), _user(options)
+        if user != os.geteuid() or not os.path.lexists(directory):
+            yield from _diagnose_directory(directory, user)
+            return  # the broker would make the directory, as this user
+    try:
+        with closing(make_broker(settings.broker, app, is_serving=False)) as broker:
+            broker.subscribe(()).close()
+            # No worker knows this command.
+            Direct(lambda: broker).put(ALL_PROCESSES, encode_command("nothing"))
+    except (BrokerUnavailable, ValueError) as error:
+        yield f"the broker of the rooms cannot be used: {error}"
+
+
+def _user(options: Options) -> int:
+    """Return the id of the user as whom the workers run: that of this process, unless uWSGI changes it."""
+    name = str(option(options, "uid") or os.geteuid())
+    with suppress(KeyError):
+        return pwd.getpwnam(name).pw_uid
+    return int(name) if name.isdecimal() else os.geteuid()
+
+
+def _diagnose_directory(directory: Path, user: int) -> Iterator[str]:
+    """Check the directory of a local broker without making it, for the user with this id."""
+    if not os.path.lexists(directory):
+        if not os.path.isdir(directory.parent):
+            yield f"WEBSOCKET_BROKER: the directory {directory.parent} does not exist. Make it, or choose another."
+        elif user == os.geteuid() and not os.access(directory.parent, os.W_OK | os.X_OK, effective_ids=True):
+            yield (
+                f"WEBSOCKET_BROKER: user {user} may not make {directory}. Make it with mode 0700 for this user, or "
+                "choose another directory."
+            )
+        return
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o077:
+        yield (
+            f"WEBSOCKET_BROKER: {directory} must be a directory of user {user}, as whom the workers run, with mode "
+            f"0700. It belongs to user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}."
         )
 
 

@@ -259,3 +259,12 @@ cdef class Channel:
         self.work += 1
         self.messages_sent += 1
         return True
+
+
+def put_frame_to_all(list channels not None, bytes whole not None):
+    cdef Channel channel
+    cdef list rest = []
+    for index, channel in enumerate(channels):
+        if not channel.put_plain(whole):
+            rest.append(index)
+    return rest

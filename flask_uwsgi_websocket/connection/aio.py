@@ -17,45 +17,32 @@ from typing import TYPE_CHECKING, Any
 from .._uwsgi import uwsgi
 from ..exceptions import AsyncioNotAvailable, ConnectionClosed
 from ..loops.greenlets import is_in_gevent
-from ..loops.tasks import AsyncioLoop, background_asyncio_loop, current_asyncio_loop
+from ..loops.tasks import (
+    AsyncioLoop,
+    background_asyncio_loop,
+    current_asyncio_loop,
+    is_in_loop,
+    parent_greenlet,
+    run_in_greenlet,
+)
 from ..protocol.protocol import SharedMessage, payload_of
 from .base import BaseClient, NotBegun
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from flask.ctx import AppContext
-    from greenlet import greenlet
 
 
 def _make_loop() -> AsyncioLoop:
     """Return the loop for the caller, which waits for its task: a greenlet of uWSGI's asyncio engine, or a thread."""
-    if _parent() is not None:
+    if parent_greenlet() is not None:
         return current_asyncio_loop()
-    if uwsgi is not None or is_in_gevent() or _is_in_loop():
+    if uwsgi is not None or is_in_gevent() or is_in_loop():
         raise AsyncioNotAvailable(
             "AsyncioWebSocket needs uWSGI's asyncio engine, or a server with threads: "
             "start uwsgi with --asyncio 100 --greenlet (docs/modes.md shows how to compile uWSGI with these options)"
         )
     return background_asyncio_loop()
-
-
-def _is_in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _parent() -> greenlet | None:
-    """Return the greenlet that runs the event loop, if the caller runs in a child greenlet of it; otherwise None."""
-    if not _is_in_loop():
-        return None
-    try:
-        from greenlet import getcurrent
-    except ImportError:
-        raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install greenlet") from None
-    return getcurrent().parent
 
 
 class AsyncioWebSocketClient(BaseClient):
@@ -128,18 +115,13 @@ class AsyncioWebSocketClient(BaseClient):
 
     def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine of this connection in a task, and wait for it in the greenlet or thread of the request."""
-        parent = _parent()
-        if parent is None:
+        if parent_greenlet() is None:
             return background_asyncio_loop().submit(coroutine).result()
-        from greenlet import getcurrent
+        return run_in_greenlet(coroutine, f"WebSocket {self.id}")
 
-        current = getcurrent()
-        task = asyncio.get_running_loop().create_task(coroutine, name=f"WebSocket {self.id}")
-        if not task.done():  # an eager task may be done already
-            task.add_done_callback(lambda task: current.switch())
-            while not task.done():
-                parent.switch()
-        return task.result()
+    def perform(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Return *coroutine*, which the caller awaits."""
+        return coroutine
 
     async def _call(self, context: Context | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if context is None:
@@ -160,7 +142,7 @@ class AsyncioWebSocketClient(BaseClient):
         return value
 
     def _run_aside(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        if not _is_in_loop() or current_asyncio_loop() is not self.loop:  # a broadcast from another thread
+        if not is_in_loop() or current_asyncio_loop() is not self.loop:  # a broadcast from another thread
             self.loop.submit(coroutine)
             return
         try:

@@ -12,10 +12,10 @@ import time
 import uuid
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
 from flask import Flask, Response, got_request_exception, has_request_context, request
@@ -29,7 +29,7 @@ from ..hooks import KINDS, Function
 from ..loops.base import Loop
 from ..loops.current import current_blocking_loop
 from ..protocol.handshake import Handshake
-from ..protocol.protocol import INTERNAL_ERROR, NORMAL_CLOSURE, SharedMessage, check_close
+from ..protocol.protocol import INTERNAL_ERROR, NORMAL_CLOSURE, Close, SharedMessage, check_close
 from ..signals import (
     websocket_message,
     websocket_pong,
@@ -39,7 +39,7 @@ from ..state import Route
 from ..worker.stats import Counts
 from .channel import REENTERED, RUN_LENGTH
 from .session import current_session, forget_changes, forget_mere_refresh, forget_session, save_session
-from .transport import Answered, Transport
+from .transport import Answered, Transport, put_frame_to_all
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -52,8 +52,14 @@ PATIENCE = 0.005
 #: Seconds after which the log reports that a handler waits for the peer of another connection.
 LONG_WAIT = 1.0
 
+#: The code and the reason with which a member of a room is closed that does not read fast enough: it may come back.
+SLOW_CLOSE = 1013, "messages were sent faster than they were read"
+
 #: The key of the client in the environ of its request.
 ENVIRON_KEY = "flask_uwsgi_websocket.client"
+
+#: The key in the environ of every request that a server or a test client has made.
+SERVED_KEY = "flask_uwsgi_websocket.served"
 
 #: Exceptions that end a handler, a hook or a listener, and nothing else. A SystemExit that went on to the server would
 #: cost uWSGI a thread, or hang a worker. A CancelledError, from awaiting a cancelled task, would end a gunicorn worker.
@@ -65,6 +71,13 @@ _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnec
 
 # The connection whose handshake is being prepared in this context.
 _preparing: ContextVar[BaseClient | None] = ContextVar("_preparing", default=None)
+
+
+class Membership(Protocol):
+    """What a connection belongs to, such as a room. It is told when the connection ends."""
+
+    def discard(self, client: BaseClient) -> None:
+        """Forget the connection."""
 
 
 class NotBegun(CancelledError):
@@ -83,6 +96,13 @@ class BaseClient:
     :param transport: the socket, with its buffers.
     :param handshake: the valid upgrade request.
     """
+
+    #: The id of the user, which the function of :meth:`.WebSocket.user_id` has returned, as text; None without one.
+    user_id: str | None = None
+    #: The rooms of the connection. They change it, with a lock of theirs.
+    memberships: tuple[Membership, ...] = ()
+    # What rooms have sent before the handshake. Changed with the write lock.
+    _early: deque[SharedMessage | Close] | None = None
 
     def __init__(
         self, environ: WSGIEnvironment, app: Flask, route: Route, transport: Transport, handshake: Handshake
@@ -128,9 +148,19 @@ class BaseClient:
     # State
 
     @property
+    def app(self) -> Flask:
+        """The app that serves the connection."""
+        return self._app
+
+    @property
     def fd(self) -> int:
         """The file descriptor of the connection; -1 once the connection is closed."""
         return self._transport.fd
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the handler has ended, so that the connection does not belong to anything any more."""
+        return self._transport.fd < 0
 
     @property
     def connected(self) -> bool:
@@ -180,6 +210,10 @@ class BaseClient:
 
     def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine of this connection to its end, in the thread or greenlet that serves the request."""
+        raise NotImplementedError
+
+    def perform(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end for a caller that may block, or return it for a caller that awaits it."""
         raise NotImplementedError
 
     def _current_blocker(self) -> object:
@@ -260,11 +294,15 @@ class BaseClient:
         if subprotocol is not None and subprotocol not in self._handshake.offered_subprotocols:
             raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
         self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
-        await self._ensure_accepted(subprotocol, headers)
+        await self.ensure_accepted(subprotocol, headers)
 
-    async def _ensure_accepted(
+    async def ensure_accepted(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = (), *, saves_session: bool = True
     ) -> None:
+        """Send the handshake unless it was sent; see :meth:`_accept`.
+
+        :raises ConnectionClosed: when the handshake was refused.
+        """
         if self._transport.refused:
             raise self._transport.refused_error()
         blocker = self._current_blocker()
@@ -299,6 +337,7 @@ class BaseClient:
         self._is_notifying = True
         try:
             self._transport.start(response)
+            self._send_early()
             self._route.stats.on_open(self._transport)
             logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
             await self._notify("connect")
@@ -368,7 +407,7 @@ class BaseClient:
         :raises ConcurrencyError: when another thread, greenlet or task is receiving.
         """
         if not self._transport.accepted:
-            await self._ensure_accepted()
+            await self.ensure_accepted()
         message = await self._transport.receive(timeout)
         if (websocket_message.receivers or self._message_listeners) and message is not None:
             with self._delivery(message) as notification:
@@ -401,7 +440,7 @@ class BaseClient:
         """
         message = await self._receive(timeout)
         if message is None:
-            raise self._transport.end_error()
+            raise self.end_error()
         try:
             return self._app.json.loads(message)
         except RecursionError:
@@ -414,7 +453,7 @@ class BaseClient:
         :raises ConcurrencyError: when another thread, greenlet or task is receiving.
         """
         if not self._transport.accepted:
-            self._run_aside(self._ensure_accepted())
+            self._run_aside(self.ensure_accepted())
             if not self._transport.accepted:
                 return None
         message = self._transport.receive_now()
@@ -438,7 +477,7 @@ class BaseClient:
         :raises ValueError: when *message* has lone surrogates, or is bytes to be sent as text and not UTF-8.
         """
         if not self._transport.accepted:
-            await self._ensure_accepted()
+            await self.ensure_accepted()
         if not self._transport.put(message, binary):
             await self._send_when_possible(message, binary, timeout)
         if self._transport.work >= RUN_LENGTH or websocket_sent.receivers:
@@ -456,7 +495,7 @@ class BaseClient:
 
     def _warn_of_wait(self, seconds: float) -> None:
         """Log, once, that the handler of another connection has waited for this connection's peer."""
-        sender = _current_client()
+        sender = current_client()
         if sender not in {None, self} and self._route.warned.is_first_time("wait"):
             self._app.logger.warning(
                 "%r has waited %.1f s to send to %r, whose client does not read. To send to other connections, use "
@@ -498,13 +537,53 @@ class BaseClient:
             self._run_aside(self._notify("sent", message=message))
         return was_sent
 
+    def deliver(self, shared: SharedMessage) -> bool:
+        """Send a message of a room, like :meth:`offer`, but keep it until the handshake is sent by somebody else.
+
+        One thread, greenlet or task at a time calls this for the rooms of the connection.
+
+        :raises ConnectionClosed: when the connection has closed.
+        """
+        if self._transport.accepted and not self._early:
+            return self.offer(shared)
+        return self._keep_early(shared) or (not self._early and self.offer(shared))
+
+    def _keep_early(self, item: SharedMessage | Close) -> bool:
+        """Keep something that comes before the handshake, or while what came before it is being sent.
+
+        :returns: whether it is kept. It is not when too much is kept already.
+        """
+        if self._transport.accepted and not self._early:
+            return False
+        with self._transport.write_lock:
+            if self._transport.accepted and not self._early:
+                return False
+            if self._early is None:
+                self._early = deque()
+            if len(self._early) >= self._route.settings.max_queue and not isinstance(item, Close):
+                return False
+            self._early.append(item)
+            return True
+
+    def _send_early(self) -> None:
+        """Send what was kept until the handshake. Each item stays until it is sent: later ones come after it."""
+        while self._early:
+            item = self._early[0]
+            with suppress(ConnectionClosed):
+                if isinstance(item, Close):
+                    self._transport.begin_close(*item)
+                elif not self.offer(item):
+                    self._transport.begin_close(*SLOW_CLOSE)
+            with self._transport.write_lock:
+                self._early.popleft()
+
     async def _ping(self) -> None:
         """Send a Ping. :attr:`.latency` has the round trip once the Pong is read (RFC 6455 section 5.5.2).
 
         :raises ConnectionClosed: when the connection has closed.
         """
         if not self._transport.accepted:
-            await self._ensure_accepted()
+            await self.ensure_accepted()
         self._transport.ping()
 
     async def _close(self, code: int = 1000, reason: str = "", *, wait: bool = True) -> None:
@@ -522,10 +601,19 @@ class BaseClient:
         if not self._transport.refused:
             if not self._transport.accepted:
                 # A caller from outside, such as a logout, may just have ended the session, too.
-                await self._ensure_accepted(saves_session=_current_client() is self)
+                await self.ensure_accepted(saves_session=current_client() is self)
             self._transport.begin_close(code, reason)
             if wait:
                 await self._transport.finish_close()
+
+    def begin_close(self, code: int, reason: str) -> None:
+        """Begin to close the connection, without waiting. Before the handshake, this waits for it."""
+        if not self._keep_early(Close(code, reason)):
+            self._transport.begin_close(code, reason)
+
+    def end_error(self) -> ConnectionClosed:
+        """Return what a call raises on a connection that has closed."""
+        return self._transport.end_error()
 
     # The handler
 
@@ -541,7 +629,7 @@ class BaseClient:
                 if value is None:
                     self._context = copy_context()
                     if self._route.settings.accept == "early":
-                        await self._ensure_accepted()
+                        await self.ensure_accepted()
                     value = await handler()
             except BaseException as error:
                 if self._transport.refuse():
@@ -564,6 +652,8 @@ class BaseClient:
             return None
         finally:
             self.detach()
+            for membership in self.memberships:
+                membership.discard(self)
             if self._transport.accepted:
                 await self._notify_closed()
                 self._check_session()
@@ -692,7 +782,33 @@ class BaseClient:
         await self._notify("rejected", response=response)
 
 
-def _current_client() -> BaseClient | None:
+def send_to_all(
+    clients: Sequence[BaseClient], shared: SharedMessage, send: Callable[[BaseClient], bool]
+) -> list[BaseClient]:
+    """Send a message to many connections without waiting. Skip those that have closed.
+
+    :param send: sends it to one connection, and returns whether there was room for it. It is called for the connections
+        that need more than the plain frame.
+    :returns: the connections that did not get it.
+    """
+    rest = clients
+    if not websocket_sent.receivers:
+        ready = [client for client in clients if not client._early]
+        others = put_frame_to_all([client._transport for client in ready], shared.plain_frame)
+        rest = [ready[index] for index in others]
+        if len(ready) < len(clients):
+            rest += [client for client in clients if client._early]
+    slow = []
+    for client in rest:
+        try:
+            if not send(client):
+                slow.append(client)
+        except ConnectionClosed:
+            continue
+    return slow
+
+
+def current_client() -> BaseClient | None:
     """Return the connection whose handler, hook or listener runs in this context, or None."""
     return request.environ.get(ENVIRON_KEY) if has_request_context() else None
 

@@ -93,7 +93,7 @@ class WebSocketClient(BaseClient):
         # The same as _send(), without a coroutine in the common case.
         transport = self._transport
         if not transport.accepted:
-            run(self._ensure_accepted())
+            run(self.ensure_accepted())
         if not transport.put(message, binary):
             run(self._send_when_possible(message, binary, timeout))
         if transport.work >= RUN_LENGTH or websocket_sent.receivers:
@@ -165,6 +165,7 @@ class WebSocketClient(BaseClient):
         """Run a coroutine of this connection to its end, in the thread or greenlet of the request."""
         return run(coroutine)
 
+    perform = drive
     _run_aside = drive
 
 

@@ -42,9 +42,12 @@ if TYPE_CHECKING:
 
 
 if COMPILED:
-    from ._channel import Channel, memory_of
+    from ._channel import Channel, memory_of, put_frame_to_all
 else:
-    from .channel import Channel, memory_of
+    from .channel import Channel, memory_of, put_frame_to_all
+
+
+__all__ = ["Answered", "Initiator", "Owner", "Transport", "put_frame_to_all"]
 
 
 class Answered(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -44,6 +45,15 @@ class Loop(Protocol):
     def run_every(self, interval: float, tick: Tick) -> None:
         """Call *tick* after *interval* seconds, and again after each delay that it returns."""
 
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """Run *coroutine* in a thread, greenlet or task of its own, without the caller's context variables.
+
+        :param name: the name of the thread.
+        """
+
+    async def call_blocking(self, function: Callable[[], T]) -> T:
+        """Call *function*, which may block for long, without blocking other connections of this worker."""
+
 
 class BlockingLoop(Loop, Protocol):
     """The operations of the modes that block: threads and gevent."""
@@ -60,6 +70,14 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = stop.value
         return result
     raise RuntimeError("a coroutine that should block has suspended")  # pragma: no cover
+
+
+def settle(future: Future[T], function: Callable[[], T]) -> None:
+    """Call a function, and give its result or its error to a future."""
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def allocate_lock() -> threading.Lock:

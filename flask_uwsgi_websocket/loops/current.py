@@ -1,13 +1,16 @@
-"""The loop of a blocking caller, which is a greenlet or a thread."""
+"""The loop of a caller that is no coroutine: a greenlet or a thread."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
 from weakref import WeakValueDictionary
 
-from .base import BlockingLoop
+from .base import BlockingLoop, Loop, T, run
 from .greenlets import GeventLoop, is_in_gevent, warn_if_unpatched
+from .tasks import current_asyncio_loop, is_in_loop, parent_greenlet, run_in_greenlet
 from .threads import ThreadLoop
 
 _thread_loop = ThreadLoop()
@@ -32,3 +35,16 @@ def current_blocking_loop() -> BlockingLoop:
     if loop is None:
         loop = _gevent_loops[id(hub)] = GeventLoop(hub)
     return loop
+
+
+def wait_for(call: Callable[[Loop], Coroutine[Any, Any, T]]) -> T:
+    """Run the coroutine of a call that may wait, and return its result. The caller is no coroutine.
+
+    :param call: called with the loop of the caller.
+    :raises RuntimeError: when the caller is a coroutine, whose event loop would stand still.
+    """
+    if not is_in_loop():
+        return run(call(current_blocking_loop()))
+    if parent_greenlet() is None:
+        raise RuntimeError("a coroutine cannot wait for this call: use await asyncio.to_thread(call)")
+    return run_in_greenlet(call(current_asyncio_loop()), "flask-uwsgi-websocket")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextvars import Context
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from .base import Tick, run
+from .base import T, Tick, run, settle
 
 if TYPE_CHECKING:
     from gevent.hub import Hub
@@ -33,26 +35,31 @@ class GeventLoop:
         self._writers: dict[int, Any] = {}
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
-        from gevent.socket import wait_read
-
-        return self._wait(wait_read, fd, timeout)
+        return self._wait_readable(fd, timeout)
 
     def block_until_readable(self, fd: int) -> None:
+        self._wait_readable(fd, None)
+
+    def _wait_readable(self, fd: int, timeout: float | None) -> bool:
         """Wait with a watcher that is kept for the next wait: to create one costs more than the rest of the wait."""
-        if self._get_hub() is not self._hub:
-            run(self.wait_readable(fd, None))
-            return
         watcher = self._readers.get(fd)
+        if self._get_hub() is not self._hub or (watcher is not None and watcher.active):  # another greenlet waits
+            from gevent.socket import wait_read
+
+            return self._wait(wait_read, fd, timeout)
         if watcher is None:
             watcher = self._readers[fd] = self._hub.loop.io(fd, 1)
-        elif watcher.active:  # another greenlet waits with it
-            run(self.wait_readable(fd, None))
-            return
-        watcher.start(self._getcurrent().switch)
+        switch = self._getcurrent().switch
+        timer = None if timeout is None else self._hub.loop.timer(max(0.0, timeout))
         try:
-            self._hub.switch()
+            watcher.start(switch, True)
+            if timer is not None:
+                timer.start(switch, False)
+            return bool(self._hub.switch())
         finally:
             watcher.stop()
+            if timer is not None:
+                timer.close()
             if self._readers.get(fd) is not watcher:  # forget() was called meanwhile
                 watcher.close()
 
@@ -113,6 +120,20 @@ class GeventLoop:
         from gevent import spawn
 
         spawn(function)
+
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        from gevent import spawn
+
+        Context().run(spawn, run, coroutine)
+
+    async def call_blocking(self, function: Callable[[], T]) -> T:
+        from gevent.monkey import is_module_patched
+
+        if is_module_patched("socket"):
+            return function()
+        result: Future[T] = Future()
+        self._hub.threadpool.apply(settle, (result, function))  # gevent would also print what the function raises
+        return result.result()
 
     def run_every(self, interval: float, tick: Tick) -> None:
         from gevent import spawn

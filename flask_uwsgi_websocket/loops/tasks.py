@@ -7,10 +7,15 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from .base import T, Tick
+from ..exceptions import AsyncioNotAvailable
+from .base import T, Tick, settle
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
 
 logger = logging.getLogger("flask_uwsgi_websocket")
 
@@ -97,6 +102,15 @@ class AsyncioLoop:
     def run_aside(self, function: Callable[[], None]) -> None:
         function()  # in the loop's thread nothing waits but tasks
 
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        Context().run(self.submit, coroutine)
+
+    async def call_blocking(self, function: Callable[[], T]) -> T:
+        result: Future[T] = Future()
+        result.set_running_or_notify_cancel()  # so that the end of the task does not cancel it under the thread's hands
+        threading.Thread(target=settle, args=(result, function), name="flask-uwsgi-websocket-call", daemon=True).start()
+        return await asyncio.wrap_future(result)
+
     def run_every(self, interval: float, tick: Tick) -> None:
         self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, tick)
 
@@ -174,3 +188,43 @@ def _asyncio_loop(running: asyncio.AbstractEventLoop) -> AsyncioLoop:
     if loop is None:
         loop = _asyncio_loops[id(running)] = AsyncioLoop(running)
     return loop
+
+
+def is_in_loop() -> bool:
+    """Return whether an event loop is running in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def parent_greenlet() -> greenlet | None:
+    """Return the greenlet that runs the event loop, if the caller runs in a child greenlet of it; otherwise None.
+
+    :raises AsyncioNotAvailable: when an event loop is running, and greenlet is not installed.
+    """
+    if not is_in_loop():
+        return None
+    try:
+        from greenlet import getcurrent
+    except ImportError:
+        raise AsyncioNotAvailable("AsyncioWebSocket needs greenlet: pip install greenlet") from None
+    return getcurrent().parent
+
+
+def run_in_greenlet(coroutine: Coroutine[Any, Any, T], name: str) -> T:
+    """Run a coroutine in a task, and let the event loop run until the task is done.
+
+    The caller is a child greenlet of the one that runs the event loop, as each request is in uWSGI's asyncio engine.
+    """
+    from greenlet import getcurrent
+
+    parent, current = parent_greenlet(), getcurrent()
+    assert parent is not None
+    task = asyncio.get_running_loop().create_task(coroutine, name=name)
+    if not task.done():  # an eager task may be done already
+        task.add_done_callback(lambda task: current.switch())
+        while not task.done():
+            parent.switch()
+    return task.result()

@@ -6,10 +6,12 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
+from typing import Any
 
-from .base import Tick
+from .base import T, Tick, run
 
 #: The longest timeout of poll(2) in milliseconds: 24 days.
 _LONGEST_POLL = 2**31 - 1
@@ -51,6 +53,12 @@ class ThreadLoop:
 
     def run_aside(self, function: Callable[[], None]) -> None:
         threading.Thread(target=function, name="flask-uwsgi-websocket-aside", daemon=True).start()
+
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        Context().run(threading.Thread(target=run, args=(coroutine,), name=name, daemon=True).start)
+
+    async def call_blocking(self, function: Callable[[], T]) -> T:
+        return function()
 
     def run_every(self, interval: float, tick: Tick) -> None:
         pair = socket.socketpair()  # outside of the thread, so that the caller sees when descriptors have run out

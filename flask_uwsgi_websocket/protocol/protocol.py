@@ -508,6 +508,11 @@ class SharedMessage:
         self._plain = frame(self._first, self._payload)
         self._compressed: dict[tuple[int, ...], bytes] = {}
 
+    @property
+    def plain_frame(self) -> bytes:
+        """The frame without compression."""
+        return self._plain
+
     def frame_for(self, deflate: Deflate | None) -> bytes | None:
         """Return the frame for a connection, or None if its own compressor, which keeps its context, must make it."""
         if deflate is None or len(self._payload) < deflate.threshold:

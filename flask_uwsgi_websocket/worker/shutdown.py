@@ -20,6 +20,13 @@ SPREAD = 0.01
 LONGEST_SPREAD = 1.0
 
 
+#: Functions that return whether this process still has something to send elsewhere.
+unfinished: list[Callable[[], bool]] = []
+
+#: The most seconds for which a process that ends waits for them.
+FLUSH_TIME = 2.0
+
+
 class Shutdown:
     """The shutdown of this process, run by one thread, greenlet or task.
 
@@ -46,6 +53,9 @@ class Shutdown:
         late = self._connections()
         for connection in late:
             await connection.abandon()
+        deadline = monotonic() + min(FLUSH_TIME, self._longest)
+        while any(is_unfinished() for is_unfinished in unfinished) and monotonic() < deadline:
+            await self._loop.sleep(INTERVAL)
         return not late
 
     def _close_connections(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -32,17 +33,42 @@ class Counted(Protocol):
     bytes_sent: int
 
 
-class Stats:
-    """The counters of one app. Any thread may use them."""
+class Metrics(ABC):
+    """Counters that become metrics of uWSGI, to which all workers add theirs. Any thread may use them.
+
+    A subclass calls ``__init__()`` last, because the housekeeper may use the counters from then on.
+    """
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()  # guards the following attributes
+        self._lock = allocate_lock()  # guards the counters, and the following attribute
+        self._in_uwsgi: Counter[str] = Counter()
+        _all.add(self)
+
+    @abstractmethod
+    def _flat(self) -> Mapping[str, int]:
+        """Return the counters by their names. Called with the lock."""
+
+    def add_to_uwsgi(self) -> None:
+        """Add the changes since the last call to uWSGI's metrics ``websocket.open`` and so on, where they exist."""
+        with self._lock:
+            flat = self._flat()
+            # Not subtract(), because counters that sink, such as open, are published, too.
+            news = {name: count - self._in_uwsgi[name] for name, count in flat.items()}
+            self._in_uwsgi.update(news)
+        for name, change in news.items():
+            if change:
+                uwsgi.metric_inc(f"websocket.{name}", change)
+
+
+class Stats(Metrics):
+    """The counters of one app's connections."""
+
+    def __init__(self) -> None:
         self._open: set[Counted] = set()
         self._totals: Counter[str] = Counter()
         self._moved = Counts()  # of closed connections
         self._closes: Counter[int] = Counter()
-        self._published: Counter[str] = Counter()
-        _all.add(self)
+        super().__init__()
 
     def on_open(self, connection: Counted) -> None:
         """Count a handshake."""
@@ -70,17 +96,6 @@ class Stats:
         with self._lock:
             return {**self._flat(), "closes": dict(self._closes)}
 
-    def publish(self) -> None:
-        """Add the changes since the last call to uWSGI's metrics ``websocket.open`` and so on, where they exist."""
-        with self._lock:
-            flat = self._flat()
-            # Not subtract(), because counters that sink, such as open, are published, too.
-            news = {name: count - self._published[name] for name, count in flat.items()}
-            self._published.update(news)
-        for name, change in news.items():
-            if change:
-                uwsgi.metric_inc(f"websocket.{name}", change)
-
     def _publish_if_idle(self) -> None:
         """Publish when no connection is open: the housekeeper runs only while there are connections."""
         if not self._open:
@@ -105,11 +120,11 @@ def _sum(counts: Counts, connections: Iterable[Counted]) -> Counts:
 #: The names of the counters.
 NAMES = ("open", "total", *Counts._fields, "rejected", "slow_consumers")
 
-_all: WeakSet[Stats] = WeakSet()
+_all: WeakSet[Metrics] = WeakSet()
 
 
 def publish_all() -> None:
     """Publish the counters of all apps as uWSGI's metrics. Does nothing if uWSGI has none, because it takes time."""
     if uwsgi is not None and "metric" in uwsgi.opt:
-        for stats in list(_all):
-            stats.publish()
+        for metrics in list(_all):
+            metrics.add_to_uwsgi()

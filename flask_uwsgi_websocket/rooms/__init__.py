@@ -1,0 +1,1 @@
+"""Rooms: messages from anywhere to many connections, across workers and machines."""
