@@ -1,15 +1,15 @@
 # make run    serve an example at http://localhost:5000 (make run EXAMPLE=...: another directory of examples/)
-# make test   lint, then the tests on every supported CPython that this machine has; what they need is installed
+# make test   lint, then the tests on every supported CPython that this machine has; missing packages are installed
 # make lint   ruff and mypy
 # make docs   build the documentation into build/docs, where any warning is an error
-# make bench  compare the speed with other servers, half an hour (make bench BENCH=--quick: two minutes)
-# make wheel  build what goes to PyPI into dist: the source, and a wheel with its extension for this machine's Linux
-# make soak   every fault at once for half an hour: is the server unharmed and flat? (make soak SOAK="--mode threads")
-# make fuzz   fuzz the protocol, pure and compiled, and keep what is found (make fuzz FUZZ="--seconds 60 protocol")
-# make sanitize  test the extension with AddressSanitizer and UndefinedBehaviorSanitizer
-# make clean  remove the virtual environments and whatever was built
+# make bench  compare the speed with other servers, three quarters of an hour (make bench BENCH=--quick: three minutes)
+# make wheel  build the source distribution, and a wheel with compiled modules for this machine, into dist
+# make soak   test a server with every fault at the same time for half an hour (make soak SOAK="--mode threads")
+# make fuzz   fuzz the protocol, pure and compiled, and keep new inputs (make fuzz FUZZ="--seconds 60 protocol")
+# make sanitize  test the compiled modules with AddressSanitizer and UndefinedBehaviorSanitizer
+# make clean  remove the virtual environments and all built files
 #
-# The virtual environments are made on demand: .venv of $(PYTHON) for all ordinary work, .venvs/3.N of the other
+# The virtual environments are created on demand: .venv of $(PYTHON) for ordinary work, .venvs/3.N of the other
 # interpreters, .venvs/lowest with the lowest supported versions. Each has its own uWSGI, compiled with the loop
 # engines gevent, asyncio and greenlet. .venvs/testing-3.N is Debian testing: see .ci/testing.
 
@@ -49,7 +49,7 @@ fuzz: .venv/atheris
 	@.venv/bin/pip install -qq atheris
 	@touch $@
 
-# The wheel is built from what the source has, and not without the extension.
+# The wheel is built from the source distribution, and must have both compiled modules.
 wheel: .venv/ready
 	@rm -rf dist
 	.venv/bin/python -m build >build/wheel.log || { cat build/wheel.log; exit 1; }
@@ -63,13 +63,13 @@ clean:
 	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/*/_*.c flask_uwsgi_websocket/*/*.so
 
 
-# Tests, chosen by the markers that pyproject.toml explains: what needs no server on every interpreter, on one of them
-# with the coverage; what is live on the oldest and the newest, or once on the newest. One of these runs all of it on the
-# pure-Python functions.
+# Tests, chosen by the markers that pyproject.toml explains. Tests without a server run on every interpreter, and on one
+# of them with coverage. Live tests run on the oldest and the newest interpreter, or only on the newest. One interpreter
+# runs all of its tests with the pure-Python modules.
 
 NEWEST := $(lastword $(SUPPORTED))
 
-# Tests wait more than they compute, so there are some parts at a time.
+# Tests wait more than they compute, so several parts run at the same time.
 test:
 	@.ci/install $(PYTHON) $(NEWEST)
 	@rm -rf build/tests && mkdir -p build/tests && touch build/tests/start
@@ -83,14 +83,13 @@ ifneq (,$(filter tests,$(MAKECMDGOALS)))
 DEFAULT  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 HERE     := $(sort $(DEFAULT) $(foreach v,$(SUPPORTED),$(if $(call find-python,$v),$v)))
 LAST     := $(lastword $(HERE))
-# The newest is in Debian testing, if it is not here.
+# If the newest version is not on this machine, it comes from Debian testing.
 BORROWED := $(if $(filter-out $(HERE),$(NEWEST)),$(shell .ci/testing --check && echo $(NEWEST)))
 MISSING  := $(filter-out $(HERE) $(BORROWED),$(SUPPORTED))
 LIVE     := $(sort $(firstword $(HERE)) $(if $(BORROWED),,$(LAST)))
 
-# Not on 3.11, where a traced process may hang: a thread with greenlets ends, greenlet's callback for that runs traced
-# code, another thread ends meanwhile, and the interpreter tries for ever to run that callback, too, in the midst of the
-# first.
+# Not 3.11, where a traced process may hang: when a thread with greenlets ends, greenlet's callback runs traced code. If
+# another thread ends meanwhile, the interpreter tries for ever to run its callback within the first one.
 COVERED  := $(firstword $(filter 3.12 3.13,$(HERE)))
 PURE     := $(firstword $(filter-out $(DEFAULT) $(COVERED),$(firstword $(HERE)) $(LAST)))
 
@@ -102,12 +101,12 @@ endif
 
 LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
 
-# What takes longest comes first.
+# The slowest parts come first.
 tests: lint $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LIVE:%=live-matrix-%) $(LAST:%=live-once-%) \
     $(LIVE:%=live-others-%) $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
     $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) examples docs
 
-# Those of an interpreter, in its virtual environment.
+# The tests of one interpreter, in its virtual environment.
 venv   = $(if $(filter $(DEFAULT),$1),.venv,.venvs/$1)
 pytest = .ci/part $@ $(call venv,$*)/bin/python -m pytest -q --maxfail=20
 
@@ -117,7 +116,7 @@ test-%: $$(call venv,%)/ready
 heavy-%: $$(call venv,%)/ready
 	@$(pytest) -m heavy
 
-# Live tests wait most of their time: three parts of them run beside each other.
+# Live tests mostly wait, so three parts of them run at the same time.
 live-matrix-%: $$(call venv,%)/ready
 	@$(pytest) -m "matrix and not once"
 
@@ -130,11 +129,11 @@ live-once-%: $$(call venv,%)/ready
 examples: .venv/ready
 	@cd $@/blueprints && ../../.ci/part $@ ../../.venv/bin/python -m pytest -q
 
-# In Debian testing these are the same goals, with no default beside them.
+# In Debian testing, the same goals run with PYTHON as the only interpreter.
 borrowed-%:
 	@.ci/testing $* $(MAKE) --no-print-directory PYTHON=python$* test-$* heavy-$* live-matrix-$* live-others-$*
 
-# They share one interpreter's extension, which must not change under the tests.
+# Both share the compiled modules of one interpreter, which must not change during the tests.
 ifneq (,$(LOWEST_IF_HERE))
 test-$(LOWEST) test-lowest: $$(call venv,$(LOWEST))/ready .venvs/lowest/ready
 endif
@@ -142,8 +141,8 @@ endif
 test-$(PURE) live-matrix-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 
-# Virtual environments. The first step compiles uWSGI, which includes greenlet's header file; the second follows
-# whatever changes in the package's metadata.
+# Virtual environments. The first step compiles uWSGI with greenlet's header file. The second step runs again when the
+# package's metadata changes.
 
 .venv/bin/uwsgi:         python = $(PYTHON)
 .venvs/%/bin/uwsgi:      python = $(call find-python,$(notdir $*))
@@ -161,15 +160,15 @@ test-$(PURE) live-matrix-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCK
 	@$*/bin/pip install -qq greenlet
 	@UWSGI_EMBED_PLUGINS=asyncio,greenlet CFLAGS="-I$$(echo $(CURDIR)/$*/include/site/python3.*)" \
 	    PIP_CACHE_DIR=$(CURDIR)/.venvs/cache \
-	    $*/bin/pip install -qq --no-binary uwsgi "$$(grep -i '^ *uwsgi>' setup.cfg)"  # cached apart, with its plugins
+	    $*/bin/pip install -qq --no-binary uwsgi "$$(grep -i '^ *uwsgi>' setup.cfg)"  # its own cache, with the plugins
 
 EXTENSIONS := $(wildcard flask_uwsgi_websocket/*/_*.pyx flask_uwsgi_websocket/*/_*.pxd)
 
 %/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml $(EXTENSIONS)
-	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[$(extras)]"  # which writes into build, too
+	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[$(extras)]"  # pip writes into build
 	@touch $@
 
-# The peers, and 0.6.1 in a directory of its own.
+# The servers to compare with, and 0.6.1 in its own directory.
 .venvs/bench/ready: .venvs/bench/bin/uwsgi setup.cfg setup.py pyproject.toml \
     $(EXTENSIONS) benchmarks/requirements.txt
 	@mkdir -p build && flock build/lock \

@@ -1,4 +1,4 @@
-"""What all tests share: the markers of folders; no test leaves anything behind; in CI none is skipped."""
+"""Hooks and fixtures of all tests: markers of folders, a check for leaks, and in CI no skipped tests."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ import pytest
 from flask_uwsgi_websocket.connection import transport
 from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
 from flask_uwsgi_websocket.protocol import protocol
+from flask_uwsgi_websocket.rooms import exchange, feed, outbox
 from flask_uwsgi_websocket.worker import housekeeper
-from support.inprocess import MODES, Clock, Site, serving, wait_for_housekeepers, wait_until
+from support.inprocess import MODES, Clock, Site, serving, wait_for_background, wait_until
 from support.ports import reserved_port
 from support.projects import START
 
 hypothesis.settings.register_profile("default", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("default")
 
-# Whoever runs these tests in the background of a shell script has SIGINT ignored, and the servers would inherit that.
+# A background job of a shell script ignores SIGINT, and the servers that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FDS = next(path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.exists())
 
 
-#: The markers of all tests in a folder. Others are where they are needed; pyproject.toml explains them.
+#: The markers of all tests in a folder. Single tests have more markers. pyproject.toml explains them.
 MARKERS = {
     "connection": "compiled",
     "docs": "once",
     "live": "live",
     "live/every_server": "matrix",
     "protocol": "compiled",
+    "rooms/brokers": "heavy covered",
 }
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     folder = item.path.parent.relative_to(Path(__file__).parent)
     for each in (folder, *folder.parents):
-        if marker := MARKERS.get(str(each)):
+        for marker in MARKERS.get(str(each), "").split():
             item.add_marker(marker)
 
 
@@ -58,26 +60,30 @@ def pytest_make_collect_report() -> Iterator[None]:
 
 
 def _no_skips(report: Any) -> Any:
-    """In CI a skipped test is a failed one."""
+    """Turn a skipped test into a failed one in CI."""
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = f"skipped, and in CI nothing may be: {report.longrepr}"
+        report.longrepr = f"skipped, but CI must run every test: {report.longrepr}"
     return report
 
 
 @pytest.fixture(autouse=True)
 def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that leaves a descriptor, a thread or a connection behind."""
-    if request.node.get_closest_marker("live"):  # its servers stay up for the next test
+    if request.node.get_closest_marker("live"):  # the servers of live tests stay up for the next test
         yield
         return
-    monkeypatch.setattr(housekeeper, "INTERVAL", 0.02)  # neither is the housekeeper to be waited for
-    background_asyncio_loop()  # stays to the end
-    resource_tracker.ensure_running()  # and so does this process, which Werkzeug's debugger may start
+    # Shorter, because the test waits until these have ended.
+    monkeypatch.setattr(housekeeper, "INTERVAL", 0.02)
+    monkeypatch.setattr(exchange, "LINGER", 0.02)
+    monkeypatch.setattr(feed, "TICK_INTERVAL", 0.02)
+    monkeypatch.setattr(outbox, "IDLE_TIME", 0.02)
+    background_asyncio_loop()  # started here, because it runs to the end of the process
+    resource_tracker.ensure_running()  # started here, because Werkzeug's debugger may start this process, and it stays
     threads = set(threading.enumerate())
     descriptors = _descriptors()
     yield
-    wait_for_housekeepers()
+    wait_for_background()
     wait_until(lambda: set(threading.enumerate()) <= threads, "a thread is left over")
     wait_until(lambda: _descriptors() <= descriptors, lambda: f"left over: {_descriptors() - descriptors}")
 
@@ -87,15 +93,18 @@ def _descriptors() -> set[tuple[str, str]]:
     for path in _FDS.iterdir():
         try:
             descriptors.add((path.name, os.readlink(path)))
-        except OSError:  # that of the directory itself
+        except OSError:  # the descriptor of the directory itself
             continue
-    # The heap of multiprocessing is kept for the next one who needs it, such as Werkzeug's debugger.
+    # multiprocessing keeps its heap for later use, for example by Werkzeug's debugger.
     return {(number, target) for number, target in descriptors if "/pym-" not in target}
 
 
 @pytest.fixture(scope="module", params=["frames", "_frames"], ids=["pure", "compiled"])
-def engine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The protocol on each of its two engines; all other tests run on the one that it has chosen."""
+def functions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the protocol with the pure-Python functions and with the compiled ones.
+
+    Tests without this fixture use the functions that the package chose at import.
+    """
     twin = pytest.importorskip(f"flask_uwsgi_websocket.protocol.{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("apply_mask", "frame", "take_messages"):
@@ -145,7 +154,7 @@ def echo(site: Site) -> Callable[..., Any]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of pings and timeouts."""
+    """The clock that connections use for pings and timeouts."""
     clock = Clock()
     monkeypatch.setattr(transport, "time", clock)
     return clock
@@ -153,5 +162,5 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def blocking() -> Iterator[Site]:
-    """A site with threads, for what does not depend on the mode."""
+    """A site with threads, for behaviour that does not depend on the mode."""
     yield from serving("threads")

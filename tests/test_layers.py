@@ -1,4 +1,4 @@
-"""The modules of the package form layers, and what is optional is imported where it is used."""
+"""Modules import only from the layers below their own, and import optional packages only where they use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import flask_uwsgi_websocket
 
 PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
 
-#: The folders and modules of the package. Each may import only those before it.
+#: The folders and modules of the package, in order. Each may import only earlier ones.
 ORDER = [
     "_uwsgi",
     "exceptions",
@@ -29,6 +29,7 @@ ORDER = [
     "state",
     "connection",
     "servers",
+    "rooms",
     "typing",
     "dispatch",
     "middleware",
@@ -40,14 +41,14 @@ ORDER = [
     "__init__",
 ]
 
-#: What the package needs at run time, besides the standard library.
+#: The packages that this package needs at run time, besides the standard library.
 REQUIRED = {"blinker", "click", "flask", "werkzeug"}
 
 
 def imports(nodes: list[ast.stmt], *, for_types: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the imports of some code.
+    """Yield the import statements in some code.
 
-    :param for_types: whether to yield those for type checkers, too.
+    :param for_types: whether to yield the imports for type checkers, too.
     """
     for node in nodes:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
@@ -72,7 +73,7 @@ def imported(module: Path) -> Iterator[Path]:
             ):
                 if not name.exists():
                     name = target / "__init__.py"
-                if name.exists():  # else it is compiled
+                if name.exists():  # a compiled module has no such file
                     yield name.relative_to(PACKAGE)
         else:
             names = {node.module} if isinstance(node, ast.ImportFrom) else {alias.name for alias in node.names}
@@ -83,23 +84,23 @@ def place(module: Path) -> int:
     return ORDER.index(module.parts[0].removesuffix(".py"))
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_is_in_the_list_of_layers() -> None:
     assert set(ORDER) == {module.parts[0].removesuffix(".py") for module in MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_a_module_imports_only_what_is_below_its_folder(module: Path) -> None:
+def test_a_module_imports_only_from_the_layers_below_its_own(module: Path) -> None:
     for other in imported(module):
         assert other.parts[0] == module.parts[0] or place(other) < place(module), other
 
 
-def test_no_modules_import_each_other() -> None:
+def test_no_two_modules_import_each_other() -> None:
     order = TopologicalSorter({module: list(imported(module)) for module in MODULES})
     order.prepare()  # raises a CycleError
 
 
 def run_python(code: str, path: Path | None = None) -> str:
-    """Run code in another interpreter, with the packages in *path* alone, and return what it prints."""
+    """Run code in another interpreter that finds only the packages in *path*, and return its output."""
     command = [sys.executable, "-W", "error"]
     if path is None:
         command += ["-c", f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n{code}"]
@@ -112,7 +113,7 @@ def run_python(code: str, path: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of packages that has Flask and what it needs, this package, and nothing else."""
+    """A directory with this package, Flask, and the packages that Flask needs."""
     directory = tmp_path_factory.mktemp("packages")
     wanted = ["Flask", "Werkzeug", "Jinja2", "MarkupSafe", "itsdangerous", "click", "blinker"]
     if sys.version_info < (3, 10, 2):
@@ -127,16 +128,16 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_import_brings_in_nothing_that_is_optional() -> None:
+def test_importing_the_package_imports_no_optional_package() -> None:
     code = f"""
 before = set(sys.modules)
 import {PACKAGE.name}
 for name in set(sys.modules) - before:
     print(name.partition(".")[0])
 """
-    imported = {name for name in run_python(code).split() if "cython_" not in name}  # which the extension brings along
+    imported = {name for name in run_python(code).split() if "cython_" not in name}  # Cython's own modules
     third_party = imported - set(sys.stdlib_module_names) - {PACKAGE.name}
-    # What Flask brings in is Flask's business.
+    # Modules that Flask imports are allowed.
     flasks = set(run_python("import flask\nfor name in sys.modules: print(name.partition('.')[0])").split())
     assert third_party <= flasks
     assert third_party >= {"flask", "werkzeug"}
@@ -153,7 +154,7 @@ print(uwsgi, WebSocket(Flask("x")))
     assert run_python(code, bare).startswith("None <flask_uwsgi_websocket.extension.WebSocket")
 
 
-def test_the_test_client_needs_none_of_them_either(bare: Path) -> None:
+def test_the_test_client_needs_neither_gevent_nor_greenlet_nor_uwsgi(bare: Path) -> None:
     code = f"""
 from flask import Flask
 from {PACKAGE.name} import WebSocket
@@ -197,7 +198,7 @@ print(package.uwsgi)
     assert run_python(code).strip() == "None"
 
 
-def test_the_package_needs_at_run_time_what_its_metadata_says() -> None:
+def test_the_metadata_lists_every_package_that_is_needed_at_run_time() -> None:
     imported = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
@@ -207,4 +208,4 @@ def test_the_package_needs_at_run_time_what_its_metadata_says() -> None:
                 else:
                     imported |= {alias.name.partition(".")[0] for alias in inner.names}
     third_party = imported - set(sys.stdlib_module_names) - {"_typeshed"}
-    assert third_party - REQUIRED <= {"gevent", "greenlet"}
+    assert third_party - REQUIRED <= {"gevent", "greenlet", "hiredis", "redis"}

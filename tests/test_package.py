@@ -1,4 +1,4 @@
-"""What goes to PyPI has all files and a page that reads there, and it installs where there is no compiler."""
+"""The distributions have all files and a page for PyPI, and they install on a machine without a compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.ports import reserved_port
 
 pytestmark = [pytest.mark.live, pytest.mark.once, pytest.mark.timeout(300)]
 
-#: What is not the project's own, but left by its tools.
+#: Files that tools leave in the checkout, and that are not part of the project.
 LEFT_BY_TOOLS = ("__pycache__", ".*", "build", "dist", "instance", "*.egg-info", "*.so", "*.py[cod]", "_*.c")
 
 DEADLINE = 30
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project, where nothing else builds."""
+    """A copy of the project, in which no other process builds."""
     path = tmp_path_factory.mktemp("beside") / Path(PACKAGE).name
     shutil.copytree(ROOT, path, ignore=shutil.ignore_patterns(*LEFT_BY_TOOLS))
     for name in (".ci", ".github"):
@@ -73,7 +73,7 @@ def run(command: list[str], directory: Path, environ: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_the_source_has_every_file(checkout: Path, built: Path) -> None:
+def test_the_source_distribution_has_every_file(checkout: Path, built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
@@ -93,7 +93,7 @@ def test_the_wheel_has_the_package_and_its_extensions(checkout: Path, built: Pat
     assert ours - packed == {path for path in ours if path.endswith((".pyx", ".pxd"))}
 
 
-def test_pypi_takes_both_and_shows_no_dead_link(built: Path) -> None:
+def test_both_distributions_pass_twines_checks_and_the_page_for_pypi_has_no_dead_link(built: Path) -> None:
     run([sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())], built, dict(os.environ))
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
@@ -116,7 +116,7 @@ def test_pypi_takes_both_and_shows_no_dead_link(built: Path) -> None:
 
 @pytest.fixture(scope="module")
 def without_a_compiler(checkout: Path) -> tuple[Path, dict[str, str]]:
-    """A project's directory beside the checkout, and the environment that the page makes for it."""
+    """A project's directory beside the checkout, and the virtual environment that the page creates for it."""
     project = checkout.parent / "project"
     run([sys.executable, "-m", "venv", str(project / ".venv")], checkout, dict(os.environ))
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("FLASK_", "PYTHON"))}
@@ -160,7 +160,7 @@ def serving(project: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen
         server.wait()
 
 
-def test_without_a_compiler_the_developer_is_told_which_engine_serves(
+def test_without_a_compiler_the_doctor_and_the_startup_block_report_pure_python(
     without_a_compiler: tuple[Path, dict[str, str]],
 ) -> None:
     project, environ = without_a_compiler

@@ -1,4 +1,4 @@
-"""What contributors and GitHub read agrees with the project: workflows, hooks of pre-commit, forms, recipes."""
+"""Workflows, pre-commit hooks, issue forms and the contributors' pages agree with the project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md")]
 
 
 def load(path: Path) -> Any:
-    # BaseLoader, as YAML takes the key "on" for True.
+    # BaseLoader, because the other loaders read the key "on" as True.
     return yaml.load(path.read_text(), yaml.BaseLoader)
 
 
@@ -36,9 +36,9 @@ def commands_of(workflow: Any) -> str:
 
 
 def test_actionlint_finds_nothing() -> None:
-    # Without shellcheck and pyflakes, which not every machine has.
+    # Without shellcheck and pyflakes, because not every machine has them.
     actionlint = shutil.which("actionlint", path=Path(sys.executable).parent)
-    assert actionlint is not None, 'actionlint is in the extra "dev"'
+    assert actionlint is not None, 'actionlint is missing: install the extra "dev"'
     command = [actionlint, "-no-color", "-shellcheck=", "-pyflakes=", *map(str, WORKFLOWS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,7 +64,7 @@ def test_only_a_tag_that_passed_tests_and_checks_is_published() -> None:
 
 
 @pytest.mark.parametrize("path", [*WORKFLOWS, *PAGES], ids=lambda path: path.name)
-def test_the_scripts_and_goals_that_are_named_exist(path: Path) -> None:
+def test_every_script_and_goal_that_a_page_or_workflow_names_exists(path: Path) -> None:
     text = commands_of(load(path)) if path.suffix == ".yml" else path.read_text()
     for script in re.findall(r"(?<![\w/])\.(?:ci|github)/[\w./-]*\w", text):
         assert (ROOT / script).exists(), script
@@ -74,7 +74,7 @@ def test_the_scripts_and_goals_that_are_named_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_the_files_that_are_named_exist(path: Path) -> None:
+def test_every_file_that_a_page_names_exists(path: Path) -> None:
     text = path.read_text()
     links = re.findall(r"\]\((?!https:)([^)#]+)", text)
     named = re.findall(r"(?<![\w./%-])(?:[\w-]+/)*[\w-]+\.(?:py|md|yml)\b", text)

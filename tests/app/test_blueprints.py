@@ -1,4 +1,4 @@
-"""WebSocketBlueprint: what a blueprint does for views, it does for WebSockets."""
+"""WebSocketBlueprint does for WebSockets what a blueprint does for views."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from support.wire import TEXT
 
 
 def where(ws: Any, **values: Any) -> None:
-    """Tell which endpoint this is, and the values of its URL."""
+    """Send the endpoint and the values of its URL."""
     ws.send(" ".join([str(request.endpoint), *(f"{name}={values[name]!r}" for name in sorted(values))]))
 
 
 async def awaited_where(ws: Any, **values: Any) -> None:
-    """Do the same in any mode: see ``Site.mode.handler``."""
+    """Send the same in any mode: see ``Site.mode.handler``."""
     await ws.send(" ".join([str(request.endpoint), *map(repr, values.values())]))
 
 
 def hear(site: Site, path: str = "/", **headers: str) -> str:
-    """Connect, and return the one message that comes."""
+    """Connect, and return the only message."""
     client = site.upgrade(path, **headers)
     answer = client.read_frame()
     client.close()
@@ -47,7 +47,7 @@ def page(site: Site, path: str = "/", **headers: str) -> str:
 
 
 def renew(site: Site, **options: Any) -> Flask:
-    """Give a site another app, which no extension knows yet."""
+    """Give a site a new app, to which no extension is attached."""
     site.app = Flask("site", **options)
     site.websocket = site.mode.extension()
     return site.app
@@ -55,7 +55,7 @@ def renew(site: Site, **options: Any) -> Flask:
 
 @pytest.fixture
 def bare(blocking: Site) -> Site:
-    """A site with threads, whose app no extension knows yet."""
+    """A site with threads, to whose app no extension is attached."""
     renew(blocking)
     return blocking
 
@@ -89,7 +89,7 @@ def test_a_blueprint_is_registered_with_the_app_or_the_extension_before_or_after
     assert page(site, "/chat/7") == "page 7"
 
 
-def test_the_decorator_gives_back_its_function_which_names_the_endpoint(blocking: Site) -> None:
+def test_the_decorator_returns_its_function_whose_name_is_the_endpoint(blocking: Site) -> None:
     chat = WebSocketBlueprint("chat", __name__)
     assert chat.websocket("/")(where) is where
     assert chat.websocket("/other", endpoint="other")(where) is where
@@ -116,7 +116,7 @@ def test_one_handler_may_have_two_urls(blocking: Site) -> None:
         ("/<int:room>", None, "/7/talk"),
     ],
 )
-def test_the_prefix_is_the_blueprints_own_or_that_of_the_registration(
+def test_the_prefix_of_the_registration_replaces_the_blueprints_own(
     blocking: Site, own: str | None, at_registration: str | None, path: str
 ) -> None:
     chat = WebSocketBlueprint("chat", __name__, url_prefix=own)
@@ -167,7 +167,7 @@ def test_a_blueprint_serves_several_apps(blocking: Site) -> None:
 
 @pytest.mark.parametrize("registrar", ["the app", "the extension"])
 @pytest.mark.parametrize("parents", ["WebSocketBlueprint", "Blueprint", "both"])
-def test_blueprints_nest_to_any_depth_also_in_plain_ones(blocking: Site, registrar: str, parents: str) -> None:
+def test_blueprints_and_plain_blueprints_nest_to_any_depth(blocking: Site, registrar: str, parents: str) -> None:
     kinds = {"WebSocketBlueprint": [WebSocketBlueprint], "Blueprint": [Blueprint]}.get(
         parents, [Blueprint, WebSocketBlueprint]
     )
@@ -181,7 +181,7 @@ def test_blueprints_nest_to_any_depth_also_in_plain_ones(blocking: Site, registr
     (blocking.app if registrar == "the app" else blocking.websocket).register_blueprint(leaf, url_prefix="/x")
 
     assert hear(blocking, "/x/2/3/4/5/leaf/7") == "b1.b2.b3.b4.b5.leaf.socket b2='2' b3='3' b4='4' b5='5' number=7"
-    # In the extension's hands, too, only the views of plain blueprints are handlers.
+    # The page of a WebSocketBlueprint stays a page, also when the extension registers the blueprint.
     assert page(blocking, "/x/2/3/4/5/leaf/page") == "b1.b2.b3.b4.b5.leaf"
 
 
@@ -223,7 +223,7 @@ def test_a_page_and_a_websocket_may_share_a_url(site: Site) -> None:
         assert page(site, "/chat/", method="POST") == "chat.page"
 
 
-def test_a_url_of_a_websocket_alone_is_426_for_a_page(blocking: Site) -> None:
+def test_a_page_request_for_the_url_of_a_websocket_gets_426(blocking: Site) -> None:
     chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
     chat.add_websocket_rule("/", handler=where)
     blocking.app.register_blueprint(chat)
@@ -268,7 +268,7 @@ def test_strict_slashes_redirect_before_the_handshake(blocking: Site) -> None:
     assert (response.status, response["Location"]) == (308, "ws://example.com/chat/")
 
 
-def test_url_defaults_and_url_value_preprocessors_are_those_of_the_blueprint_and_the_app(site: Site) -> None:
+def test_url_defaults_and_url_value_preprocessors_of_the_blueprint_and_the_app_run(site: Site) -> None:
     inner, outer = WebSocketBlueprint("inner", __name__), WebSocketBlueprint("outer", __name__, url_prefix="/<lang>")
 
     @outer.url_value_preprocessor
@@ -358,7 +358,7 @@ def test_url_for_builds_addresses_of_websockets_in_pages_and_in_handlers(site: S
     assert hear(site, "/chat/x", **headers) == f"{built} {scheme}://example.com/chat/"
 
 
-def test_the_rules_are_listed_by_flask_routes(blocking: Site) -> None:
+def test_flask_routes_lists_the_rules(blocking: Site) -> None:
     chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
     chat.add_websocket_rule("/<room>", handler=where)
     blocking.app.register_blueprint(chat)
@@ -367,7 +367,7 @@ def test_the_rules_are_listed_by_flask_routes(blocking: Site) -> None:
     assert "/chat/<room>" in output
 
 
-# What else blueprints have
+# Other features of blueprints
 
 
 @pytest.mark.parametrize("handled_by", ["inner", "outer", "app"])
@@ -422,7 +422,7 @@ def test_request_functions_of_blueprints_run_around_their_websockets(site: Site)
     ]
 
 
-def test_static_files_and_templates_of_the_blueprint_are_its_own(blocking: Site, tmp_path: Any) -> None:
+def test_a_blueprint_has_static_files_and_templates_of_its_own(blocking: Site, tmp_path: Any) -> None:
     (tmp_path / "page.html").write_text("{{ user }} at {{ url_for('.static', filename='page.html') }}")
     chat = WebSocketBlueprint(
         "chat", __name__, url_prefix="/chat", static_folder=tmp_path, static_url_path="/files", template_folder=tmp_path
@@ -460,7 +460,7 @@ def test_methods_commands_and_resources_of_the_blueprint_work_beside_its_websock
     assert blocking.app.test_cli_runner().invoke(args=["talk", "hello"]).output == "hello\n"
 
 
-def test_what_a_blueprint_records_is_done_to_the_app() -> None:
+def test_functions_that_a_blueprint_records_run_on_the_app() -> None:
     chat = WebSocketBlueprint("chat", __name__)
     chat.record(lambda state: state.app.config.setdefault("NAMES", []).append(state.name))
     chat.record_once(lambda state: state.app.config.setdefault("ONCE", []).append(state.name))
@@ -504,10 +504,10 @@ def test_each_route_has_its_settings(site: Site) -> None:
             raw.close()
 
 
-# Mistakes, and who tells of them
+# Mistakes, and their errors
 
 
-def test_methods_are_an_error_that_says_so() -> None:
+def test_methods_raise_an_error_that_says_so() -> None:
     chat = WebSocketBlueprint("chat", __name__)
     with pytest.raises(TypeError, match="has no methods, its handshake is a GET: remove them from 'where'"):
         chat.websocket("/", methods=["POST"])(where)
@@ -526,12 +526,12 @@ def test_a_rule_needs_its_handler() -> None:
         ({"origins": ["no origin"]}, ValueError, "is not an origin"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_told_at_once(options: Any, error: type[Exception], text: str) -> None:
+def test_an_invalid_setting_raises_at_once(options: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         WebSocketBlueprint("chat", __name__).add_websocket_rule("/", "x", where, **options)
 
 
-def test_an_unknown_option_is_told_at_registration() -> None:
+def test_an_unknown_option_raises_at_registration() -> None:
     chat = WebSocketBlueprint("chat", __name__)
     chat.add_websocket_rule("/", "x", where, max_mesage_size=7)
     with pytest.raises(TypeError, match="max_mesage_size"):
@@ -539,7 +539,7 @@ def test_an_unknown_option_is_told_at_registration() -> None:
 
 
 @pytest.mark.parametrize("owner", ["the extension", "a blueprint", "a plain blueprint"])
-def test_an_option_that_resembles_a_setting_is_answered_with_the_setting(owner: str) -> None:
+def test_an_option_that_resembles_a_setting_raises_an_error_that_names_the_setting(owner: str) -> None:
     def register(option: str) -> None:
         websocket = WebSocket(app := Flask("app"))
         blueprint = WebSocketBlueprint("chat", __name__)
@@ -561,7 +561,7 @@ def test_an_option_that_resembles_a_setting_is_answered_with_the_setting(owner: 
         register("colour")
 
 
-def test_an_option_of_a_view_is_answered_by_flask() -> None:
+def test_an_unknown_option_of_a_view_raises_flasks_error() -> None:
     chat = WebSocketBlueprint("chat", __name__)
     chat.add_url_rule("/", "x", lambda: "", max_queue=7)
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_queue'"):
@@ -580,7 +580,7 @@ def test_endpoints_that_clash_fail_with_flasks_message(kind: str) -> None:
         Flask("app").register_blueprint(chat)
 
 
-def test_an_endpoint_has_no_dot_as_in_flask() -> None:
+def test_an_endpoint_may_not_contain_a_dot_as_in_flask() -> None:
     with pytest.raises(ValueError, match=r"'endpoint' may not contain a dot"):
         WebSocketBlueprint("chat", __name__).add_websocket_rule("/", "a.b", where)
 
@@ -602,7 +602,7 @@ def test_names_that_clash_fail_with_flasks_message() -> None:
     ],
     ids=["a rule", "a hook", "a hook of the app", "a listener"],
 )
-def test_what_comes_after_the_registration_fails_with_flasks_message(late: Callable[[Any], Any]) -> None:
+def test_calls_after_the_registration_fail_with_flasks_message(late: Callable[[Any], Any]) -> None:
     chat = WebSocketBlueprint("chat", __name__)
     Flask("app").register_blueprint(chat)
     with pytest.raises(AssertionError, match="can no longer be called on the blueprint 'chat'"):
@@ -662,7 +662,7 @@ class Handler:
     [awaited_where, wrapped_coroutine(), functools.partial(awaited_where), Handler()],
     ids=["function", "decorated", "partial", "object"],
 )
-def test_a_coroutine_is_no_handler_of_a_blocking_extension(extension: Any, handler: Any, when: str) -> None:
+def test_a_blocking_extension_refuses_a_coroutine_handler(extension: Any, handler: Any, when: str) -> None:
     chat = WebSocketBlueprint("chat", __name__)
     chat.add_websocket_rule("/", "x", handler)
     app, websocket = Flask("app"), extension()
@@ -675,7 +675,7 @@ def test_a_coroutine_is_no_handler_of_a_blocking_extension(extension: Any, handl
 
 @pytest.mark.parametrize("when", ["before init_app", "after init_app"])
 @pytest.mark.parametrize("handler", [where, functools.partial(where)], ids=["function", "partial"])
-def test_a_plain_function_is_no_handler_of_the_asyncio_extension(handler: Any, when: str) -> None:
+def test_the_asyncio_extension_refuses_a_plain_handler(handler: Any, when: str) -> None:
     chat = WebSocketBlueprint("chat", __name__)
     chat.add_websocket_rule("/", "x", handler)
     app, websocket = Flask("app"), AsyncioWebSocket()
@@ -691,7 +691,9 @@ def test_a_plain_function_is_no_handler_of_the_asyncio_extension(handler: Any, w
     [wrapped_coroutine(), functools.partial(awaited_where), Handler()],
     ids=["decorated", "partial", "object"],
 )
-def test_a_coroutine_handler_may_be_decorated_a_partial_or_an_object(cooperative: Site, handler: Any) -> None:
+def test_a_coroutine_handler_may_be_a_decorated_function_a_partial_or_an_object(
+    cooperative: Site, handler: Any
+) -> None:
     chat = WebSocketBlueprint("chat", __name__)
     chat.add_websocket_rule("/<int:number>", "x", handler)
     cooperative.app.register_blueprint(chat)

@@ -1,4 +1,4 @@
-"""The real Flask-Login, Flask-SQLAlchemy, Flask-Session and ProxyFix around WebSockets."""
+"""WebSockets work with Flask-Login, Flask-SQLAlchemy, Flask-Session and ProxyFix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy.pool import QueuePool
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_uwsgi_websocket import WebSocketBlueprint, WebSocketView
-from support.inprocess import RawClient, Site, wait_for_housekeepers, wait_until
+from support.inprocess import RawClient, Site, wait_for_background, wait_until
 from support.wire import CLOSE, TEXT, close_body
 
 
@@ -56,7 +56,7 @@ def close(client: RawClient) -> None:
 
 
 class User(UserMixin):
-    """Somebody."""
+    """A user."""
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -64,7 +64,7 @@ class User(UserMixin):
 
 @pytest.fixture
 def members(site: Site) -> Iterator[Site]:
-    """A site that knows its users."""
+    """A site with users."""
     manager = LoginManager(site.app)
     manager.user_loader(lambda id: User(id) if id != "nobody" else None)
     site.app.add_url_rule("/login/<user>", "login", lambda user: str(login_user(User(user))))
@@ -73,7 +73,7 @@ def members(site: Site) -> Iterator[Site]:
 
 
 async def tell_user(ws: Any) -> None:
-    """Tell who is logged in, whenever asked."""
+    """Send the id of the current user in answer to each message."""
     async for _ in ws.messages():
         await ws.send(current_user.id)
 
@@ -114,7 +114,7 @@ def in_a_view(site: Site, chat: WebSocketBlueprint) -> None:
 
 
 @pytest.mark.parametrize("required", [in_the_decorator, in_before_websocket, in_before_request, in_a_view])
-def test_login_required_is_401_before_the_handshake_and_current_user_is_known_inside(
+def test_login_required_answers_401_before_the_handshake_and_handlers_know_the_current_user(
     members: Site, required: Callable[[Site, WebSocketBlueprint], None]
 ) -> None:
     chat = WebSocketBlueprint("chat", __name__)
@@ -155,7 +155,7 @@ def test_after_a_logout_new_sockets_are_refused_and_open_ones_go_on(members: Sit
     close(client)
 
 
-def test_a_user_that_is_gone_is_401(members: Site) -> None:
+def test_a_user_who_no_longer_exists_gets_401(members: Site) -> None:
     members.websocket.route("/")(login_required(members.mode.handler(tell_user)))
     assert members.refusal(cookie=sign_in(members, "nobody")).status == 401
 
@@ -168,7 +168,7 @@ def test_the_remember_cookie_may_be_refreshed_with_each_request(members: Site) -
     client.frame(TEXT)
     assert hear(client) == "Ann"
     close(client)
-    wait_for_housekeepers()  # and nothing was logged
+    wait_for_background()  # no warning was logged
 
 
 # Flask-SQLAlchemy
@@ -199,12 +199,12 @@ class Database:
             self.engine = db.engine
 
     def count(self) -> int:
-        """Count the people."""
+        """Return the number of people."""
         return len(self.db.session.scalars(select(self.Person)).all())
 
     @property
     def in_use(self) -> int:
-        """How many connections are not in the pool."""
+        """The number of connections that are taken from the pool."""
         return int(self.engine.pool.checkedout())  # type: ignore[attr-defined]
 
 
@@ -213,11 +213,11 @@ def database(site: Site, tmp_path: Path) -> Iterator[Database]:
     """A database of the site's app."""
     database = Database(site.app, tmp_path / "database")
     yield database
-    wait_for_housekeepers()
+    wait_for_background()
     database.engine.dispose()
 
 
-def test_a_pool_of_one_connection_serves_twenty_idle_sockets_as_each_message_gives_it_back(
+def test_a_pool_of_one_connection_serves_twenty_idle_sockets_because_each_message_returns_it(
     site: Site, database: Database
 ) -> None:
     @site.route()
@@ -237,7 +237,7 @@ def test_a_pool_of_one_connection_serves_twenty_idle_sockets_as_each_message_giv
         close(client)
 
 
-def test_receivers_give_it_back_with_a_message_context(site: Site, database: Database) -> None:
+def test_receivers_return_the_connection_with_a_message_context(site: Site, database: Database) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.send("hello")
@@ -258,7 +258,7 @@ def test_receivers_give_it_back_with_a_message_context(site: Site, database: Dat
         close(client)
 
 
-def test_what_was_queried_before_the_handshake_is_held_until_the_session_is_removed(
+def test_a_query_before_the_handshake_holds_the_connection_until_the_session_is_removed(
     site: Site, database: Database
 ) -> None:
     class Member(UserMixin):
@@ -293,7 +293,7 @@ def test_what_was_queried_before_the_handshake_is_held_until_the_session_is_remo
 
 @pytest.fixture
 def stored(site: Site, tmp_path: Path) -> Site:
-    """A site that keeps its sessions in files."""
+    """A site that stores its sessions in files."""
     site.app.config["SESSION_TYPE"] = "cachelib"
     site.app.config["SESSION_CACHELIB"] = FileSystemCache(str(tmp_path / "sessions"))
     Session(site.app)
@@ -311,7 +311,7 @@ def stored(site: Site, tmp_path: Path) -> Site:
 
 @pytest.mark.parametrize("change", ["nothing", "the session"])
 @pytest.mark.parametrize(("page", "afterwards"), [("/login/Ben", "Ben"), ("/logout", "None")])
-def test_a_session_that_a_page_has_changed_or_ended_is_not_written_back_when_the_socket_ends(
+def test_the_end_of_a_socket_does_not_overwrite_a_session_that_a_page_has_changed_or_ended(
     stored: Site, page: str, afterwards: str, change: str
 ) -> None:
     @stored.route()
@@ -335,7 +335,7 @@ def test_a_session_that_a_page_has_changed_or_ended_is_not_written_back_when_the
 
 
 @pytest.mark.parametrize("outcome", ["accepts", "aborts", "has changed the session, and the client has left"])
-def test_a_session_that_is_ended_before_a_late_handshake_stays_so(stored: Site, outcome: str) -> None:
+def test_a_session_that_a_page_ends_before_a_late_handshake_stays_ended(stored: Site, outcome: str) -> None:
     stored.app.before_request(lambda: setattr(session, "permanent", True))
 
     @stored.route()
@@ -369,7 +369,7 @@ def test_a_session_that_is_ended_before_a_late_handshake_stays_so(stored: Site, 
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
-def test_changes_before_the_handshake_are_stored(stored: Site, known: bool) -> None:
+def test_changes_of_the_session_before_the_handshake_are_stored(stored: Site, known: bool) -> None:
     @stored.route()
     async def handler(ws: Any) -> None:
         session["user"] = "Cat"
@@ -383,7 +383,7 @@ def test_changes_before_the_handshake_are_stored(stored: Site, known: bool) -> N
     received = client.response()["Set-Cookie"].partition(";")[0]
     assert hear(client) == "hello"
     assert received == cookie or not known
-    assert ask(stored, "/whoami", received).body == b"Cat"  # at once, and not only at the end
+    assert ask(stored, "/whoami", received).body == b"Cat"  # stored with the handshake, and not only at the end
     close(client)
     assert stored.noted()
 
@@ -423,7 +423,7 @@ def test_proxy_fix_may_be_installed_before_and_after_init_app(site: Site, when: 
         assert site.refusal("/chat/", origin=origin, **forwarded).status == 403
 
 
-def test_the_companions_work_together(members: Site, tmp_path: Path) -> None:
+def test_all_companions_work_together(members: Site, tmp_path: Path) -> None:
     database = Database(members.app, tmp_path / "database")
     members.app.config["SESSION_TYPE"] = "cachelib"
     members.app.config["SESSION_CACHELIB"] = FileSystemCache(str(tmp_path / "sessions"))

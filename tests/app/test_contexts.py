@@ -1,4 +1,4 @@
-"""request, session, g, current_app and url_for are those of the connection, wherever its functions run."""
+"""request, session, g, current_app and url_for belong to the connection, in every function that runs for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flask_uwsgi_websocket import (
     websocket_rejected,
     websocket_sent,
 )
-from support.inprocess import DEADLINE, RawClient, Site, wait_for_housekeepers, wait_until
+from support.inprocess import DEADLINE, RawClient, Site, wait_for_background, wait_until
 from support.wire import CLOSE, TEXT, close_body
 
 SIGNALS = {
@@ -35,7 +35,7 @@ SIGNALS = {
 
 
 def serve_accounts(site: Site) -> None:
-    """Add pages that log in, and tell who is."""
+    """Add pages that log in and that show the current user."""
 
     def login(user: str) -> str:
         session["user"] = user
@@ -73,7 +73,7 @@ def listen(stack: ExitStack, site: Site, function: Callable[..., Any]) -> None:
         stack.enter_context(signal.connected_to(receiver(name), site.app))
 
 
-# Everywhere
+# In every function
 
 
 def test_all_contexts_are_there_in_the_handler_in_every_hook_and_in_every_receiver(site: Site) -> None:
@@ -119,7 +119,7 @@ def test_all_contexts_are_there_in_the_handler_in_every_hook_and_in_every_receiv
     assert site.logged()
 
 
-def test_a_rejection_is_told_in_the_contexts_of_its_request(site: Site) -> None:
+def test_a_receiver_of_a_rejection_sees_the_contexts_of_its_request(site: Site) -> None:
     serve_accounts(site)
     site.app.before_request(lambda: setattr(g, "told", "told"))
     cookie = login(site, "Ann")
@@ -131,7 +131,7 @@ def test_a_rejection_is_told_in_the_contexts_of_its_request(site: Site) -> None:
         assert site.refusal("/nowhere", cookie=cookie)["X-Seen"] == "/nowhere Ann told /whoami"
 
 
-def test_receivers_that_anothers_broadcast_triggers_see_the_contexts_of_their_connection(site: Site) -> None:
+def test_receivers_that_a_broadcast_of_another_connection_triggers_see_the_contexts_of_their_own(site: Site) -> None:
     room: list[Any] = []
 
     @site.app.before_request
@@ -148,7 +148,7 @@ def test_receivers_that_anothers_broadcast_triggers_see_the_contexts_of_their_co
     @site.route("/broadcasts")
     async def broadcasts(ws: Any) -> None:
         await ws.accept()
-        for other in room:  # whose handshake is still to be sent
+        for other in room:  # connections that have not sent their handshake yet
             await other.send("to all")
         assert (request.path, g.name, session["name"]) == ("/broadcasts",) * 3
         await ws.send("done")
@@ -169,7 +169,7 @@ def test_receivers_that_anothers_broadcast_triggers_see_the_contexts_of_their_co
         gate.open()
         assert waiting.read_frame() == (CLOSE, close_body(1000))
         waiting.close()
-        wait_for_housekeepers()
+        wait_for_background()
     assert [(name, path) for name, path, *_ in told[:4]] == [
         ("connected", "/broadcasts"),
         ("connected", "/waits"),
@@ -180,7 +180,7 @@ def test_receivers_that_anothers_broadcast_triggers_see_the_contexts_of_their_co
     assert all(set(names) == {path} for _, path, *names in told)
 
 
-def test_the_session_of_a_connection_that_another_one_accepts_is_its_own(site: Site) -> None:
+def test_a_connection_that_another_one_accepts_keeps_its_own_session(site: Site) -> None:
     waiting: list[Any] = []
 
     @site.route("/<name>")
@@ -270,7 +270,7 @@ def test_two_hundred_connections_at_once_see_nothing_of_each_other(site: Site) -
             assert client.read_frame() == (TEXT, f"u{sender} to u{number}: hello".encode())
         for number, client in enumerate(clients):
             client.frame(CLOSE, close_body(1000)) if number % 2 else client.close()
-        wait_for_housekeepers()
+        wait_for_background()
         wait_until(lambda: seen.count("teardown") == COUNT)
     assert not wrong
     assert {where: seen.count(where) for where in set(seen)} == dict.fromkeys(
@@ -283,7 +283,7 @@ def test_two_hundred_connections_at_once_see_nothing_of_each_other(site: Site) -
 
 
 @pytest.mark.parametrize("where", ["before_request", "before_websocket", "handler", "after_websocket"])
-def test_what_changes_the_session_before_the_handshake_arrives_as_a_cookie_on_the_101(site: Site, where: str) -> None:
+def test_a_change_of_the_session_before_the_handshake_sets_a_cookie_on_the_101(site: Site, where: str) -> None:
     def change(now: str) -> None:
         if now == where and request.path == "/":
             session["changed"] = where
@@ -307,7 +307,7 @@ def test_what_changes_the_session_before_the_handshake_arrives_as_a_cookie_on_th
     assert ask(site, "/whoami", cookie.partition(";")[0]).body.decode() == repr({"changed": where, "user": "Ann"})
 
 
-def test_a_session_that_is_cleared_before_the_handshake_is_ended_by_the_101(site: Site) -> None:
+def test_the_101_ends_a_session_that_was_cleared_before_the_handshake(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         session.clear()
@@ -349,7 +349,7 @@ def test_a_late_handshake_does_not_refresh_the_cookie_of_a_permanent_session(
     client.request(cookie=cookie)
     gate = site.noted()
     assert ask(site, "/whoami", cookie).all("Set-Cookie")  # a page refreshes it
-    gate.open()  # the browser may have logged out by now
+    gate.open()  # the user of the browser may have logged out meanwhile
     response = client.response()
     assert (response.status, response.all("Set-Cookie")) == (status, [])
     assert status != 101 or client.read_frame() == (TEXT, b"Ann")
@@ -378,7 +378,7 @@ def test_a_change_within_a_value_of_the_session_is_saved(site: Site) -> None:
 
 
 @pytest.mark.parametrize("who", ["a logout", "its own handler"])
-def test_a_session_that_has_changed_goes_along_with_a_close_before_the_handshake_unless_that_comes_from_elsewhere(
+def test_a_close_before_the_handshake_sends_the_changed_session_only_if_the_handler_itself_closes(
     site: Site, who: str
 ) -> None:
     serve_accounts(site)
@@ -426,7 +426,7 @@ def test_an_app_without_a_session_serves_websockets_too(site: Site, echo: Any) -
         assert client.recv(DEADLINE) == "x"
 
 
-def test_changes_of_the_session_after_the_handshake_are_lost_and_say_so_once(site: Site) -> None:
+def test_changes_of_the_session_after_the_handshake_are_lost_and_logged_once(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         session["early"] = 1
@@ -441,19 +441,19 @@ def test_changes_of_the_session_after_the_handshake_are_lost_and_say_so_once(sit
         assert client.read_frame() == (TEXT, b"['early', 'late', 'user']")
         client.close()
         assert ask(site, "/whoami", cookie).body.decode() == repr({"early": 1, "user": "Ann"})
-        wait_for_housekeepers()
+        wait_for_background()
     record = site.logged()
     assert (record.name, record.levelno) == ("site", logging.WARNING)
     assert "The session was changed in '/' after the handshake, and is not saved" in record.getMessage()
     assert not site.log
 
 
-def test_at_the_end_flasks_own_functions_still_see_the_session_and_may_change_it_in_vain(site: Site) -> None:
+def test_at_the_end_flasks_own_functions_may_read_and_change_the_session_but_changes_are_not_saved(site: Site) -> None:
     @site.app.after_request
     def after(response: Any) -> Any:
         if response.status_code == 101:
             site.note(f"after {session['user']}")
-            session["seen"] = session.pop("user")  # as Flask-Login does, to refresh its cookie
+            session["seen"] = session.pop("user")  # Flask-Login changes it so, to refresh its cookie
         return response
 
     @site.app.teardown_request
@@ -474,7 +474,7 @@ def test_at_the_end_flasks_own_functions_still_see_the_session_and_may_change_it
 # Messages
 
 
-def test_message_context_is_an_app_context_of_its_own_in_the_request(site: Site) -> None:
+def test_message_context_pushes_an_app_context_of_its_own_within_the_request(site: Site) -> None:
     @site.app.teardown_appcontext
     def teardown(error: BaseException | None) -> None:
         site.note((g.get("name"), error))
@@ -542,7 +542,7 @@ def test_messages_of_many_connections_each_have_their_own_app_context(site: Site
         client.close()
 
 
-def test_nothing_of_a_connection_is_left_in_its_worker(site: Site) -> None:
+def test_a_worker_keeps_nothing_of_a_connection_that_has_ended(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         g.name = "left"

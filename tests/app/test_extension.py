@@ -1,4 +1,4 @@
-"""The extension: its routes are Flask's rules, its state is the app's, mistakes are told where they are made."""
+"""Routes are Flask's rules, the state belongs to the app, and mistakes raise at the call that makes them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def say(text: str) -> Any:
 
 
 def hear(site: Site, path: str, **headers: str) -> str:
-    """Connect and return the one message that comes."""
+    """Connect, and return the only message."""
     (message,) = site.connect(path, additional_headers=headers)
     return str(message)
 
 
 def serve(site: Site, app: Flask) -> Site:
-    """Let a site serve another app than its own."""
+    """Let a site serve another app."""
     site.app = app
     return site
 
@@ -85,7 +85,7 @@ def test_one_extension_serves_several_apps(blocking: Site) -> None:
         app.config["WEBSOCKET_PING_INTERVAL"] = number + 1
     for number, app in enumerate(apps):
         headers = {f"HTTP_{key}": value for key, value in {"UPGRADE": "websocket", "CONNECTION": "Upgrade"}.items()}
-        # Without a server that lends its sockets, the key that is missing is as far as it gets.
+        # The test client lends no socket, so the request gets only as far as the check of the key, which is missing.
         assert app.test_client().get("/", environ_overrides=headers).status_code == 426
         assert app.test_client().get("/plain/", environ_overrides=headers).status_code == 426
         state = app.extensions["uwsgi_websocket"]
@@ -111,7 +111,7 @@ def test_an_app_is_initialised_once(extension: Any) -> None:
     assert app.wsgi_app is wsgi_app
 
 
-def test_an_init_app_that_failed_can_be_repeated(blocking: Site) -> None:
+def test_init_app_can_be_repeated_after_a_failure(blocking: Site) -> None:
     app = Flask("app")
     websocket = WebSocket()
     websocket.add_url_rule("/", "x", say("x"), unknown_option=True)
@@ -173,12 +173,12 @@ def test_a_subclass_may_bring_its_own_client(blocking: Site) -> None:
     assert hear(serve(blocking, app), "/") == "HELLO"
 
 
-def test_a_client_that_cannot_be_made_is_a_500_and_leaves_no_socket_open(
+def test_an_error_while_a_client_is_created_gets_500_and_leaves_no_socket_open(
     blocking: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Client(WebSocketClient):
         def __init__(self, *args: Any) -> None:
-            if args[3].fd >= 0:  # a transport with a socket, unlike that of the refused request
+            if args[3].fd >= 0:  # the transport has a socket, unlike the one of the refused request
                 raise LookupError("no client")
             super().__init__(*args)
 
@@ -197,9 +197,7 @@ def test_a_client_that_cannot_be_made_is_a_500_and_leaves_no_socket_open(
 # Routes
 
 
-def test_routes_that_no_app_was_given_are_told_at_the_first_request_of_any_app(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_first_request_of_any_app_logs_routes_that_have_no_app(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask(__name__)
     given, forgotten = WebSocket(), WebSocket()
     for websocket in (given, forgotten):
@@ -219,7 +217,7 @@ def test_a_rule_needs_its_handler() -> None:
 
 
 @pytest.mark.parametrize("extension", [WebSocket, GeventWebSocket])
-def test_a_coroutine_function_is_no_blocking_handler(extension: Any) -> None:
+def test_a_blocking_extension_refuses_a_coroutine_function(extension: Any) -> None:
     async def handler(ws: Any) -> None:
         pass
 
@@ -232,7 +230,7 @@ def test_a_coroutine_function_is_no_blocking_handler(extension: Any) -> None:
             extension().route("/")(function)
 
 
-def test_a_plain_function_is_no_coroutine_handler() -> None:
+def test_the_asyncio_extension_refuses_a_plain_function() -> None:
     with pytest.raises(TypeError, match=r"handler\(\) is not a coroutine function: write async def, or use WebSocket"):
         AsyncioWebSocket().add_url_rule("/", None, say("x"))
 
@@ -265,14 +263,14 @@ def test_a_handler_may_be_a_method_a_partial_or_an_object(blocking: Site) -> Non
         assert hear(blocking, f"/{name}") == name
 
 
-def test_a_decorator_is_given_back_its_function() -> None:
+def test_the_decorator_returns_its_function() -> None:
     def handler(ws: Any) -> None:
         pass
 
     assert WebSocket().route("/")(handler) is handler
 
 
-def test_view_functions_has_the_handlers_by_endpoint() -> None:
+def test_view_functions_maps_endpoints_to_handlers() -> None:
     websocket = WebSocket()
 
     @websocket.route("/a")
@@ -300,8 +298,8 @@ def test_one_handler_may_have_two_urls(blocking: Site) -> None:
     assert hear(blocking, "/b") == "handler 0"
 
 
-def test_two_handlers_may_not_have_one_endpoint() -> None:
-    app = Flask("app")  # which the extension alone does not keep
+def test_two_handlers_may_not_have_the_same_endpoint() -> None:
+    app = Flask("app")  # a name for the app, because the extension holds no reference to it
     websocket = WebSocket(app)
     websocket.add_url_rule("/a", "x", say("a"))
     with pytest.raises(AssertionError, match="overwriting an existing endpoint function: x"):
@@ -317,7 +315,7 @@ def test_a_page_and_a_websocket_may_share_a_url(blocking: Site) -> None:
     assert (response.status, response.body) == (200, b"a page")
 
 
-def test_url_for_gives_urls_of_websockets() -> None:
+def test_url_for_builds_urls_of_websockets() -> None:
     app = Flask("app")
     websocket = WebSocket(app)
     blueprint = Blueprint("chat", "chat", url_prefix="/chat")
@@ -328,7 +326,7 @@ def test_url_for_gives_urls_of_websockets() -> None:
             assert url_for("chat.talk", room="a b", _external=True) == f"{scheme}://example.com/chat/a%20b"
 
 
-def test_rules_answer_no_options_request_by_themselves(blocking: Site) -> None:
+def test_rules_do_not_answer_options_requests(blocking: Site) -> None:
     blocking.websocket.add_url_rule("/", "socket", say("x"))
     assert blocking.refusal(method="OPTIONS", upgrade=None, connection=None).status in {405, 426}
 
@@ -366,7 +364,7 @@ def test_the_views_of_a_plain_blueprint_become_handlers_under_its_prefix(blockin
     assert blocking.refusal("/outer/1").status == 404
 
 
-def test_a_blueprint_may_be_registered_under_two_names(blocking: Site) -> None:
+def test_a_blueprint_may_be_registered_twice_under_two_names(blocking: Site) -> None:
     blueprint = Blueprint("bp", "x")
     blueprint.add_url_rule("/", "handler", lambda ws: ws.send(request.endpoint))
     for name in ("a", "b"):
@@ -376,8 +374,8 @@ def test_a_blueprint_may_be_registered_under_two_names(blocking: Site) -> None:
     assert hear(blocking, "/b/") == "b.handler"
 
 
-def test_a_blueprint_may_not_be_registered_twice_under_one_name() -> None:
-    app = Flask("app")  # which the extension alone does not keep
+def test_a_blueprint_may_not_be_registered_twice_under_the_same_name() -> None:
+    app = Flask("app")  # a name for the app, because the extension holds no reference to it
     websocket = WebSocket(app)
     blueprint = Blueprint("bp", "x")
     websocket.register_blueprint(blueprint)
@@ -385,7 +383,7 @@ def test_a_blueprint_may_not_be_registered_twice_under_one_name() -> None:
         websocket.register_blueprint(blueprint)
 
 
-def test_the_routes_of_a_blueprint_have_their_settings(blocking: Site) -> None:
+def test_a_route_of_a_blueprint_may_have_settings(blocking: Site) -> None:
     blueprint = Blueprint("bp", "x")
 
     @blueprint.route("/", subprotocols=["chat"], ping_interval=7)
@@ -397,7 +395,7 @@ def test_the_routes_of_a_blueprint_have_their_settings(blocking: Site) -> None:
     assert client.recv(DEADLINE) == "chat 7"
 
 
-def test_the_static_files_of_a_blueprint_stay_files(blocking: Site, tmp_path: Any) -> None:
+def test_static_files_of_a_blueprint_are_served_as_files(blocking: Site, tmp_path: Any) -> None:
     (tmp_path / "style.css").write_text("a style")
     blueprint = Blueprint("bp", "x", url_prefix="/bp", static_folder=str(tmp_path), static_url_path="/static")
     blueprint.add_url_rule("/", "handler", say("hello"))
@@ -408,7 +406,7 @@ def test_the_static_files_of_a_blueprint_stay_files(blocking: Site, tmp_path: An
     assert (response.status, response.body) == (200, b"a style")
 
 
-def test_what_a_blueprint_records_is_done_to_the_app() -> None:
+def test_functions_that_a_blueprint_records_run_on_the_app() -> None:
     app = Flask("app")
     blueprint = Blueprint("bp", "x")
     blueprint.record(lambda state: setattr(state.app, "marked", state.app.name))
@@ -416,7 +414,7 @@ def test_what_a_blueprint_records_is_done_to_the_app() -> None:
     assert app.marked == "app"  # type: ignore[attr-defined]
 
 
-def test_a_rule_of_a_blueprint_without_a_view_is_for_building_urls_only() -> None:
+def test_a_rule_of_a_blueprint_without_a_view_only_builds_urls() -> None:
     app = Flask("app")
     blueprint = Blueprint("bp", "x", url_prefix="/bp")
     blueprint.add_url_rule("/elsewhere", "elsewhere", build_only=True)
@@ -441,7 +439,9 @@ def test_a_blueprint_of_coroutines_needs_the_asyncio_extension() -> None:
 # Settings
 
 
-def test_a_routes_settings_win_over_the_extensions_and_those_over_the_apps(blocking: Site) -> None:
+def test_settings_of_a_route_override_those_of_the_extension_and_these_override_those_of_the_app(
+    blocking: Site,
+) -> None:
     app = Flask("app")
     app.config.update(WEBSOCKET_PING_INTERVAL=1, WEBSOCKET_SUBPROTOCOLS=["app"])
     websocket = WebSocket(ping_interval=2)
@@ -455,7 +455,7 @@ def test_a_routes_settings_win_over_the_extensions_and_those_over_the_apps(block
         assert client.recv(DEADLINE) == f"{timeout} app"
 
 
-def test_timeout_is_the_ping_interval_of_0_6_1() -> None:
+def test_timeout_means_the_ping_interval_as_in_0_6_1() -> None:
     app = Flask("app")
     WebSocket(app, 30)
     assert app.extensions["uwsgi_websocket"].route("x", [], {}, {}).settings.ping_interval == 30
@@ -465,19 +465,19 @@ def test_timeout_is_the_ping_interval_of_0_6_1() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES.values())
-def test_a_setting_of_the_extension_that_makes_no_sense_is_told_at_once(mode: Any) -> None:
+def test_an_invalid_setting_of_the_extension_raises_at_once(mode: Any) -> None:
     with pytest.raises(ValueError, match="ping_interval must be a number above 0"):
         mode.extension(ping_interval=-1)
     with pytest.raises(TypeError, match="ping_intervall"):
         mode.extension(ping_intervall=1)
 
 
-def test_a_setting_of_a_route_that_makes_no_sense_is_told_at_once() -> None:
+def test_an_invalid_setting_of_a_route_raises_at_once() -> None:
     with pytest.raises(ValueError, match="max_message_size must be a number above 0"):
         WebSocket().add_url_rule("/", "x", say("x"), max_message_size=0)
 
 
-def test_a_setting_of_the_app_that_makes_no_sense_is_told_by_init_app() -> None:
+def test_an_invalid_setting_of_the_app_raises_in_init_app() -> None:
     app = Flask("app")
     app.config["WEBSOCKET_SEND_BUFFER"] = 0
     with pytest.raises(ValueError, match="send_buffer must be a number above 0"):
@@ -495,7 +495,7 @@ def test_a_setting_of_the_app_that_makes_no_sense_is_told_by_init_app() -> None:
         ("WEBSOCKETS_PING_INTERVAL", "WEBSOCKET_PING_INTERVAL"),
     ],
 )
-def test_a_key_that_is_almost_a_settings_is_told_by_init_app(
+def test_init_app_warns_of_a_key_that_is_almost_the_key_of_a_setting(
     key: str, meant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Flask("app")
@@ -506,7 +506,7 @@ def test_a_key_that_is_almost_a_settings_is_told_by_init_app(
     ]
 
 
-def test_keys_of_the_applications_own_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+def test_init_app_ignores_the_applications_own_keys(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask("app")
     app.config.update(
         WEBSOCKET_URL="wss://example.com", WEBSOCKET_PORT=1, WEBSOCKET_REDIS="", WEBSOCKET_PING_INTERVAL=9
@@ -515,7 +515,7 @@ def test_keys_of_the_applications_own_are_passed_over(caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: Site) -> None:
+def test_an_invalid_setting_that_the_app_gets_later_is_logged_as_an_error(blocking: Site) -> None:
     blocking.websocket.add_url_rule("/", "x", say("x"))
     blocking.app.config["WEBSOCKET_SEND_BUFFER"] = 0
     assert blocking.refusal().status == 500
@@ -525,7 +525,7 @@ def test_a_setting_of_the_app_that_comes_later_is_an_error_in_the_log(blocking: 
 # Warnings
 
 
-def test_a_warning_is_logged_once_for_each_of_its_subjects_and_for_so_many_at_most() -> None:
+def test_a_warning_is_logged_once_for_each_subject_up_to_a_number_of_subjects() -> None:
     warned = Warned()
     assert [warned.is_first_time("session") for _ in range(2)] == [True, False]
     assert [warned.is_first_time("page", rule) for rule in ("/a", "/b", "/a")] == [True, True, False]
@@ -556,7 +556,7 @@ def test_before_request_may_answer_instead_of_the_handshake(site: Site, answer: 
     assert list(site.connect("/?token=1")) == ["welcome"]
 
 
-def test_error_handlers_answer_what_a_handler_aborts_before_the_handshake(site: Site) -> None:
+def test_error_handlers_answer_when_a_handler_aborts_before_the_handshake(site: Site) -> None:
     @site.app.errorhandler(403)
     def forbidden(error: Exception) -> Any:
         return {"error": "members only"}, 403
@@ -623,7 +623,7 @@ def test_middleware_may_answer_instead_of_the_app(blocking: Site) -> None:
     assert hear(blocking, "/") == "x"
 
 
-def test_the_debugger_may_be_asked_for(blocking: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_debugger_can_be_enabled(blocking: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_UWSGI_DEBUG", "1")
     app = Flask("app")
     websocket = WebSocket(app)
@@ -648,7 +648,7 @@ def test_the_debugger_may_be_asked_for(blocking: Site, monkeypatch: pytest.Monke
         blocking.connect("/late").recv(DEADLINE)
 
 
-def test_the_handler_names_its_view(blocking: Site) -> None:
+def test_the_handler_gives_its_name_to_the_view(blocking: Site) -> None:
     def handler(ws: Any) -> None:
         """What it is for."""
 
@@ -658,7 +658,7 @@ def test_the_handler_names_its_view(blocking: Site) -> None:
     assert (view.__name__, view.__doc__, view.__module__) == ("handler", "What it is for.", __name__)
 
 
-def test_the_rule_is_listed_among_the_apps() -> None:
+def test_the_app_lists_the_rule() -> None:
     app = Flask("app")
     WebSocket(app).add_url_rule("/socket", "x", say("x"))
     (rule,) = (rule for rule in app.url_map.iter_rules() if rule.endpoint == "x")
@@ -672,7 +672,7 @@ def test_the_rule_is_listed_among_the_apps() -> None:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was passed to run_uwsgi(), whose own tests are elsewhere."""
+    """The arguments of run_uwsgi(). Its own tests are in ``cli``."""
     calls: list[Any] = []
 
     def record(*args: Any, **kwargs: Any) -> None:
@@ -747,7 +747,7 @@ def test_each_worker_of_the_asyncio_engine_gets_an_event_loop(monkeypatch: pytes
         uwsgi.post_fork_hook()
         assert len(loops) == 1
         assert uwsgi.forked == ["theirs", "theirs"]
-        # --lazy-apps
+        # With --lazy-apps
         del uwsgi.post_fork_hook
         AsyncioWebSocket(Flask("three"))
         assert len(loops) == 2

@@ -1,4 +1,4 @@
-"""What 0.6.1 had, is there; or docs/migrating.md says what to use instead."""
+"""Every name of 0.6.1 still exists, or docs/migrating.md names a replacement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.wire import TEXT
 
 MIGRATING = DOCS / "migrating.md"
 
-#: What ``from flask_uwsgi_websocket import *`` gave, without what came from elsewhere, such as ``os`` and ``Queue``.
+#: The names that ``from flask_uwsgi_websocket import *`` defined, without those of other modules, such as ``os``.
 NAMES = [
     "AsyncWebSocket",
     "AsyncWebSocketClient",
@@ -46,7 +46,7 @@ _MIDDLEWARE = "client wsgi_app websocket"
 _EXTENSION = "add_url_rule init_app middleware register_blueprint route run view_functions"
 _GONE = "app blueprints debug routes timeout url_map"
 
-#: The methods and attributes of its classes: those that are still there, and those that are gone.
+#: The methods and attributes of each class: those that still exist, and those that were removed.
 MEMBERS = {
     "AsyncWebSocket": (_EXTENSION, _GONE),
     "AsyncWebSocketClient": (_PLAIN_CLIENT, ""),
@@ -62,7 +62,7 @@ MEMBERS = {
     "WebSocketMiddleware": (_MIDDLEWARE, ""),
 }
 
-#: How its callables could be called.
+#: The calls that 0.6.1 allowed.
 CALLS = """
     WebSocket(app, timeout)
     GeventWebSocket(app=app, timeout=timeout)
@@ -106,14 +106,14 @@ def make(name: str) -> Any:
     return made(None, None) if name.endswith("Middleware") else made()
 
 
-def test_every_name_of_0_6_1_is_given_by_a_star_import() -> None:
+def test_a_star_import_defines_every_name_of_0_6_1() -> None:
     namespace: dict[str, Any] = {}
     exec("from flask_uwsgi_websocket import *", namespace)
     assert set(NAMES) <= namespace.keys()
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_every_member_of_0_6_1_is_there_or_in_the_guide_to_migration(name: str) -> None:
+def test_every_member_of_0_6_1_exists_or_is_in_the_migration_guide(name: str) -> None:
     there, gone = map(str.split, MEMBERS[name])
     instance = make(name)
     assert [member for member in (*there, *gone) if not hasattr(instance, member)] == gone
@@ -122,7 +122,7 @@ def test_every_member_of_0_6_1_is_there_or_in_the_guide_to_migration(name: str) 
 
 
 @pytest.mark.parametrize("call", [line.strip() for line in CALLS.strip().splitlines()])
-def test_calls_of_0_6_1_still_fit(call: str) -> None:
+def test_the_signatures_accept_the_calls_of_0_6_1(call: str) -> None:
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     function = operator.attrgetter(ast.unparse(node.func))(flask_uwsgi_websocket)

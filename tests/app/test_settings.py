@@ -1,4 +1,4 @@
-"""The settings of a connection: where they come from, and which values make sense."""
+"""The settings of a connection: their sources and their valid values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flask_uwsgi_websocket import Compression, RateLimit
 from flask_uwsgi_websocket.settings import NAMES, Settings, check_count, resolve, setting
 
 
-def test_without_configuration_there_are_defaults() -> None:
+def test_without_configuration_the_settings_have_defaults() -> None:
     settings = resolve({})
     assert settings == Settings()
     assert settings == Settings(
@@ -93,13 +93,13 @@ def test_a_ping_time_is_a_number_above_0_or_none(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("origins", ["https://example.com", "same origin", "", "null"])
-def test_one_origin_is_a_list_of_one(origins: str) -> None:
+def test_one_origin_is_no_list_of_origins(origins: str) -> None:
     with pytest.raises(ValueError, match="a list of origins"):
         Settings(origins=origins)
 
 
 @pytest.mark.parametrize("value", [None, 1, iter(["https://example.com"])], ids=["None", "1", "iterator"])
-def test_lists_are_lists(value: Any) -> None:
+def test_lists_must_be_lists(value: Any) -> None:
     with pytest.raises(TypeError, match=r"origins must be .* or a list of origins, not"):
         Settings(origins=value)
     with pytest.raises(TypeError, match="subprotocols must be a list of names, not"):
@@ -118,13 +118,13 @@ def test_a_listed_origin_has_a_scheme_and_a_host_and_no_path(origin: str) -> Non
 @pytest.mark.parametrize(
     "origin", ["https://a*.example.com", "https://*.*.com", "https://a.*.com", "https://*", "https://*."]
 )
-def test_a_listed_origin_has_its_asterisk_in_front_of_a_domain(origin: str) -> None:
+def test_a_listed_origin_has_its_asterisk_only_in_front_of_a_domain(origin: str) -> None:
     Settings(origins=["https://*.example.com:8443"])
     with pytest.raises(ValueError, match=r"a \* stands for subdomains, as in https://\*.example.com"):
         Settings(origins=[origin])
 
 
-def test_subprotocols_are_a_list() -> None:
+def test_subprotocols_must_be_a_list() -> None:
     with pytest.raises(TypeError, match="a list of names"):
         Settings(subprotocols="chat")
     with pytest.raises(ValueError, match="'a chat' cannot name a subprotocol"):
@@ -149,7 +149,7 @@ def test_text_as_bytes_is_a_bool(value: Any) -> None:
         Settings(text_as_bytes=value)
 
 
-def test_a_setting_that_does_not_exist_is_a_type_error() -> None:
+def test_an_unknown_setting_raises_a_type_error() -> None:
     with pytest.raises(TypeError, match="ping_intervall"):
         resolve({}, {"ping_intervall": 1})
 
@@ -162,13 +162,13 @@ def test_a_setting_that_does_not_exist_is_a_type_error() -> None:
         ("colour", "the settings are origins, max_message_size, max_fragments, "),
     ],
 )
-def test_a_name_that_is_no_setting_is_answered_with_the_nearest_or_with_all(name: str, advice: str) -> None:
+def test_an_unknown_name_gets_an_error_with_the_nearest_setting_or_with_all_settings(name: str, advice: str) -> None:
     with pytest.raises(TypeError) as error:
         resolve({}, {name: 1})
     assert str(error.value).startswith(f"{name} is not a setting: {advice}")
 
 
-def test_a_setting_without_a_check_is_an_error_where_it_is_declared() -> None:
+def test_a_setting_without_a_check_raises_where_it_is_declared() -> None:
     for declared in (1, field(default=1), field(default=1, metadata={"key": "X"})):
         with pytest.raises(TypeError, match=r"More\.unchecked has no check: declare it as unchecked = setting\("):
 
@@ -181,7 +181,7 @@ def test_a_setting_without_a_check_is_an_error_where_it_is_declared() -> None:
             bare: int
 
 
-def test_a_setting_that_is_added_is_checked() -> None:
+def test_a_setting_that_a_subclass_adds_is_checked() -> None:
     @dataclass(frozen=True)
     class More(Settings):
         rooms: int = setting(1, check_count)
@@ -193,5 +193,5 @@ def test_a_setting_that_is_added_is_checked() -> None:
         More(max_queue=0)
 
 
-def test_the_docstring_has_every_setting_in_its_order() -> None:
+def test_the_docstring_has_every_setting_in_the_order_of_the_fields() -> None:
     assert re.findall(r":param (\w+):", str(Settings.__doc__)) == [each.name for each in fields(Settings)]

@@ -1,4 +1,4 @@
-"""Signals tell of each connection what has happened to it, once, and whoever listens can do it no harm."""
+"""Signals report each event of a connection once, and receivers cannot harm the connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flask_uwsgi_websocket import (
     websocket_rejected,
     websocket_sent,
 )
-from support.inprocess import DEADLINE, MODES, ROOM, Clock, RawClient, Site, serving, wait_for_housekeepers, wait_until
+from support.inprocess import DEADLINE, MODES, ROOM, Clock, RawClient, Site, serving, wait_for_background, wait_until
 from support.wire import BINARY, CLOSE, PING, TEXT, close_body
 
 SIGNALS: dict[str, NamedSignal] = {
@@ -44,7 +44,7 @@ Heard = list[tuple[str, dict[str, Any]]]
 
 
 def receivers(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """Make a receiver for each signal, which gives its name to *function* before what it was called with."""
+    """Return a receiver for each signal, which calls *function* with the signal's name and its own arguments."""
 
     def receiver(name: str) -> Callable[..., Any]:
         return lambda app, **kwargs: function(name, app, **kwargs)
@@ -54,7 +54,7 @@ def receivers(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
 
 @pytest.fixture
 def heard(site: Site) -> Iterator[Heard]:
-    """What the signals of the site's app have told, in order."""
+    """The signals of the site's app, in the order in which they were sent."""
     told: Heard = []
     with ExitStack() as stack:
         for name, receiver in receivers(lambda name, app, **kwargs: told.append((name, kwargs))).items():
@@ -69,19 +69,19 @@ def cooperative() -> Iterator[Site]:
 
 
 def names(heard: Heard) -> list[str]:
-    """Return the names of all signals, once all connections have ended."""
-    wait_for_housekeepers()
+    """Return the names of all signals, after all connections have ended."""
+    wait_for_background()
     return [name for name, _ in heard]
 
 
 def talk(site: Site, path: str = "/") -> None:
-    """Say "x" to an echo."""
+    """Send "x" to an echo."""
     with site.connect(path) as client:
         client.send("x")
         assert client.recv(DEADLINE) == "x"
 
 
-# All of them
+# All signals
 
 
 def test_each_signal_has_its_keywords_and_the_app_as_its_sender(site: Site, echo: Any) -> None:
@@ -105,7 +105,7 @@ def test_each_signal_has_its_keywords_and_the_app_as_its_sender(site: Site, echo
         with pytest.raises(ClientSawClose, match="1011"):
             site.connect("/fails").recv(DEADLINE)
         assert site.refusal("/nowhere").status == 404
-        wait_for_housekeepers()
+        wait_for_background()
     assert "oops" in str(site.logged().exc_info)
 
     assert all(app is site.app for _, app, _ in told)
@@ -136,17 +136,17 @@ def test_the_signals_of_a_connection_come_in_their_order(site: Site, echo: Any, 
     assert len({each["ws"].id for _, each in heard}) == 1
 
 
-def test_a_receiver_that_names_an_app_hears_of_no_other(site: Site, echo: Any) -> None:
+def test_a_receiver_for_one_app_hears_of_no_other_app(site: Site, echo: Any) -> None:
     told: list[str] = []
     with ExitStack() as stack:
         for name, receiver in receivers(lambda name, app, **kwargs: told.append(name)).items():
             stack.enter_context(SIGNALS[name].connected_to(receiver, Flask("other")))
         talk(site)
-        wait_for_housekeepers()
+        wait_for_background()
     assert not told
 
 
-def test_a_message_is_told_of_before_the_handler_gets_it(site: Site) -> None:
+def test_the_signal_of_a_message_comes_before_the_handler_gets_the_message(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.send(f"{await ws.receive()} {g.told}")
@@ -159,7 +159,7 @@ def test_a_message_is_told_of_before_the_handler_gets_it(site: Site) -> None:
         assert client.recv(DEADLINE) == "x X"
 
 
-def test_recv_nb_tells_of_the_message_too(site: Site, heard: Heard) -> None:
+def test_recv_nb_sends_the_signal_of_a_message_too(site: Site, heard: Heard) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         while (message := ws.recv_nb()) is None:
@@ -173,7 +173,7 @@ def test_recv_nb_tells_of_the_message_too(site: Site, heard: Heard) -> None:
     assert heard[-1][1]["messages_received"] == 1
 
 
-def test_json_is_told_of_as_it_travels(site: Site, heard: Heard) -> None:
+def test_the_signal_of_a_json_message_has_its_text(site: Site, heard: Heard) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.send_json(await ws.receive_json())
@@ -185,7 +185,7 @@ def test_json_is_told_of_as_it_travels(site: Site, heard: Heard) -> None:
     assert [each["message"] for _, each in heard[1:3]] == ["[1]", "[1]"]
 
 
-def test_what_could_not_be_sent_is_not_told_of(site: Site, heard: Heard) -> None:
+def test_a_message_that_could_not_be_sent_has_no_signal(site: Site, heard: Heard) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         with pytest.raises(TypeError):
@@ -200,7 +200,7 @@ def test_what_could_not_be_sent_is_not_told_of(site: Site, heard: Heard) -> None
     assert heard[-1][1]["messages_sent"] == 0
 
 
-def test_a_connection_is_connected_once_though_ten_send_at_once(site: Site, heard: Heard) -> None:
+def test_a_connection_is_connected_once_though_ten_tasks_send_at_the_same_time(site: Site, heard: Heard) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async def send() -> None:
@@ -220,7 +220,7 @@ def test_a_connection_is_connected_once_though_ten_send_at_once(site: Site, hear
 
 
 async def serve_one(site: Site, ws: Any, ending: str) -> None:
-    """Echo a message, and end or wait for the end."""
+    """Echo a message, then end the connection or wait for its end."""
     await ws.send(await ws.receive())
     if ending == "the handler raises":
         raise KeyError("oops")
@@ -303,7 +303,9 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_connection_is_closed_once_whatever_ends_it(site: Site, heard: Heard, clock: Clock, ending: str) -> None:
+def test_a_connection_has_one_closed_signal_whatever_ends_it(
+    site: Site, heard: Heard, clock: Clock, ending: str
+) -> None:
     site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 1000
     if ending == "the client does not read":
         site.app.config.update(WEBSOCKET_SEND_TIMEOUT=0.2, WEBSOCKET_SEND_BUFFER=1000)
@@ -339,7 +341,7 @@ def test_a_connection_is_closed_once_whatever_ends_it(site: Site, heard: Heard, 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_connection_is_closed_also_by_the_end_of_its_process(blocking: Site) -> None:
+def test_the_end_of_its_process_also_closes_a_connection(blocking: Site) -> None:
     closed: list[Any] = []
     blocking.websocket.on_close(lambda app, code, initiator, **extra: closed.append((code, initiator)))
 
@@ -350,11 +352,11 @@ def test_a_connection_is_closed_also_by_the_end_of_its_process(blocking: Site) -
 
     with pytest.raises(ClientSawClose, match="1011"):
         blocking.connect().recv(DEADLINE)
-    wait_for_housekeepers()
+    wait_for_background()
     assert closed == [(1011, "error")]
 
 
-def test_closed_is_told_after_all_else_and_before_the_contexts_are_torn_down(site: Site, heard: Heard) -> None:
+def test_closed_is_the_last_signal_and_comes_before_the_contexts_are_torn_down(site: Site, heard: Heard) -> None:
     site.app.teardown_request(lambda error: heard.append(("teardown_request", {})))
     site.app.teardown_appcontext(lambda error: heard.append(("teardown_appcontext", {})))
     site.websocket.teardown_websocket(lambda error: heard.append(("teardown_websocket", {})))
@@ -390,7 +392,7 @@ REJECTIONS = {
 
 
 def refuse_everything(site: Site) -> None:
-    """Declare handlers and hooks that refuse."""
+    """Declare handlers and hooks that refuse connections."""
 
     @site.route("/<how>")
     async def handler(ws: Any, how: str) -> Any:
@@ -411,7 +413,7 @@ async def _never(ws: Any) -> None:
 
 
 @pytest.mark.parametrize("path", REJECTIONS)
-def test_a_refused_upgrade_is_rejected_once_and_neither_connected_nor_closed(
+def test_a_refused_upgrade_has_one_rejected_signal_and_no_connected_or_closed_signal(
     site: Site, heard: Heard, path: str
 ) -> None:
     refuse_everything(site)
@@ -430,7 +432,7 @@ def test_a_refused_upgrade_is_rejected_once_and_neither_connected_nor_closed(
         ({"sec_websocket_version": "8"}, 426),
     ],
 )
-def test_a_handshake_that_is_refused_is_rejected(
+def test_a_refused_handshake_has_a_rejected_signal(
     site: Site, echo: Any, heard: Heard, headers: Any, status: int
 ) -> None:
     assert site.refusal(**headers).status == status
@@ -438,20 +440,20 @@ def test_a_handshake_that_is_refused_is_rejected(
     assert heard[0][1]["response"].status_code == status
 
 
-def test_a_plain_request_is_no_rejection(site: Site, echo: Any, heard: Heard) -> None:
+def test_a_plain_request_has_no_rejected_signal(site: Site, echo: Any, heard: Heard) -> None:
     site.app.add_url_rule("/page", "page", lambda: "page")
     for path in ("/", "/page", "/nowhere"):
         assert site.refusal(path, upgrade=None, connection=None).status in {426, 200, 404}
     assert names(heard) == []
 
 
-def test_a_failing_after_hook_is_a_rejection(site: Site, echo: Any, heard: Heard) -> None:
+def test_a_failing_after_hook_causes_a_rejected_signal(site: Site, echo: Any, heard: Heard) -> None:
     site.websocket.after_websocket(lambda response: abort(418))
     assert site.refusal().status == 418
     assert names(heard) == ["rejected"]
 
 
-def test_a_connection_is_not_rejected_though_a_function_after_the_request_replaces_its_response(
+def test_a_connection_has_no_rejected_signal_when_after_request_replaces_its_response(
     site: Site, echo: Any, heard: Heard
 ) -> None:
     site.app.after_request(lambda response: site.app.response_class("replaced", 200))
@@ -460,7 +462,7 @@ def test_a_connection_is_not_rejected_though_a_function_after_the_request_replac
     assert site.websocket.stats()["rejected"] == 0
 
 
-def test_a_rejection_is_told_of_also_outside_of_uwsgi(mode: str) -> None:
+def test_a_rejection_has_a_signal_outside_of_uwsgi_too(mode: str) -> None:
     MODES[mode].extension(app := Flask("app"))
     told: list[int] = []
     with websocket_rejected.connected_to(lambda app, response, **extra: told.append(response.status_code), app):
@@ -511,7 +513,7 @@ def test_a_muted_signal_is_not_heard(site: Site, echo: Any, heard: Heard) -> Non
         assert names(heard) == ["sent", "closed"]
 
 
-def test_a_receiver_that_nobody_holds_is_forgotten_but_a_listener_is_held(site: Site, echo: Any) -> None:
+def test_a_receiver_is_held_weakly_and_a_listener_strongly(site: Site, echo: Any) -> None:
     def connect_receivers() -> None:
         def receiver(app: Any, ws: Any, **extra: Any) -> None:
             site.note("receiver")
@@ -525,7 +527,7 @@ def test_a_receiver_that_nobody_holds_is_forgotten_but_a_listener_is_held(site: 
     connect_receivers()
     gc.collect()
     talk(site)
-    wait_for_housekeepers()
+    wait_for_background()
     assert list(site.notes.queue) == ["listener"]
 
 
@@ -563,10 +565,12 @@ def test_a_receiver_may_use_the_connection(blocking: Site) -> None:
             client.recv(DEADLINE)
 
 
-# on_connect and its like
+# Listeners, such as on_connect
 
 
-def test_listeners_hear_of_their_blueprint_and_those_in_it_from_the_app_inwards_before_receivers(site: Site) -> None:
+def test_listeners_hear_of_their_blueprint_and_nested_ones_from_the_app_inwards_and_before_receivers(
+    site: Site,
+) -> None:
     inner, plain, outer, other = (
         WebSocketBlueprint("inner", __name__, url_prefix="/inner"),
         Blueprint("plain", __name__),
@@ -607,7 +611,7 @@ def test_listeners_hear_of_their_blueprint_and_those_in_it_from_the_app_inwards_
         told.clear()
         with websocket_connected.connected_to(lambda app, **extra: told.append("receiver"), site.app):
             talk(site, path)
-            wait_for_housekeepers()
+            wait_for_background()
         assert site.logged()
         expected = {kind: [f"{kind} {name}" for name in ("app", *owners)] for kind in kinds}
         assert told == [
@@ -629,7 +633,7 @@ def test_a_failing_listener_is_logged_and_harms_neither_the_others_nor_the_conne
         register(lambda app, kind=kind, **extra: site.note(kind))
     talk(site)
     assert [site.noted() for _ in range(3)] == ["connect", "message", "close"]
-    wait_for_housekeepers()
+    wait_for_background()
     assert ["oops" in str(record.exc_info) for record in site.log] == [True] * 3
     site.log.clear()
 
@@ -668,14 +672,14 @@ def test_coroutine_receivers_are_awaited_in_the_asyncio_mode(cooperative: Site) 
     site.websocket.on_message(receivers(slowly)["message"])
     with ExitStack() as stack:
         for name in SIGNALS:
-            # Without what receivers() does: it is the coroutine function that is known as one.
+            # Not made by receivers(): the signal recognizes only a coroutine function itself as a coroutine receiver.
             async def receiver(app: Any, name: str = name, **kwargs: Any) -> None:
                 await slowly(name, app, **kwargs)
 
             stack.enter_context(SIGNALS[name].connected_to(receiver, site.app))
-            stack.callback(lambda receiver=receiver: None)  # held until then
+            stack.callback(lambda receiver=receiver: None)  # holds the receiver until the end of the block
         talk(site)
-        wait_for_housekeepers()
+        wait_for_background()
         assert site.refusal("/nowhere").status == 404
     assert site.logged()
     assert list(site.notes.queue) == [
@@ -716,7 +720,7 @@ def test_coroutine_receivers_of_recv_nb_run_a_little_later(cooperative: Site) ->
     assert cooperative.noted() == "x"
 
 
-def test_a_receiver_may_ask_a_rejected_client_whatever_it_likes(site: Site) -> None:
+def test_a_receiver_may_read_every_attribute_of_a_rejected_client(site: Site) -> None:
     def rejected(app: Any, ws: Any, response: Any, **extra: Any) -> None:
         site.note((response.status_code, ws.timeout, ws.shutdown_timeout, ws.connected, ws.close_code, ws.fd))
 

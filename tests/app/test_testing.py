@@ -1,4 +1,4 @@
-"""The test client: WebSockets of an app, without a server."""
+"""The test client opens WebSockets of an app without a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flask_uwsgi_websocket import (
 )
 from support.inprocess import DEADLINE, Background, Gevent, Threads, wait_until
 
-#: Deliberate; so that it is nobody else's.
+#: The error that handlers raise on purpose. No other code raises it.
 Deliberate = type("Deliberate", (Exception,), {})
 
 
@@ -57,12 +57,12 @@ def mode(request: pytest.FixtureRequest) -> Threads:
 
 
 def send_for_ever(ws: Any) -> NoReturn:
-    """Send until it raises."""
+    """Send until a send raises."""
     while True:
         ws.send("x" * 100_000)
 
 
-# Each kind of handlers
+# With each kind of handlers
 
 
 def test_messages_go_both_ways(app: Flask, mode: Threads) -> None:
@@ -95,7 +95,7 @@ def test_with_accept_early_the_handshake_comes_before_the_handler(app: Flask, mo
         received.append(ws.recv_nb())
         received.append(await ws.receive())
 
-    with app.test_client().websocket() as ws:  # which returns when the handshake is made
+    with app.test_client().websocket() as ws:  # websocket() returns after the handshake
         wait_until(lambda: received)
         ws.send("x")
         assert ws.receive() is None
@@ -118,7 +118,7 @@ def test_query_strings_headers_and_subprotocols_are_sent(app: Flask, mode: Threa
         assert ws.subprotocol is None
 
 
-def test_the_end_is_told_once_and_then_raises(app: Flask, mode: Threads) -> None:
+def test_receive_returns_none_once_at_the_end_and_then_raises(app: Flask, mode: Threads) -> None:
     @mode.extension(app).route("/")
     @mode.handler
     async def handler(ws: Any) -> None:
@@ -139,7 +139,7 @@ def test_the_end_is_told_once_and_then_raises(app: Flask, mode: Threads) -> None
         ws.receive_json()
 
 
-def test_the_tests_own_close_arrives(app: Flask, mode: Threads) -> None:
+def test_a_close_by_the_test_reaches_the_handler(app: Flask, mode: Threads) -> None:
     ends = []
 
     @mode.extension(app).route("/")
@@ -159,7 +159,7 @@ def test_the_tests_own_close_arrives(app: Flask, mode: Threads) -> None:
     assert ends == [(4000, "bye")]
 
 
-def test_at_the_end_of_the_block_the_handler_and_all_that_listen_have_ended(app: Flask, mode: Threads) -> None:
+def test_at_the_end_of_the_block_the_handler_and_all_listeners_have_ended(app: Flask, mode: Threads) -> None:
     done = []
     websocket = mode.extension(app)
 
@@ -180,7 +180,7 @@ def test_at_the_end_of_the_block_the_handler_and_all_that_listen_have_ended(app:
     assert done == ["handler", "left with 1000", "teardown"]
 
 
-def test_what_leaves_a_handler_is_raised_in_the_test(app: Flask, mode: Threads) -> None:
+def test_an_exception_of_the_handler_is_raised_in_the_test(app: Flask, mode: Threads) -> None:
     websocket = mode.extension(app)
 
     @websocket.route("/")
@@ -197,19 +197,19 @@ def test_what_leaves_a_handler_is_raised_in_the_test(app: Flask, mode: Threads) 
             ws.receive()
     assert ws.close_code == 1011
     ws = app.test_client().websocket("/")
-    assert ws.receive() == "first"  # which could not be sent any more after the end of the block
+    assert ws.receive() == "first"  # received before the block, because its end stops the sending
     with pytest.raises(Deliberate), ws:
         ws.send("fail")
     with app.test_client().websocket("/") as ws:
         ws.send("fail")
         with pytest.raises(Deliberate):
             send_for_ever(ws)
-    with app.test_client().websocket("/") as ws:  # others are not bothered
+    with app.test_client().websocket("/") as ws:  # a new client is not affected
         ws.send("go well")
         assert list(ws) == ["first"]
 
 
-def test_what_is_raised_before_the_handshake_is_raised_in_the_test(app: Flask, mode: Threads) -> None:
+def test_an_exception_before_the_handshake_is_raised_in_the_test(app: Flask, mode: Threads) -> None:
     @mode.extension(app).route("/")
     @mode.handler
     async def handler(ws: Any) -> None:
@@ -222,7 +222,7 @@ def test_what_is_raised_before_the_handshake_is_raised_in_the_test(app: Flask, m
         app.test_client().websocket("/")
 
 
-def test_without_testing_the_close_code_alone_tells_of_an_exception(app: Flask, mode: Threads) -> None:
+def test_without_testing_only_the_close_code_reports_an_exception(app: Flask, mode: Threads) -> None:
     app.testing = False
 
     @mode.extension(app).route("/")
@@ -251,7 +251,7 @@ def test_a_failed_check_in_a_handler_fails_the_test(app: Flask, mode: Threads) -
         ws.send("BaseException")
 
 
-def test_a_hanging_handler_is_named(app: Flask, mode: Threads) -> None:
+def test_the_error_for_a_hanging_handler_names_the_handler(app: Flask, mode: Threads) -> None:
     released = threading.Event()
 
     @mode.extension(app).route("/<where>")
@@ -275,7 +275,9 @@ def test_a_hanging_handler_is_named(app: Flask, mode: Threads) -> None:
     ws.close()
 
 
-def test_a_handler_that_hangs_at_the_end_or_before_it_receives_is_named_too(app: Flask, websocket: WebSocket) -> None:
+def test_the_error_also_names_a_handler_that_hangs_at_the_end_or_before_it_receives(
+    app: Flask, websocket: WebSocket
+) -> None:
     released = threading.Event()
 
     @websocket.route("/hang")
@@ -296,11 +298,11 @@ def test_a_handler_that_hangs_at_the_end_or_before_it_receives_is_named_too(app:
         released.set()
 
 
-def test_a_late_reader_is_waited_for(app: Flask, websocket: WebSocket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_waits_for_a_late_reader(app: Flask, websocket: WebSocket, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def poll() -> Any:
-        time.sleep(0.2)  # by when the socket would have been closed
+        time.sleep(0.2)  # longer than the client would take to close the socket
         return select.poll()
 
     @websocket.route("/hang")
@@ -316,7 +318,7 @@ def test_a_late_reader_is_waited_for(app: Flask, websocket: WebSocket, monkeypat
         released.set()
 
 
-def test_a_timeout_loses_nothing(app: Flask, mode: Threads) -> None:
+def test_a_timeout_loses_no_message(app: Flask, mode: Threads) -> None:
     released = threading.Event()
 
     @mode.extension(app).route("/")
@@ -337,7 +339,7 @@ def test_a_timeout_loses_nothing(app: Flask, mode: Threads) -> None:
 # Flask's client
 
 
-def test_a_refusal_raises_with_the_response(app: Flask, websocket: WebSocket) -> None:
+def test_a_refusal_raises_an_error_with_the_response(app: Flask, websocket: WebSocket) -> None:
     @websocket.route("/<how>")
     def refuse(ws: Any, how: str) -> Any:
         if how == "abort":
@@ -362,7 +364,7 @@ def test_a_refusal_raises_with_the_response(app: Flask, websocket: WebSocket) ->
 @pytest.mark.parametrize(
     ("headers", "status"), [({"Sec-WebSocket-Version": "8"}, 426), ({"Sec-WebSocket-Key": "short"}, 400)]
 )
-def test_headers_replace_those_of_the_handshake(
+def test_headers_of_the_test_replace_those_of_the_handshake(
     app: Flask, websocket: WebSocket, headers: dict[str, str], status: int
 ) -> None:
     with pytest.raises(HandshakeRejected) as caught:
@@ -379,7 +381,7 @@ def test_the_origin_is_checked(app: Flask, websocket: WebSocket) -> None:
     assert caught.value.response.status_code == 403
 
 
-def test_cookies_and_the_session_are_shared_with_pages(app: Flask, websocket: WebSocket) -> None:
+def test_pages_and_websockets_share_cookies_and_the_session(app: Flask, websocket: WebSocket) -> None:
     @app.get("/login")
     def log_in() -> str:
         session["user"] = "Ada"
@@ -404,7 +406,7 @@ def test_cookies_and_the_session_are_shared_with_pages(app: Flask, websocket: We
         pass
 
 
-def test_an_app_may_have_a_client_of_its_own(app: Flask, websocket: WebSocket) -> None:
+def test_an_app_may_have_its_own_class_of_test_clients(app: Flask, websocket: WebSocket) -> None:
     class User(UserMixin):
         id = "7"
 
@@ -426,13 +428,13 @@ def test_an_app_may_have_a_client_of_its_own(app: Flask, websocket: WebSocket) -
     assert caught.value.response.status_code == 401
 
 
-def test_a_client_class_that_was_set_before_is_left_alone(app: Flask) -> None:
+def test_the_extension_keeps_a_client_class_that_was_set_before(app: Flask) -> None:
     app.test_client_class = FlaskLoginClient
     WebSocket(app)
     assert app.test_client_class is FlaskLoginClient
 
 
-def test_addresses_of_url_for_are_taken(app: Flask, websocket: WebSocket) -> None:
+def test_the_client_accepts_addresses_of_url_for(app: Flask, websocket: WebSocket) -> None:
     @websocket.route("/address")
     def address(ws: Any) -> None:
         ws.send(request.url)
@@ -447,7 +449,7 @@ def test_addresses_of_url_for_are_taken(app: Flask, websocket: WebSocket) -> Non
         assert ws.receive() == "http://example.net:81/address"
 
 
-def test_middleware_in_front_sees_the_request(app: Flask, websocket: WebSocket) -> None:
+def test_middleware_around_the_app_sees_the_request(app: Flask, websocket: WebSocket) -> None:
     @websocket.route("/peer")
     def peer(ws: Any) -> None:
         ws.send(str(request.remote_addr))
@@ -457,7 +459,7 @@ def test_middleware_in_front_sees_the_request(app: Flask, websocket: WebSocket) 
         assert ws.receive() == "192.0.2.7"
 
 
-def test_contexts_are_the_connections_own(app: Flask, websocket: WebSocket) -> None:
+def test_a_connection_has_contexts_of_its_own(app: Flask, websocket: WebSocket) -> None:
     @websocket.route("/")
     def handler(ws: Any) -> None:
         g.mine = "the handler's"
@@ -466,12 +468,12 @@ def test_contexts_are_the_connections_own(app: Flask, websocket: WebSocket) -> N
 
     with app.app_context():
         g.mine = "the test's"
-        with app.test_client() as client, client.websocket("/") as ws:  # which preserves the contexts of pages
+        with app.test_client() as client, client.websocket("/") as ws:  # the client preserves the contexts of pages
             assert ws.receive() == "set"
             assert g.mine == "the test's"
 
 
-# What happens meanwhile
+# While a connection is open
 
 
 def test_many_clients_talk_to_each_other(app: Flask, websocket: WebSocket) -> None:
@@ -513,7 +515,7 @@ def test_a_page_that_closes_connections_does_not_wait_for_the_test(app: Flask, w
     assert (ws.close_code, ws.close_reason) == (4401, "logged out")
 
 
-def test_pings_are_answered_while_the_test_does_something_else(app: Flask, websocket: WebSocket) -> None:
+def test_pings_are_answered_while_the_test_does_other_work(app: Flask, websocket: WebSocket) -> None:
     @websocket.route("/ping")
     def ping(ws: Any) -> None:
         ws.ping()
@@ -524,7 +526,7 @@ def test_pings_are_answered_while_the_test_does_something_else(app: Flask, webso
         assert ws.receive() == "answered"
 
 
-def test_much_may_be_sent_before_anything_is_received(app: Flask, websocket: WebSocket) -> None:
+def test_the_test_may_send_much_before_it_receives(app: Flask, websocket: WebSocket) -> None:
     messages = [f"{number} {'x' * 100_000}" for number in range(100)]
     with app.test_client().websocket("/echo", timeout=DEADLINE) as ws:
         for message in messages:
@@ -564,7 +566,7 @@ def test_compression_may_be_offered(app: Flask, websocket: WebSocket) -> None:
             assert ws.receive() == message
 
 
-def test_a_handler_that_never_stops_sending_waits_for_the_test(app: Flask, websocket: WebSocket) -> None:
+def test_a_handler_that_sends_without_end_waits_for_the_test(app: Flask, websocket: WebSocket) -> None:
     sent = []
 
     @websocket.route("/flood")
@@ -576,16 +578,16 @@ def test_a_handler_that_never_stops_sending_waits_for_the_test(app: Flask, webso
     with app.test_client().websocket("/flood") as ws:
         wait_until(lambda: len(sent) > 10_000)
         before = 0
-        while before != len(sent):  # until it waits
+        while before != len(sent):  # until the handler waits
             before = len(sent)
             time.sleep(0.1)
         assert len(sent) < 100_000
         assert [ws.receive() for _ in range(20_000)] == ["x" * 100] * 20_000
 
 
-def test_what_breaks_a_rule_ends_the_connection_at_once(app: Flask, websocket: WebSocket) -> None:
+def test_a_message_that_is_too_big_ends_the_connection_at_once(app: Flask, websocket: WebSocket) -> None:
     app.config.update(WEBSOCKET_MAX_MESSAGE_SIZE=10, WEBSOCKET_CLOSE_TIMEOUT=10 * DEADLINE)
-    for size in (11, 2**22):  # of which the larger one is refused while it is being sent
+    for size in (11, 2**22):  # the server refuses the larger one while the test still sends it
         with app.test_client().websocket("/echo", timeout=DEADLINE) as ws:
             ws.send(bytes(size))
             assert ws.receive() is None
@@ -622,7 +624,7 @@ def test_hooks_run(app: Flask, websocket: WebSocket) -> None:
         assert ws.receive() is None
 
 
-def test_a_failed_test_is_not_hidden_by_the_end_of_its_block(app: Flask, websocket: WebSocket) -> None:
+def test_the_end_of_the_block_does_not_hide_the_error_of_a_failed_test(app: Flask, websocket: WebSocket) -> None:
     @websocket.route("/fail")
     def fail(ws: Any) -> None:
         ws.receive()

@@ -1,4 +1,4 @@
-"""WebSocketView: a handler as a class, with a method for each event."""
+"""WebSocketView is a handler as a class, with a method for each event."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flask import abort, g, request
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 
 from flask_uwsgi_websocket import AsyncioWebSocket, ConnectionClosed, WebSocket, WebSocketBlueprint, WebSocketView
-from support.inprocess import DEADLINE, AwaitableClient, Site, run, wait_for_housekeepers
+from support.inprocess import DEADLINE, AwaitableClient, Site, run, wait_for_background
 from support.wire import CLOSE, TEXT, close_body
 
 
 def in_mode(site: Site, view: type[WebSocketView]) -> type[WebSocketView]:
-    """Make plain methods of a view's coroutine functions, except in the asyncio mode."""
+    """Turn the coroutine functions of a view into plain methods, except in the asyncio mode."""
     if site.mode.name == "asyncio":
         return view
 
@@ -30,7 +30,7 @@ def in_mode(site: Site, view: type[WebSocketView]) -> type[WebSocketView]:
 
 
 class Echo(WebSocketView):
-    """A view that notes what happens to it."""
+    """A view that notes its events."""
 
     def __init__(self, site: Site, greeting: str = "hello") -> None:
         self.site = site
@@ -67,7 +67,7 @@ def serve(site: Site, view: type[WebSocketView] = Echo, *args: Any, **kwargs: An
     site.app.register_blueprint(chat)
 
 
-def test_each_connection_has_an_instance_of_its_own_and_its_methods_are_called(site: Site) -> None:
+def test_each_connection_has_its_own_instance_whose_methods_are_called(site: Site) -> None:
     serve(site, Echo, "hi")
     clients = {room: site.connect(f"/{room}") for room in ("a", "b")}
     for room, client in clients.items():
@@ -97,7 +97,7 @@ def test_the_view_names_the_endpoint_and_gets_the_arguments_of_as_view(blocking:
         assert client.recv(DEADLINE) == "talk 3"
 
 
-def test_a_view_may_leave_all_methods_to_their_defaults(blocking: Site) -> None:
+def test_every_method_of_a_view_has_a_default(blocking: Site) -> None:
     blocking.websocket.add_url_rule("/<room>", view_func=WebSocketView.as_view("silent"))
     with blocking.connect("/a") as client:
         client.send("x")
@@ -112,15 +112,15 @@ def test_on_connect_may_refuse_before_the_handshake_and_on_close_is_not_called(
     response = site.refusal(f"/{room}")
     assert response.status == status
     assert body in response.body
-    wait_for_housekeepers()
+    wait_for_background()
     assert site.notes.empty()
 
 
-def test_an_exception_in_on_connect_is_a_500_and_on_close_is_not_called(site: Site) -> None:
+def test_an_exception_in_on_connect_gets_500_and_on_close_is_not_called(site: Site) -> None:
     serve(site)
     assert site.refusal("/broken").status == 500
     assert site.logged().exc_info
-    wait_for_housekeepers()
+    wait_for_background()
     assert site.notes.empty()
 
 
@@ -142,7 +142,7 @@ def test_on_connect_may_send_before_the_first_message_is_received(site: Site) ->
     ("message", "code", "reason"),
     [("abort", 4404, "Not Found"), ("fail", 1011, "internal error"), ("close", 4001, "bye")],
 )
-def test_on_close_is_called_once_also_when_a_method_has_raised_or_closed(
+def test_on_close_is_also_called_once_after_a_method_has_raised_or_closed(
     site: Site, message: str, code: int, reason: str
 ) -> None:
     serve(site)
@@ -151,7 +151,7 @@ def test_on_close_is_called_once_also_when_a_method_has_raised_or_closed(
         with pytest.raises(ClientSawClose):
             client.recv(DEADLINE)
     assert (client.close_code, client.close_reason) == (code, reason)
-    wait_for_housekeepers()
+    wait_for_background()
     assert site.noted()[:3] == ("a", code, reason)
     assert site.notes.empty()
     if message == "fail":
@@ -169,12 +169,12 @@ def test_on_close_is_called_once_whatever_the_client_does(site: Site, how: str) 
     elif how == "protocol error":
         client.frame(3)
     client.close()
-    wait_for_housekeepers()
+    wait_for_background()
     assert site.noted()[:2] == ("a", {"close without a code": 1005, "protocol error": 1002}.get(how, 1006))
     assert site.notes.empty()
 
 
-def test_an_exception_in_on_close_is_logged_and_harms_nobody(site: Site) -> None:
+def test_an_exception_in_on_close_is_logged_and_harms_no_other_connection(site: Site) -> None:
     class Failing(Echo):
         async def on_close(self, ws: Any, code: int, reason: str) -> None:
             raise LookupError("in on_close")
@@ -186,11 +186,11 @@ def test_an_exception_in_on_close_is_logged_and_harms_nobody(site: Site) -> None
         assert client.read_frame() == (TEXT, b"hello a 'x'")
         client.frame(CLOSE, close_body(1000))
         assert client.read_frame() == (CLOSE, close_body(1000))
-        wait_for_housekeepers()
+        wait_for_background()
         assert "in on_close" in str(site.logged().exc_info)
 
 
-def test_each_message_has_an_app_context_of_its_own(site: Site) -> None:
+def test_each_message_has_its_own_app_context(site: Site) -> None:
     site.app.teardown_appcontext(lambda error: site.note(f"teardown of {g.get('message')}"))
 
     class Contexts(Echo):
@@ -235,7 +235,7 @@ def test_decorators_are_applied_in_the_order_of_flasks_views(site: Site) -> None
 
     serve(site, Decorated)
     assert site.refusal("/a").status == 403
-    assert site.notes.empty()  # the last one is the outermost
+    assert site.notes.empty()  # the last decorator is the outermost
     with site.connect("/a?member=1") as client:
         client.send("x")
         assert client.recv(DEADLINE) == "hello a 'x'"
@@ -243,7 +243,7 @@ def test_decorators_are_applied_in_the_order_of_flasks_views(site: Site) -> None
     assert site.noted()[1] == 1000
 
 
-def test_connection_closed_that_leaves_a_method_is_a_normal_end(site: Site) -> None:
+def test_connection_closed_raised_by_a_method_is_a_normal_end(site: Site) -> None:
     class Closing(Echo):
         async def on_message(self, ws: Any, message: str | bytes) -> None:
             raise ConnectionClosed
@@ -281,7 +281,7 @@ def test_connection_closed_of_another_connection_is_an_error(site: Site) -> None
     assert "does not handle the end of" in site.logged().getMessage()
 
 
-def test_views_belong_to_their_mode() -> None:
+def test_a_view_needs_the_extension_of_its_mode() -> None:
     class Plain(WebSocketView):
         def on_message(self, ws: Any, message: Any) -> None:
             pass

@@ -1,4 +1,4 @@
-"""``flask uwsgi run`` serves whatever the ``flask`` command finds; ``flask routes`` marks WebSocket routes."""
+"""``flask uwsgi run`` serves each app that the ``flask`` command finds, and ``flask routes`` marks WebSocket routes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SCRIPT = f"{FACTORY}\napp = create_app()\n"
 
 
 class Found(NamedTuple):
-    """What the ``flask`` command finds: a project's files, the command's arguments, its environment and directory."""
+    """What the ``flask`` command finds: a project's files, the command's arguments, environment and directory."""
 
     files: Mapping[str, str]
     arguments: Sequence[str] = ()
@@ -110,7 +110,7 @@ def test_uwsgi_serves_what_the_flask_command_finds(found: Found, project: Path, 
 
 
 @pytest.mark.live
-def test_uwsgi_serves_the_app_of_a_command_of_its_own(project: Path, port: int) -> None:
+def test_uwsgi_serves_the_app_of_another_flask_group(project: Path, port: int) -> None:
     script = (
         f"{FACTORY}\nfrom flask.cli import FlaskGroup\nif __name__ == '__main__': FlaskGroup(create_app=create_app)()"
     )
@@ -120,7 +120,7 @@ def test_uwsgi_serves_the_app_of_a_command_of_its_own(project: Path, port: int) 
 
 
 @pytest.mark.live
-def test_what_is_after_the_dashes_goes_to_uwsgi_and_wins(project: Path, port: int) -> None:
+def test_arguments_after_the_dashes_go_to_uwsgi_and_override_others(project: Path, port: int) -> None:
     text = SCRIPT.replace("lambda: ", "lambda: sorted(__import__('uwsgi').opt) or ")
     write(project, {"app.py": text})
     given = ["--http-socket", f"127.0.0.1:{port}", "--gevent", "7", "--lazy-apps"]
@@ -136,7 +136,7 @@ def test_what_is_after_the_dashes_goes_to_uwsgi_and_wins(project: Path, port: in
 
 
 @pytest.mark.live
-def test_in_debug_mode_it_reloads_even_after_a_mistake_in_a_module_that_was_imported(project: Path, port: int) -> None:
+def test_debug_mode_reloads_even_after_a_mistake_in_an_imported_module(project: Path, port: int) -> None:
     views = project / "views.py"
     views.write_text("GREETING = 'one'")
     text = SCRIPT.replace('os.environ.get("GREETING", greeting) + end', "f'{views.GREETING} {app.debug}'")
@@ -168,7 +168,7 @@ def test_modules_that_could_not_be_imported_stay_watched(
 
 @contextmanager
 def terminal(project: Path, *arguments: str, **variables: object) -> Iterator[Iterator[str]]:
-    """Run Python with these arguments in a terminal, for its lines."""
+    """Run Python with these arguments in a terminal, and yield the lines of its output."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -196,7 +196,7 @@ COMMANDS = {
 
 @pytest.mark.live
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_terminal_is_told_in_one_block_what_starts(command: str, project: Path, port: int) -> None:
+def test_a_terminal_shows_one_block_about_what_starts(command: str, project: Path, port: int) -> None:
     die = "app.add_url_rule('/die', 'die', lambda: os.kill(os.getpid(), 9))"
     write(project, {"app.py": f"{SCRIPT}\n{die}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
     arguments = COMMANDS[command]
@@ -216,7 +216,7 @@ def test_a_terminal_is_told_in_one_block_what_starts(command: str, project: Path
         assert block[4].startswith(f"   Command     {Path(sys.executable).parent}/uwsgi ")
         assert f"--http=localhost:{port}" in block[4]
         assert block[5] == f"   Address     http://localhost:{port}"
-        with pytest.raises(http.client.HTTPException):  # a worker that starts again says nothing
+        with pytest.raises(http.client.HTTPException):  # a worker that starts again prints nothing
             urllib.request.urlopen(f"http://localhost:{port}/die", timeout=DEADLINE)
         with websockets.sync.client.connect(f"ws://localhost:{port}/echo") as client:
             client.send("hello")
@@ -227,7 +227,7 @@ def test_a_terminal_is_told_in_one_block_what_starts(command: str, project: Path
 
 @pytest.mark.live
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_port_that_is_in_use_is_told_in_a_sentence(command: str, project: Path) -> None:
+def test_a_port_in_use_is_reported_in_a_sentence(command: str, project: Path) -> None:
     write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=int(os.environ['PORT']))"})
     arguments = COMMANDS[command]
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -239,11 +239,11 @@ def test_a_port_that_is_in_use_is_told_in_a_sentence(command: str, project: Path
 
 @pytest.mark.live
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_port_that_cannot_be_is_told_in_a_sentence(command: str, project: Path) -> None:
+def test_an_invalid_port_is_reported_in_a_sentence(command: str, project: Path) -> None:
     write(project, {"app.py": f"{SCRIPT}\nif __name__ == '__main__': app.run(port=65536)"})
     arguments = COMMANDS[command]
     result = run(project, *arguments, *["65536"] * (arguments[-1] == "--port"))
-    said = "There is no port 65536: choose one up to 65535.\n"  # uWSGI would listen on another
+    said = "There is no port 65536: choose one up to 65535.\n"  # uWSGI would listen on another port
     assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
 
 
@@ -254,19 +254,19 @@ WebSocket(threaded)
 GeventWebSocket(greenlets)
 AsyncioWebSocket(tasks)
 
-#: What is the same for all.
+#: The arguments that all modes have.
 USUAL = {"--master", "--enable-threads", "--die-on-term", "--http-websockets", "--add-header=Connection: close"}
 
 
 class Executed(BaseException):
-    """In place of uWSGI, which would have replaced this process."""
+    """Raised instead of running uWSGI, which would replace this process."""
 
 
 @pytest.fixture
 def uwsgi_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], set[str]]]:
-    """``flask uwsgi run``, as a function of the app's name and arguments.
+    """Return a function that runs ``flask uwsgi run`` with an app's name and arguments.
 
-    It returns what uWSGI would be told about how to run, and the variables that say that it is for debugging.
+    The function returns uWSGI's arguments, and the variables that enable debugging.
     """
 
     def execute(file: str, arguments: list[str], environment: Mapping[str, str]) -> None:
@@ -285,7 +285,7 @@ def uwsgi_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str],
         }
 
     monkeypatch.setattr(os, "execvpe", execute)
-    monkeypatch.setattr(runner, "_is_in_use", lambda host, port: False)  # whatever runs on this machine
+    monkeypatch.setattr(runner, "_is_in_use", lambda host, port: False)  # other servers may run on this machine
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # no virtual environment
     for name in DEBUGGING:
@@ -314,7 +314,7 @@ PATCHED = "--gevent-early-monkey-patch"
         ("threaded", "-- --socket /x -p 4", ["--need-app", "--threads=16", "--socket", "/x", "-p", "4"]),
     ],
 )
-def test_the_mode_is_that_of_the_extension_unless_another_is_chosen(
+def test_the_mode_is_that_of_the_extension_unless_the_arguments_choose_another(
     app: str, arguments: str, expected: list[str], uwsgi_run: Callable[..., tuple[list[str], set[str]]]
 ) -> None:
     assert uwsgi_run(app, *arguments.split()) == (expected, set())
@@ -332,14 +332,14 @@ RELOADING = ["--python-autoreload=1", "--worker-reload-mercy=3"]
         ("--no-debug", False, False),
     ],
 )
-def test_it_reloads_when_it_is_told_to_or_debugs(
+def test_it_reloads_if_an_option_or_debugging_asks_for_it(
     arguments: str, is_debugging: bool, is_reloading: bool, uwsgi_run: Callable[..., tuple[list[str], set[str]]]
 ) -> None:
     told = [HTTP, *(RELOADING if is_reloading else ["--need-app"]), "--threads=16"]
     assert uwsgi_run("threaded", *arguments.split()) == (told, DEBUGGING if is_debugging else set())
 
 
-def test_an_option_wins_over_the_environment(
+def test_an_option_overrides_the_environment(
     uwsgi_run: Callable[..., tuple[list[str], set[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLASK_DEBUG", "1")
@@ -355,7 +355,7 @@ def test_the_environment_can_ask_for_debugging(
 
 
 @pytest.mark.parametrize("version", [(3, 14), (3, 15)])
-def test_on_python_3_15_gevent_is_kept_from_crashing(
+def test_on_python_3_15_a_variable_keeps_gevent_from_crashing(
     version: tuple[int, int], uwsgi_run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environs = []
@@ -375,10 +375,10 @@ def test_two_modes_are_an_error() -> None:
     assert "A worker has one mode: choose one of --gevent, --threads." in result.output
 
 
-def test_what_cannot_be_run_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The runner's own command has an app that nothing leads to.
+def test_an_app_that_cannot_run_is_reported_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No name leads to the app of the runner's own command.
     result = Flask("nowhere").test_cli_runner().invoke(args=["uwsgi", "run"])
-    assert result.exit_code == 2  # it has no extension
+    assert result.exit_code == 2  # the app has no extension
     app = Flask("nowhere")
     WebSocket(app)
     result = app.test_cli_runner().invoke(args=["uwsgi", "run"])
@@ -404,7 +404,7 @@ def config(kind: str, app: str = "greenlets", **values: object) -> str:
 
 @pytest.fixture
 def forum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The directory that this process is in."""
+    """The working directory of this process."""
     directory = tmp_path / "forum"
     directory.mkdir()
     monkeypatch.chdir(directory)
@@ -412,7 +412,7 @@ def forum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return directory
 
 
-def test_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"src{os.pathsep}/lib")
     lines = config("ini").splitlines()
     assert {f"chdir = {forum}", "gevent = 1000", "socket = /run/forum/uwsgi.sock", f"module = {LOADER}"} <= {*lines}
@@ -426,7 +426,7 @@ def test_configuration_is_for_this_app_in_this_directory(forum: Path, monkeypatc
 
 
 @pytest.mark.parametrize("app", ["threaded", "greenlets", "tasks"])
-def test_the_doctor_finds_nothing_in_what_is_printed(app: str, forum: Path) -> None:
+def test_the_doctor_finds_no_fault_in_the_printed_configuration(app: str, forum: Path) -> None:
     (forum / "uwsgi.ini").write_text(config("ini", app))
     info = ScriptInfo(f"{__name__}:{app}")
     result = info.load_app().test_cli_runner().invoke(args=["websocket", "doctor", "uwsgi.ini"], obj=info)
@@ -436,7 +436,7 @@ def test_the_doctor_finds_nothing_in_what_is_printed(app: str, forum: Path) -> N
 @pytest.mark.parametrize(
     ("variable", "text"), [("PYTHONPATH", "a\nexec-asap = touch /x"), ("PYTHONPATH", "$(HOME)"), ("PYTHONPATH", "@(a)")]
 )
-def test_a_variable_that_uwsgi_would_take_for_something_else_is_refused(
+def test_a_variable_with_a_meaning_in_uwsgis_options_is_refused(
     variable: str, text: str, forum: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, text)
@@ -444,7 +444,7 @@ def test_a_variable_that_uwsgi_would_take_for_something_else_is_refused(
 
 
 @pytest.mark.parametrize("name", ["example.org;", "a b", "a{", "[::1]", "a\nb"])
-def test_a_server_name_that_is_no_host_is_refused(name: str, forum: Path) -> None:
+def test_a_server_name_that_is_no_host_name_is_refused(name: str, forum: Path) -> None:
     assert "which is not a host name" in config("nginx", SERVER_NAME=name)
 
 
@@ -457,7 +457,9 @@ def test_an_app_whose_name_uwsgi_would_change_is_refused(argument: str, command:
     assert f"Error: uWSGI would not take \"FLASK_APP=web:create_app('{argument}')\" literally" in result.stderr
 
 
-def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_that_cannot_be_printed_is_reported_in_a_sentence(
+    forum: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (forum / "a b").mkdir()
     monkeypatch.chdir(forum / "a b")
     assert "has characters with a meaning in configuration files" in config("systemd")
@@ -469,7 +471,7 @@ def test_configuration_that_cannot_be_had_is_told_in_a_sentence(forum: Path, mon
 
 
 def block(app: Flask | None, *arguments: str, debug: bool = False) -> list[str]:
-    """Return the lines of the block, less those that are the same for all."""
+    """Return the lines of the block without those that are the same for all apps."""
     first, *lines = describe(["uwsgi", *arguments], read_arguments(arguments), app, debug).splitlines()
     assert first.endswith(" in uWSGI")
     lines.remove(f"   Command     {shlex.join(['uwsgi', *arguments])}")
@@ -501,11 +503,11 @@ def test_the_address_is_a_link(arguments: list[str], address: str) -> None:
         ([], "one request at a time per worker", "1"),
     ],
 )
-def test_mode_and_workers_are_told(arguments: list[str], mode: str, workers: str) -> None:
+def test_the_block_has_the_mode_and_the_number_of_workers(arguments: list[str], mode: str, workers: str) -> None:
     assert [line.split(maxsplit=1) for line in block(None, *arguments)[1:3]] == [["Mode", mode], ["Workers", workers]]
 
 
-def test_the_routes_have_addresses_and_are_cut_when_they_are_many() -> None:
+def test_the_routes_have_addresses_and_a_long_list_is_cut() -> None:
     app = Flask("app", host_matching=False)
     websocket = WebSocket(app)
     for number in range(10):
@@ -522,7 +524,7 @@ def test_the_routes_have_addresses_and_are_cut_when_they_are_many() -> None:
     assert block(app, "--socket=/x")[3] == "WebSockets  /"
 
 
-def test_debugging_and_reloading_are_told() -> None:
+def test_the_block_says_whether_debugging_and_reloading_are_on() -> None:
     assert block(None)[-1] == "Debug       off"
     assert block(None, "--python-autoreload=1", debug=True)[-1] == "Debug       on, reloads when a module changes"
 
@@ -545,7 +547,7 @@ def test_flask_routes_marks_websocket_routes(project: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--all-methods"], ["--sort", "methods"], ["--help"]])
-def test_without_websocket_routes_flask_routes_is_flasks_own(options: list[str]) -> None:
+def test_without_websocket_routes_the_output_is_that_of_flask(options: list[str]) -> None:
     app = Flask("app", subdomain_matching=True)
     app.add_url_rule("/", view_func=test_two_modes_are_an_error, subdomain="sub", methods=["POST"])
     ours, flasks = (
@@ -555,7 +557,7 @@ def test_without_websocket_routes_flask_routes_is_flasks_own(options: list[str])
     assert (ours.exit_code, ours.output) == (0, flasks.output)
 
 
-def test_flask_routes_leaves_the_rules_as_they_are() -> None:
+def test_flask_routes_does_not_change_the_rules() -> None:
     app = Flask("app")
     WebSocket(app).add_url_rule("/echo", "echo", lambda ws: None)
     before = [rule.methods for rule in app.url_map.iter_rules()]

@@ -1,11 +1,15 @@
-"""What in uWSGI's options hurts is said in words, by the command and when the app is loaded."""
+"""The doctor reports uWSGI's options that break WebSockets, by the command and when the app is loaded."""
 
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import socket
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,16 @@ import pytest
 from flask import Flask
 
 from flask_uwsgi_websocket import GeventWebSocket, WebSocket, WebSocketBlueprint
-from flask_uwsgi_websocket.cli.doctor import diagnose, read_ini
+from flask_uwsgi_websocket.cli.doctor import diagnose, diagnose_broker, read_ini
+from flask_uwsgi_websocket.rooms.brokers.memory import MemoryBroker
 from flask_uwsgi_websocket.settings import Settings
+from support.needs import require
+from support.redis_server import RedisServer, running
 
-#: With these nothing hurts.
+#: The id of a user who may do nothing.
+NOBODY = pwd.getpwnam("nobody").pw_uid
+
+#: Options with which the doctor finds nothing.
 HTTP = {"http-socket": b"127.0.0.1:5000", "add-header": b"Connection: close"}
 TREE = {"env": [b"A=1", b"GEVENT_TRACK_GREENLET_TREE=0"]}
 GEVENT = {"gevent": b"100", "gevent-early-monkey-patch": True, "master": True, **HTTP, **TREE}
@@ -24,7 +34,7 @@ THREADS = {"threads": b"16", "master": True, **HTTP}
 ASYNCIO = {"asyncio": b"100", "greenlet": True, "master": True, "socket": b"/run/app.sock"}
 
 
-#: Nobody minds in development that handlers have less time to end.
+#: In development handlers may have less time to end.
 RELOADING = {**GEVENT, "python-autoreload": b"1", "worker-reload-mercy": b"3"}
 
 
@@ -38,10 +48,25 @@ RELOADING = {**GEVENT, "python-autoreload": b"1", "worker-reload-mercy": b"3"}
         (RELOADING, ()),
         ({**THREADS, "http": b":80", "http-websockets": True, "http-keepalive": True, "add-header": []}, ()),
         ({**THREADS, "http11-socket": b":80", "add-header": [b"X: 1", b"connection:Close"]}, ()),
+        ({**THREADS, "processes": b"4"}, ()),
     ],
 )
-def test_good_options_are_passed_over(options: dict[str, Any], engines: set[str]) -> None:
+def test_good_options_give_no_complaint(options: dict[str, Any], engines: set[str]) -> None:
     assert list(diagnose(options, Settings(), engines)) == []
+
+
+@pytest.mark.parametrize("broker", ["auto", "memory://", "local:///run/chat", "redis://localhost", MemoryBroker])
+def test_any_broker_is_good_for_one_worker(broker: Any) -> None:
+    assert list(diagnose(THREADS, Settings(broker=broker), ())) == []
+
+
+@pytest.mark.parametrize("broker", ["redis://localhost", "rediss://localhost", "unix:///run/redis.sock"])
+def test_redis_without_its_package_has_its_sentence(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)  # type: ignore[arg-type]
+    settings = Settings(broker=broker)
+    said = ['WEBSOCKET_BROKER needs redis-py: pip install "Flask-uWSGI-WebSocket[redis]".']
+    assert list(diagnose(THREADS, settings, ())) == said
+    assert list(diagnose_broker(THREADS, settings, Flask(__name__))) == []  # has nothing to add
 
 
 def without(options: dict[str, Any], name: str) -> dict[str, Any]:
@@ -76,9 +101,11 @@ def without(options: dict[str, Any], name: str) -> dict[str, Any]:
         ({**GEVENT, "gevent": b"1"}, {}, "each worker has one core"),
         ({"async": b"10", "ugreen": True, "master": True}, {}, "async without gevent or asyncio: a WebSocket blocks"),
         ({"processes": b"4", "master": True, "enable-threads": True}, {}, "each worker has one core"),
+        ({**GEVENT, "processes": b"4"}, {"broker": "memory://"}, "no messages between the 4 workers"),
+        ({**GEVENT, "workers": b"8", "cheaper": b"2"}, {"broker": "memory://"}, "no messages between the 8 workers"),
     ],
 )
-def test_each_thing_that_hurts_has_its_sentence(
+def test_each_harmful_option_has_its_sentence(
     options: dict[str, Any], settings: dict[str, Any], complaint: str
 ) -> None:
     (said,) = diagnose(options, Settings(**settings), ())
@@ -99,7 +126,7 @@ def test_each_thing_that_hurts_has_its_sentence(
         ({**THREADS, "threads": b"40"}, sys.maxsize, None),
     ],
 )
-def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_their_sentence(
+def test_descriptors_for_fewer_connections_than_cores_have_their_sentence(
     options: dict[str, Any], descriptors: int, complaint: str | None
 ) -> None:
     said = list(diagnose(options, Settings(), (), descriptors))
@@ -119,7 +146,7 @@ def test_descriptors_that_are_enough_for_fewer_connections_than_the_cores_have_t
         (TREE, "", False),
     ],
 )
-def test_what_crashes_gevent_on_python_3_15_has_its_sentence(
+def test_the_crash_of_gevent_on_python_3_15_has_its_sentence(
     options: dict[str, Any], variable: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEVENT_TRACK_GREENLET_TREE", variable)
@@ -130,7 +157,7 @@ def test_what_crashes_gevent_on_python_3_15_has_its_sentence(
     assert list(diagnose(THREADS, Settings(), ())) == []
 
 
-def test_numbers_are_read_as_uwsgi_does() -> None:
+def test_numbers_are_read_as_uwsgi_reads_them() -> None:
     options = {**GEVENT, "gevent": b"100 greenlets", "http": b":80", "http-websockets": True, "http-timeout": b"20s"}
     (said,) = diagnose(options, Settings(), ())
     assert "http-timeout = 20 ends" in said
@@ -162,7 +189,7 @@ def test_a_mode_that_does_not_fit_the_extension_has_its_sentence(
     assert list(diagnose(options, Settings(), engines)) == [complaint]
 
 
-def test_what_hurts_together_is_told_together() -> None:
+def test_several_harmful_options_are_reported_together() -> None:
     said = list(diagnose({"processes": b"4"}, Settings(), {"gevent"}))
     assert [sentence.split(" is missing")[0] for sentence in said[:-1]] == ["gevent", "master", "enable-threads"]
     assert "one core" in said[-1]
@@ -180,7 +207,7 @@ def app_with(extension: type[WebSocket], **config: Any) -> Flask:
 
 
 def run(app: Flask, *arguments: str) -> tuple[int, str]:
-    """Run ``flask websocket`` and return its exit status and what it says."""
+    """Run ``flask websocket``, and return its exit status and its output."""
     result = app.test_cli_runner().invoke(args=["websocket", *arguments])
     return result.exit_code, result.output
 
@@ -204,12 +231,82 @@ def test_the_command_reads_an_ini_file(tmp_path: Path) -> None:
     ini.write_text(f"{ini.read_text()}max-fd = 128\n")
     status, said = run(app_with(GeventWebSocket), "doctor", str(ini))
     assert (status, "may open 128 files" in said) == (1, True)
+    status, said = run(app_with(GeventWebSocket, WEBSOCKET_BROKER="local:///no/rooms"), "doctor", str(ini))
+    assert (status, "the directory /no does not exist" in said) == (1, True)
     status, said = run(app_with(GeventWebSocket, WEBSOCKET_SHUTDOWN_TIMEOUT=100), "doctor", str(ini))
     assert status == 1
     assert "reload-mercy = 60 leaves handlers" in said
 
 
-def test_a_file_that_is_none_of_uwsgis_is_an_error(tmp_path: Path) -> None:
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose path is short, as that of a local broker has to be."""
+    with tempfile.TemporaryDirectory(prefix="doctor-") as name:
+        yield Path(name).resolve()
+
+
+def diagnosis(broker: str, **options: str) -> list[str]:
+    """Return what the doctor says about a broker."""
+    return list(diagnose_broker(options, Settings(broker=broker), Flask(__name__)))
+
+
+def test_a_broker_that_works_is_passed_over_and_a_directory_is_not_made(directory: Path) -> None:
+    assert diagnosis("auto") == diagnosis("memory://") == diagnosis(f"local://{directory}/rooms") == []
+    assert list(directory.iterdir()) == []
+    (directory / "rooms").mkdir(0o700)
+    assert diagnosis(f"local://{directory}/rooms") == []
+    assert diagnosis(f"local://{directory}/rooms", uid=str(os.geteuid())) == []
+
+
+def test_a_directory_that_the_local_broker_cannot_use_has_its_sentence(directory: Path) -> None:
+    (directory / "file").touch()
+    (directory / "open").mkdir()
+    (directory / "open").chmod(0o755)
+    (said,) = diagnosis(f"local://{directory}/missing/rooms")
+    assert said == f"WEBSOCKET_BROKER: the directory {directory}/missing does not exist. Make it, or choose another."
+    (said,) = diagnosis(f"local://{directory}/file")
+    assert said.startswith(f"the broker of the rooms cannot be used: {directory}/file is not a directory")
+    (said,) = diagnosis(f"local://{directory}/open")
+    assert said.startswith(f"the broker of the rooms cannot be used: Other users may use {directory}/open (mode 0755)")
+
+
+def test_a_directory_that_the_user_may_not_make_has_its_sentence() -> None:
+    user = os.geteuid()
+    os.seteuid(user or NOBODY)  # root may do anything
+    try:
+        (said,) = diagnosis("local:///rooms-of-a-test")
+    finally:
+        os.seteuid(user)
+    assert said.startswith(f"WEBSOCKET_BROKER: user {user or NOBODY} may not make /rooms-of-a-test. Make it with mode")
+
+
+@pytest.mark.parametrize("name", ["nobody", str(NOBODY)])
+def test_a_directory_of_another_user_than_uwsgis_has_its_sentence(directory: Path, name: str) -> None:
+    (directory / "rooms").mkdir(0o700)
+    (said,) = diagnosis(f"local://{directory}/rooms", uid=name)
+    assert said == (
+        f"WEBSOCKET_BROKER: {directory}/rooms must be a directory of user {NOBODY}, as whom the workers run, with mode "
+        f"0700. It belongs to user {os.geteuid()} and has mode 0700."
+    )
+    assert diagnosis(f"local://{directory}/others", uid=name) == []
+    assert list(directory.iterdir()) == [directory / "rooms"]
+
+
+def test_a_redis_that_cannot_be_used_has_its_sentence(directory: Path, port: int) -> None:
+    require("redis")
+    (said,) = diagnosis(f"redis://127.0.0.1:{port}/0")
+    assert said.startswith(f"the broker of the rooms cannot be used: Redis at 127.0.0.1:{port}, database 0: ")
+    assert "refused" in said
+    with running(RedisServer(directory, password="secret")) as server:
+        assert diagnosis(server.url) == []
+        (said,) = diagnosis(server.unix_url)
+        assert said.endswith("Put the password into the URL.")
+    with running(RedisServer(directory, options=('rename-command HELLO ""',))) as server:  # as before Redis 6
+        (said,) = diagnosis(server.url)
+        assert "6.2 or newer" in said
+
+
+def test_a_file_that_is_no_file_of_uwsgi_is_an_error(tmp_path: Path) -> None:
     ini = tmp_path / "uwsgi.ini"
     ini.write_text("[uwsgi]\nmaster\n")
     status, said = run(app_with(WebSocket), "doctor", str(ini))
@@ -217,7 +314,7 @@ def test_a_file_that_is_none_of_uwsgis_is_an_error(tmp_path: Path) -> None:
     assert f"{ini}, line 2: an option is written name = value, not 'master'" in said
 
 
-def test_the_routes_are_listed() -> None:
+def test_the_command_lists_the_routes() -> None:
     assert run(app_with(WebSocket), "routes") == (0, "/chat/<room>  chat.talk\n/echo         echo\n")
     app = Flask(__name__)
     WebSocket(app)
@@ -225,7 +322,7 @@ def test_the_routes_are_listed() -> None:
 
 
 @pytest.mark.parametrize("is_unix", [False, True], ids=["tcp", "unix"])
-def test_the_counters_are_those_of_uwsgis_stats_server(tmp_path: Path, is_unix: bool) -> None:
+def test_the_command_prints_the_counters_of_uwsgis_stats_server(tmp_path: Path, is_unix: bool) -> None:
     metrics = {
         "core.x": {"type": 0, "value": 1},
         "websocket.open": {"value": 12},

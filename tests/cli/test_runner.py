@@ -1,4 +1,4 @@
-"""Finding uWSGI, finding the application, and running the one with the other."""
+"""The runner finds uWSGI and the application, and runs uWSGI with the application."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def executable(path: Path) -> str:
 
 
 def uwsgi_with(path: Path, *options: str) -> str:
-    """Make an executable that says it has these options."""
+    """Make an executable whose help lists these options."""
     lines = "".join(f"    --{option:<40}what it does\n" for option in options)
     path.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}END\n")
     path.chmod(0o755)
@@ -149,7 +149,7 @@ def arguments(options: Mapping[str, object], *, app: str = "no_such_module:app",
 # The binary
 
 
-def test_the_binary_is_the_argument_then_the_variable_then_beside_python_then_on_the_path(
+def test_the_binary_is_searched_in_the_argument_the_variable_beside_python_and_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argument, variable, beside, on_path = (
@@ -167,18 +167,18 @@ def test_the_binary_is_the_argument_then_the_variable_then_beside_python_then_on
     assert runner.find_uwsgi() == on_path
 
 
-def test_a_binary_can_be_named_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_binary_can_be_given_as_the_name_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = executable(tmp_path / "uwsgi-core")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runner.find_uwsgi("uwsgi-core") == command
 
 
-@pytest.mark.parametrize(("line", "is_told"), [("from pyuwsgi import run", True), ("exec /opt/uwsgi/uwsgi", False)])
-def test_pyuwsgi_is_told_which_python_reloads_it(tmp_path: Path, line: str, is_told: bool) -> None:
+@pytest.mark.parametrize(("line", "is_set"), [("from pyuwsgi import run", True), ("exec /opt/uwsgi/uwsgi", False)])
+def test_pyuwsgi_gets_the_python_that_reloads_it(tmp_path: Path, line: str, is_set: bool) -> None:
     path = tmp_path / "uwsgi"
     path.write_text(f"#!/bin/sh\n{line}\n")
     arguments = runner.uwsgi_arguments("no_such_module:app", binary=str(path))
-    assert (f"--binary-path={sys.executable}" in arguments) is is_told
+    assert (f"--binary-path={sys.executable}" in arguments) is is_set
 
 
 def test_a_missing_uwsgi_is_an_error_that_names_cause_and_remedy(
@@ -191,7 +191,7 @@ def test_a_missing_uwsgi_is_an_error_that_names_cause_and_remedy(
         runner.find_uwsgi()
 
 
-def test_a_binary_asked_for_and_missing_is_an_error_even_beside_another_one(
+def test_a_missing_binary_that_was_asked_for_is_an_error_even_if_another_one_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.path.dirname(executable(tmp_path / "uwsgi")))
@@ -203,7 +203,7 @@ def test_a_binary_asked_for_and_missing_is_an_error_even_beside_another_one(
 
 
 @pytest.mark.parametrize("options", [(), ("asyncio",), ("greenlet", "asyncio-like")], ids=str)
-def test_a_uwsgi_that_was_compiled_without_the_asyncio_engine_is_an_error_that_names_the_remedy(
+def test_a_uwsgi_without_the_asyncio_engine_is_an_error_that_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(os, "execvpe", lambda *args: None)
@@ -256,7 +256,7 @@ def test_the_arguments_serve_http_with_websockets_under_a_master() -> None:
         ({"http11_socket": ":80", "add_header": "X: 1"}, ["X: 1"]),
     ],
 )
-def test_clients_are_told_that_uwsgi_closes_connections_unless_it_keeps_them(
+def test_a_header_announces_that_uwsgi_closes_connections_unless_it_keeps_them(
     options: Mapping[str, object], headers: list[str]
 ) -> None:
     added = [argument for argument in arguments(options) if argument.startswith("--add-header")]
@@ -269,7 +269,7 @@ def test_an_ipv6_host_is_put_in_brackets(host: str) -> None:
     assert "--http=[::1]:80" in result
 
 
-def test_true_is_a_flag_and_false_and_none_leave_an_option_out() -> None:
+def test_true_is_a_flag_and_false_and_none_omit_an_option() -> None:
     result = arguments({"lazy_apps": True, "master": False, "need_app": None, "http_keepalive": 0})
     assert "--lazy-apps" in result
     assert "--master" not in result
@@ -293,7 +293,9 @@ def test_an_address_among_the_options_replaces_host_and_port(option: str) -> Non
     assert listening == [f"--{option.replace('_', '-')}=127.0.0.1:1"]
 
 
-def test_a_virtual_environment_is_passed_on_unless_another_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_virtual_environment_is_passed_to_uwsgi_unless_the_options_choose_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "prefix", "/venv")
     assert "--virtualenv=/venv" in arguments({})
     for option in ("home", "virtualenv", "venv", "pyhome"):
@@ -302,7 +304,7 @@ def test_a_virtual_environment_is_passed_on_unless_another_is_chosen(monkeypatch
     assert not [a for a in arguments({}) if a.startswith("--virtualenv")]
 
 
-def test_a_reload_comes_soon_after_a_change() -> None:
+def test_a_change_soon_causes_a_reload() -> None:
     result = arguments({}, reload=True)
     assert "--python-autoreload=1" in result
     assert "--worker-reload-mercy=3" in result
@@ -313,7 +315,7 @@ def test_a_reload_comes_soon_after_a_change() -> None:
 def test_a_name_that_uwsgi_would_change_is_refused(app: str) -> None:
     with pytest.raises(RuntimeError, match=r"literally: .* has a meaning in its options"):
         arguments({}, app=app)
-    assert "--env=A=$(HOME)" in arguments({"env": "A=$(HOME)"})  # what is for uWSGI itself
+    assert "--env=A=$(HOME)" in arguments({"env": "A=$(HOME)"})  # an option of uWSGI itself
 
 
 def test_plugins_are_loaded_before_the_options_that_need_them() -> None:
@@ -321,7 +323,7 @@ def test_plugins_are_loaded_before_the_options_that_need_them() -> None:
     assert result[1:3] == ["--plugin-dir=/plugins", "--plugins=http,python3"]
 
 
-def test_arguments_are_read_as_uwsgi_does() -> None:
+def test_arguments_are_read_as_uwsgi_reads_them() -> None:
     spelled = ["uwsgi", "--http=:80", "--master", "--env", "A=1", "--env=B=2", "-p", "4", "--gevent", "9", "app.ini"]
     assert runner.read_arguments(spelled) == {
         "http": [":80"],
@@ -331,17 +333,17 @@ def test_arguments_are_read_as_uwsgi_does() -> None:
     }
 
 
-def test_the_pythonpath_of_the_user_comes_after_that_of_the_application_so_that_it_wins() -> None:
+def test_the_users_pythonpath_comes_after_that_of_the_application_and_so_overrides_it() -> None:
     result = arguments({"pythonpath": "/mine"}, app="json:app")
     paths = [a for a in result if a.startswith("--pythonpath=")]
     assert paths == [f"--pythonpath={Path(json.__file__).parents[1]}", "--pythonpath=/mine"]
 
 
-def test_installed_packages_are_not_put_before_the_standard_library() -> None:
+def test_installed_packages_do_not_come_before_the_standard_library() -> None:
     assert runner.locate_app("pytest:app") == {"module": "pytest:app"}
 
 
-def test_the_defaults_of_a_mode_are_completed_by_options() -> None:
+def test_options_are_added_to_the_defaults_of_a_mode() -> None:
     defaults = {"gevent": 100, "gevent-early-monkey-patch": True}
     assert runner.with_defaults({"processes": 4}, defaults) == {**defaults, "processes": 4}
     assert runner.with_defaults({"gevent": 500}, defaults) == {**defaults, "gevent": 500}
@@ -351,7 +353,7 @@ def test_the_defaults_of_a_mode_are_completed_by_options() -> None:
     }
 
 
-def test_the_defaults_of_a_mode_give_way_to_another_concurrency() -> None:
+def test_another_concurrency_replaces_the_defaults_of_a_mode() -> None:
     assert runner.with_defaults({"gevent": 10}, {"threads": 16}) == {"gevent": 10}
     assert runner.with_defaults({"gevent": None}, {"threads": 16}) == {"gevent": None, "threads": 16}
 
@@ -369,7 +371,7 @@ def test_positional_arguments_are_those_of_0_6_1() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"), [("", False), ("0", False), ("False", False), ("1", True), ("true", True)]
 )
-def test_the_environment_can_ask_for_debugging(value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_enable_debugging(value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_UWSGI_DEBUG", value)
     assert runner.debug_requested() is expected
 
@@ -385,7 +387,7 @@ def test_an_application_is_found_in_a(layout: Layout, project: Path) -> None:
     assert json.loads(result.stdout) == {k: v.replace("{}", str(project)) for k, v in layout.options.items()}
 
 
-def test_a_link_to_a_script_is_followed_as_python_does(project: Path) -> None:
+def test_a_link_to_a_script_is_followed_as_python_follows_it(project: Path) -> None:
     write(project, {"src/app.py": f"import beside\n{SCRIPT}", "src/beside.py": ""})
     (project / "serve").symlink_to("src/app.py")
     assert json.loads(run(project, "serve").stdout) == {"pythonpath": f"{project}/src", "module": "app:app"}
@@ -400,7 +402,7 @@ def test_a_link_to_a_script_is_followed_as_python_does(project: Path) -> None:
     ],
     ids=["guarded", "local", "factory with an argument"],
 )
-def test_an_application_that_an_import_does_not_make_is_an_error_that_names_cause_and_remedy(
+def test_an_application_that_an_import_does_not_create_is_an_error_that_names_cause_and_remedy(
     end: str, project: Path
 ) -> None:
     write(project, {"app.py": FACTORY.replace("create_app", "make") + end})
@@ -427,7 +429,7 @@ def test_under_the_flask_command_run_is_ignored(project: Path) -> None:
     assert result.returncode == 0
 
 
-# All of it
+# The whole way
 
 
 @pytest.mark.live
@@ -455,7 +457,7 @@ def test_inside_uwsgi_run_is_ignored(project: Path, port: int) -> None:
 
 
 @pytest.mark.live
-def test_a_directory_called_uwsgi_does_not_pass_for_uwsgi(project: Path, port: int) -> None:
+def test_a_directory_called_uwsgi_is_not_mistaken_for_uwsgi(project: Path, port: int) -> None:
     write(project, {"app.py": SCRIPT, "uwsgi/production.ini": "[uwsgi]"})
     with serving(project, port, "app.py") as server:
         assert server.get() == "hello"
@@ -509,7 +511,7 @@ def test_an_application_that_fails_to_load_ends_the_server(project: Path, port: 
 
 @pytest.mark.live
 @pytest.mark.parametrize("mode", ["threads=4", "gevent=10, gevent_early_monkey_patch=True"])
-def test_debug_serves_what_was_changed_even_after_a_mistake(mode: str, project: Path, port: int) -> None:
+def test_debug_mode_serves_changes_even_after_a_mistake(mode: str, project: Path, port: int) -> None:
     def source(greeting: str) -> str:
         text = SCRIPT.replace("start(app)", f"start(app, debug=True, {mode})")
         return text.replace('"hello"', greeting).replace("create_app()", "create_app()\nimport os", 1)

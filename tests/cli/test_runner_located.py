@@ -1,4 +1,4 @@
-"""Where the runner finds an application among the modules of this process; test_runner.py has whole processes."""
+"""The runner locates an application among the modules of this process. test_runner.py runs whole processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ else:
 
 
 def load(monkeypatch: pytest.MonkeyPatch, path: Path, name: str, source: str = SCRIPT) -> Any:
-    """Load a file as the module *name*, as an import or ``python file.py`` would."""
+    """Load a file as the module *name*, like an import or ``python file.py``."""
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -48,7 +48,9 @@ def test_a_script_is_named_by_its_directory_and_module(monkeypatch: pytest.Monke
     assert locate_app(module.site) == {"pythonpath": str(tmp_path), "module": "site_app:site"}
 
 
-def test_what_only_a_script_binds_is_left_to_its_factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_application_that_only_the_script_binds_is_located_by_its_factory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     module = load(monkeypatch, tmp_path / "site_app.py", "__main__")
     assert locate_app(module.guarded)["module"] == "site_app:make_app()"
 
@@ -61,13 +63,15 @@ def test_a_script_that_cannot_be_imported_is_named_by_its_file(monkeypatch: pyte
         locate_app(module.guarded)
 
 
-def test_a_module_is_named_by_where_it_is_imported_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_module_is_named_by_its_directory_and_its_import_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     module = load(monkeypatch, tmp_path / "site_module.py", "site_module")
     assert locate_app(module.site) == {"pythonpath": str(tmp_path), "module": "site_module:site"}
     assert locate_app("site_module:make_app()")["module"] == "site_module:make_app()"
 
 
-def test_an_application_that_nothing_leads_to_is_an_error() -> None:
+def test_an_application_without_a_name_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="no name leads to"):
         locate_app(Flask("nowhere"))
 
@@ -80,6 +84,6 @@ def test_run_does_nothing_under_the_flask_command(
     assert "the 'flask' command has loaded the application" in capsys.readouterr().err
 
 
-def test_a_binary_that_is_asked_for_and_not_there_is_an_error() -> None:
+def test_a_missing_binary_that_was_asked_for_is_an_error() -> None:
     with pytest.raises(UwsgiNotFound, match="'no-such-uwsgi'"):
         find_uwsgi("no-such-uwsgi")

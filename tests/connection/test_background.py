@@ -1,4 +1,4 @@
-"""Coroutine handlers on a server with threads: tasks of one event loop in the background."""
+"""Coroutine handlers on a server with threads are tasks of one event loop in the background."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_all_handlers_run_in_one_thread_and_see_their_own_request(site: Site) ->
         assert client.recv(DEADLINE) == f'["{name}", "/{name}", "flask-uwsgi-websocket-asyncio"]'
 
 
-def test_handlers_share_what_belongs_to_the_event_loop(site: Site) -> None:
+def test_handlers_share_objects_that_belong_to_the_event_loop(site: Site) -> None:
     queue: asyncio.Queue[str] = asyncio.Queue()
 
     @site.route("/put")
@@ -52,7 +52,7 @@ def test_handlers_share_what_belongs_to_the_event_loop(site: Site) -> None:
     assert getter.recv(DEADLINE) == "from the other"
 
 
-def test_messages_are_sent_from_the_thread_of_a_page_also_before_the_handshake(site: Site) -> None:
+def test_the_thread_of_a_page_can_send_messages_also_before_the_handshake(site: Site) -> None:
     async def told(app: Any, ws: Any, **extra: Any) -> None:
         await asyncio.sleep(0)
         site.note(threading.current_thread().name)
@@ -84,7 +84,7 @@ def test_messages_are_sent_from_the_thread_of_a_page_also_before_the_handshake(s
         assert site.noted() == "flask-uwsgi-websocket-asyncio"
 
 
-def test_the_housekeeper_pings_and_answers_for_a_handler_that_does_not_receive(site: Site) -> None:
+def test_the_housekeeper_sends_pings_and_pongs_for_a_handler_that_does_not_receive(site: Site) -> None:
     site.app.config["WEBSOCKET_PING_INTERVAL"] = 0.05
 
     @site.route("/")
@@ -103,7 +103,7 @@ def test_the_housekeeper_pings_and_answers_for_a_handler_that_does_not_receive(s
 
 
 def echo_at(site: Site) -> Any:
-    """Connect to a handler of its own, which is to live on."""
+    """Connect to an echo, whose connection the test expects to stay open."""
 
     @site.route("/echo")
     async def echo(ws: Any) -> None:
@@ -119,8 +119,8 @@ def check_service(client: Any) -> None:
 
 
 @pytest.mark.parametrize("when", ["before the handshake", "after it"])
-def test_a_cancelled_task_that_is_awaited_is_an_error_like_any_other(site: Site, when: str) -> None:
-    # It is no Exception, and would end a worker of gunicorn.
+def test_awaiting_a_cancelled_task_is_an_error_like_any_other(site: Site, when: str) -> None:
+    # CancelledError is no Exception, and would end a worker of gunicorn.
     @site.route("/")
     async def handler(ws: Any) -> None:
         if when == "after it":
@@ -139,7 +139,7 @@ def test_a_cancelled_task_that_is_awaited_is_an_error_like_any_other(site: Site,
 
 
 @pytest.mark.parametrize("register", ["on_error", "on_close", "teardown_websocket"])
-def test_a_cancelled_task_that_is_awaited_at_the_end_is_an_error_like_any_other(site: Site, register: str) -> None:
+def test_awaiting_a_cancelled_task_at_the_end_is_an_error_like_any_other(site: Site, register: str) -> None:
     @site.route("/")
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -180,7 +180,7 @@ def test_a_call_that_is_cancelled_while_a_listener_runs_ends(site: Site) -> None
 
 
 @pytest.mark.parametrize("how", ["exit", "stop"])
-def test_the_event_loop_goes_on_whatever_one_task_does(site: Site, how: str) -> None:
+def test_the_event_loop_continues_whatever_one_task_does(site: Site, how: str) -> None:
     async def exit() -> None:
         raise SystemExit
 
@@ -190,7 +190,7 @@ def test_the_event_loop_goes_on_whatever_one_task_does(site: Site, how: str) -> 
         if how == "exit":
             task = asyncio.ensure_future(exit())
             await asyncio.wait([task])
-            task.exception()  # else a garbage collection, in whatever test, would complain of it
+            task.exception()  # without this, garbage collection would log the exception during another test
         else:
             asyncio.get_running_loop().stop()
             await asyncio.sleep(0)
@@ -203,7 +203,7 @@ def test_the_event_loop_goes_on_whatever_one_task_does(site: Site, how: str) -> 
         assert "would have ended the event loop" in site.logged().getMessage()
 
 
-def test_an_interrupt_ends_one_request_and_not_the_event_loop(site: Site) -> None:
+def test_an_interrupt_ends_one_request_but_not_the_event_loop(site: Site) -> None:
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
 
     @site.route("/")
@@ -238,7 +238,7 @@ def test_the_session_is_saved_with_the_handshake(site: Site) -> None:
     assert any(name == "Set-Cookie" for name, _ in client.response().headers)
 
 
-def test_a_rejection_is_told_to_receivers_that_are_coroutines(site: Site) -> None:
+def test_coroutine_receivers_hear_of_a_rejection(site: Site) -> None:
     async def told(app: Any, ws: Any, response: Any, **extra: Any) -> None:
         await asyncio.sleep(0)
         site.note(response.status_code)
@@ -248,7 +248,7 @@ def test_a_rejection_is_told_to_receivers_that_are_coroutines(site: Site) -> Non
     assert site.noted() == 404
 
 
-def test_a_refusal_inside_of_an_event_loop_is_told_by_the_one_in_the_background(site: Site) -> None:
+def test_the_background_loop_calls_the_receivers_for_a_refusal_within_another_event_loop(site: Site) -> None:
     async def upgrade() -> int:
         headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
         return site.app.test_client().get("/nowhere", headers=headers).status_code
@@ -258,7 +258,7 @@ def test_a_refusal_inside_of_an_event_loop_is_told_by_the_one_in_the_background(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_has_an_event_loop_of_its_own() -> None:
+def test_a_forked_process_has_its_own_event_loop() -> None:
     async def answer() -> int:
         return os.getpid()
 

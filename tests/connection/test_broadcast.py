@@ -1,4 +1,4 @@
-"""One message for many connections."""
+"""A broadcast sends one message to many connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.inprocess import DEADLINE, Site
 from support.wire import BINARY, TEXT
 
 
-def test_a_broadcast_reaches_all_also_those_whose_handshake_it_makes(site: Site) -> None:
+def test_a_broadcast_reaches_all_connections_and_makes_missing_handshakes(site: Site) -> None:
     members: list[Any] = []
     gate = site.mode.gate()
 
@@ -44,7 +44,7 @@ def test_a_broadcast_reaches_all_also_those_whose_handshake_it_makes(site: Site)
             assert client.read_frame() == (opcode, message)
 
 
-def test_a_broadcast_leaves_out_who_is_closed_and_tells_who_is_too_slow(site: Site) -> None:
+def test_a_broadcast_leaves_out_closed_connections_and_returns_those_that_are_too_slow(site: Site) -> None:
     members: list[Any] = []
 
     @site.route("/member")
@@ -74,7 +74,7 @@ def test_a_broadcast_leaves_out_who_is_closed_and_tells_who_is_too_slow(site: Si
     publisher.reset()
 
 
-def test_a_broadcast_is_compressed_where_that_was_agreed(site: Site) -> None:
+def test_a_broadcast_is_compressed_for_connections_that_agreed_to_it(site: Site) -> None:
     members: list[Any] = []
 
     @site.route(compression=True)
@@ -90,7 +90,7 @@ def test_a_broadcast_is_compressed_where_that_was_agreed(site: Site) -> None:
             assert client.recv(DEADLINE) == "x" * 1000
 
 
-def test_a_broadcast_is_compressed_once_for_all_that_start_afresh_with_equal_parameters(
+def test_a_broadcast_is_compressed_once_for_connections_without_context_and_with_equal_parameters(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
@@ -123,7 +123,7 @@ def test_a_broadcast_is_compressed_once_for_all_that_start_afresh_with_equal_par
     clients = [site.connect(path, compression="deflate") for path in [*kinds, *kinds, *kinds]]
     for _ in clients:
         site.noted()
-    # A compressor for each level among those that start afresh, and one for each connection that does not.
+    # One compressor for each level without context takeover, and one for each connection with it.
     for message, count in [("x" * 1000, 2 + 3), (b"\xff" * 1000, 2), ("\u2603" * 1000, 2), ("short", 0)]:
         made.clear()
         clients[4].send(message)  # without compression
@@ -137,11 +137,11 @@ def test_a_broadcast_of_neither_text_nor_bytes_is_a_type_error(site: Site) -> No
         site.websocket.broadcast({"a": 1}, [])
 
 
-def test_a_broadcast_to_one_connection_that_is_in_no_list_is_a_type_error(blocking: Site) -> None:
+def test_a_broadcast_to_a_connection_instead_of_a_list_is_a_type_error(blocking: Site) -> None:
     @blocking.websocket.route("/")
     def handler(ws: Any) -> None:
         with pytest.raises(TypeError, match=r"broadcast\(\) takes many connections, not one: use send\(\)"):
-            blocking.websocket.broadcast("x", ws)  # a loop over it would eat its messages
+            blocking.websocket.broadcast("x", ws)  # a loop over it would receive its messages
         ws.send("fine")
 
     with blocking.connect() as client:

@@ -47,7 +47,7 @@ CASES = [*(("gevent", call) for call in [*CALLS, recv_nb]), *(("asyncio", call) 
 
 
 async def cancel_soon(mode: str, call: Any, ws: Any) -> None:
-    """Make a call that is cancelled after a moment."""
+    """Make a call that is cancelled soon."""
     if mode == "gevent":
         with gevent.Timeout(0.02, False):
             await call(ws)
@@ -84,7 +84,7 @@ def test_a_listener_that_is_cancelled_before_it_begins_hears_the_message_from_th
 
 
 @pytest.mark.parametrize(("mode", "call"), CASES)
-def test_a_message_whose_call_is_cancelled_is_delivered_by_the_next_one_and_heard_once(
+def test_the_next_call_delivers_the_message_of_a_cancelled_call_and_listeners_hear_it_once(
     site: Site, mode: str, call: Any
 ) -> None:
     heard: list[Any] = []
@@ -93,7 +93,7 @@ def test_a_message_whose_call_is_cancelled_is_delivered_by_the_next_one_and_hear
         async def listen(app: Any, ws: Any, message: Any, **extra: Any) -> None:
             heard.append((name, message))
             if name == "slow" and message == "1":
-                await site.mode.gate().passed()  # which nobody opens
+                await site.mode.gate().passed()  # nothing opens this gate
 
         return listen if mode == "asyncio" else lambda app, **kwargs: run(listen(app, **kwargs))
 

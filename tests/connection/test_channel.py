@@ -1,4 +1,4 @@
-"""The contract of the channel's two twins, and what the transport adds to it."""
+"""The contract of the channel's two twins, and the part of the transport."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ATTRIBUTES = {
     for name in re.sub(r"^(?:long long|\w+) ", "", line).replace(" ", "").split(",")
 }
 
-#: The methods of the compiled twin, and those that it calls.
+#: The methods of the compiled twin, all of its functions, and the functions that it calls.
 METHODS = set(re.findall(r"^    def ([a-z]\w*)\(", SOURCE, re.MULTILINE))
 OWN = METHODS | set(re.findall(r"^    cdef [\w ]+ (\w+)\(", SOURCE, re.MULTILINE))
 CALLED = set(re.findall(r"\bself\.(\w+)\(", SOURCE))
 
 
 def left_to_the_transport() -> set[str]:
-    """Return the methods that the pure-Python twin declares without a body of their own."""
+    """Return the methods that the pure-Python twin only declares."""
     names = (name for name, member in vars(Channel).items() if callable(member))
     return {name for name in names if "NotImplementedError" in getattr(Channel, name).__code__.co_names}
 
@@ -38,9 +38,9 @@ def test_both_twins_have_the_same_methods() -> None:
     assert declared - left_to_the_transport() == METHODS
 
 
-def test_the_compiled_twin_calls_on_the_transport_what_the_contract_declares() -> None:
+def test_the_contract_declares_each_method_of_the_transport_that_the_compiled_twin_calls() -> None:
     assert left_to_the_transport() == CALLED - OWN
 
 
-def test_the_transport_has_all_that_is_left_to_it() -> None:
+def test_the_transport_implements_every_method_that_the_twins_leave_to_it() -> None:
     assert left_to_the_transport() <= vars(transport.Transport).keys()

@@ -1,4 +1,4 @@
-"""The closing handshake, by either side, and what is left to do after it."""
+"""The closing handshake, started by either side, and the end after it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_handler_that_returns_closes_with_1000(site: Site) -> None:
     ("code", "reason"),
     [(0, ""), (999, ""), (1004, ""), (1005, ""), (1006, ""), (1015, ""), (2999, ""), (5000, ""), (1000, "é" * 62)],
 )
-def test_what_a_close_frame_cannot_carry_is_refused(blocking: Site, code: int, reason: str) -> None:
+def test_a_code_or_reason_that_a_close_frame_cannot_carry_is_refused(blocking: Site, code: int, reason: str) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         with pytest.raises(ValueError, match="close"):
@@ -81,7 +81,7 @@ def test_what_a_close_frame_cannot_carry_is_refused(blocking: Site, code: int, r
 
 
 @pytest.mark.parametrize("arguments", [("bye",), (1000, None), (1000, b"bye"), (None,)], ids=repr)
-def test_a_close_without_a_number_and_a_text_is_a_type_error(blocking: Site, arguments: Any) -> None:
+def test_a_close_code_must_be_a_number_and_a_reason_a_text(blocking: Site, arguments: Any) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         with pytest.raises(TypeError, match=r"close\(code, reason\) takes a number and a str, not"):
@@ -92,7 +92,7 @@ def test_a_close_without_a_number_and_a_text_is_a_type_error(blocking: Site, arg
         assert list(client) == ["still open"]
 
 
-def test_close_ends_a_receive_elsewhere(site: Site) -> None:
+def test_close_ends_a_receive_in_another_task(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -114,7 +114,7 @@ def test_close_ends_a_receive_elsewhere(site: Site) -> None:
     assert site.noted() is None
 
 
-def test_a_receive_elsewhere_ends_with_the_handler_even_if_the_peer_does_not_answer(site: Site) -> None:
+def test_the_end_of_the_handler_ends_a_receive_in_another_task_even_if_the_peer_does_not_answer(site: Site) -> None:
     site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 0.2
 
     @site.route()
@@ -138,7 +138,7 @@ def test_a_receive_elsewhere_ends_with_the_handler_even_if_the_peer_does_not_ans
     assert ended is None or ended.code == 1000
 
 
-def test_a_send_elsewhere_ends_with_the_handler_even_if_the_peer_reads_nothing(site: Site) -> None:
+def test_the_end_of_the_handler_ends_a_send_in_another_task_even_if_the_peer_reads_nothing(site: Site) -> None:
     site.app.config.update(WEBSOCKET_CLOSE_TIMEOUT=0.2, WEBSOCKET_SEND_BUFFER=1000)
 
     @site.route()
@@ -156,7 +156,7 @@ def test_a_send_elsewhere_ends_with_the_handler_even_if_the_peer_reads_nothing(s
     assert site.noted() == "ended"
 
 
-def test_close_beside_many_senders_is_the_last_frame(site: Site) -> None:
+def test_close_sends_the_last_frame_while_many_tasks_send(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async def send() -> None:
@@ -192,11 +192,11 @@ def test_the_peer_has_the_close_timeout_to_answer_a_close(site: Site) -> None:
 
     client = site.upgrade()
     assert client.read_frame() == (CLOSE, close_body(4000))
-    assert client.read_frame() is None  # and it was the server that ended it
+    assert client.read_frame() is None  # the server ends the connection
     assert site.noted() == 4000
 
 
-def test_messages_that_cross_a_close_are_dropped(site: Site) -> None:
+def test_messages_that_arrive_after_our_close_are_dropped(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.close(4000)
@@ -211,7 +211,7 @@ def test_messages_that_cross_a_close_are_dropped(site: Site) -> None:
 
 
 @pytest.mark.parametrize("flood", ["after its close", "after our close", "after an error"])
-def test_a_peer_that_never_stops_sending_is_dropped_all_the_same(site: Site, flood: str) -> None:
+def test_a_peer_that_never_stops_sending_is_dropped_after_the_close(site: Site, flood: str) -> None:
     site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 0.2
 
     @site.route()
@@ -268,7 +268,7 @@ def test_after_the_end_nothing_can_be_sent_or_received(site: Site) -> None:
 
     with site.connect() as client:
         assert list(client) == []
-    # The Close frame travels faster than the handler ends.
+    # The Close frame arrives before the handler ends.
     wait_until(lambda: kept and kept[0].fd == -1)
     site.connect("/later").close()
     assert site.noted() == (False, -1, 1000)

@@ -1,4 +1,4 @@
-"""Messages are compressed where both sides want it."""
+"""Messages are compressed when both sides agree to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_messages_are_compressed_when_both_sides_want_it(site: Site, echo: Any, 
         assert client.recv(DEADLINE) == "plain"
 
 
-def test_compression_is_off_unless_configured(site: Site, echo: Any) -> None:
+def test_compression_is_off_by_default(site: Site, echo: Any) -> None:
     with site.connect(compression="deflate") as client:
         assert client.response is not None
         assert "Sec-WebSocket-Extensions" not in client.response.headers
@@ -34,7 +34,7 @@ def test_compression_is_off_unless_configured(site: Site, echo: Any) -> None:
         assert client.recv(DEADLINE) == "x" * 10_000
 
 
-def test_a_bomb_is_1009(site: Site, echo: Any) -> None:
+def test_a_bomb_is_refused_with_1009(site: Site, echo: Any) -> None:
     site.app.config.update(WEBSOCKET_COMPRESSION=True, WEBSOCKET_MAX_MESSAGE_SIZE=10_000)
 
     with site.connect(compression="deflate") as client:

@@ -1,4 +1,4 @@
-"""A connection's age, its idleness, and how fast its peer reads: without a socket, and without a clock."""
+"""A connection ends when it is too old, idle for too long, or its peer reads too slowly. No socket is needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_connection_ends_after_the_idle_timeout_unless_a_message_comes() -> No
     assert lifespan.check(20, 1) == Close(1001, "no message for 10 s")
 
 
-def test_without_limits_a_connection_lasts() -> None:
+def test_without_limits_a_connection_does_not_end() -> None:
     lifespan = Lifespan(None, None)
     lifespan.start(0)
     assert lifespan.check(1e9, 0) is None
@@ -41,14 +41,14 @@ def test_a_peer_that_reads_nothing_is_too_slow() -> None:
     assert pace.check(10.1, 5000) is None
 
 
-def test_a_peer_that_reads_drop_by_drop_is_too_slow() -> None:
+def test_a_peer_that_reads_only_a_few_bytes_is_too_slow() -> None:
     pace = Pace(send_timeout=10, min_read_rate=100)
     pace.begin(0, 1000)
     pace.stuck_since = 11
     assert pace.check(11, 1000 + 1099) == "the peer has read less than 100 bytes/s for 10 s"
 
 
-def test_the_rate_is_measured_anew_over_each_timeout() -> None:
+def test_the_rate_is_measured_again_in_each_timeout() -> None:
     pace = Pace(send_timeout=10, min_read_rate=100)
     pace.begin(0, 0)
     pace.stuck_since = 11

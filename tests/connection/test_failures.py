@@ -1,4 +1,4 @@
-"""What breaks the protocol fails the connection, and the peer is told."""
+"""A peer that breaks the protocol gets a Close frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.wire import BINARY, CLOSE, KEY, PING, TEXT, close_body, frame
     ],
     ids=["opcode", "rsv1", "fragmented ping", "utf-8", "too big"],
 )
-def test_a_failure_tells_the_peer_even_when_it_has_more_to_say(
+def test_a_failure_sends_the_close_frame_even_when_the_peer_has_more_to_send(
     site: Site, handler_is: str, code: int, opcode: int, payload: bytes, how: dict[str, Any]
 ) -> None:
     site.app.config.update(WEBSOCKET_MAX_MESSAGE_SIZE=1000, WEBSOCKET_CLOSE_TIMEOUT=DEADLINE)
@@ -56,7 +56,7 @@ def test_an_unmasked_frame_is_refused(site: Site, echo: Any) -> None:
     assert (answer[0], answer[1][:2]) == (CLOSE, close_body(1002))
 
 
-def test_the_largest_message_may_be_larger_than_any(site: Site, echo: Any) -> None:
+def test_the_largest_message_may_have_any_size(site: Site, echo: Any) -> None:
     site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 2**64
     client = site.connect()
     client.send("x" * 100_000)
@@ -69,7 +69,7 @@ def test_the_largest_message_passes_and_a_larger_one_is_1009(site: Site, echo: A
     with site.connect() as client:
         client.send("x" * 100_000)
         assert client.recv(DEADLINE) == "x" * 100_000
-        with suppress(ClientSawClose):  # which may arrive before all is sent
+        with suppress(ClientSawClose):  # it may arrive before all is sent
             client.send(["x" * 50_000, "y" * 50_001])
         with pytest.raises(ClientSawClose, match="1009"):
             client.recv(DEADLINE)

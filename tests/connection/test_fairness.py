@@ -1,4 +1,4 @@
-"""What one client sends is acted on a little at a time: the others run in between, and nothing of it is lost."""
+"""The server acts on a little of one client's input at a time, so other tasks run in between, and no input is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fragments(payload: bytes, count: int) -> bytes:
     return frame(BINARY, payload, fin=False, key=KEY) + middle * (count - 2) + frame(CONTINUATION, payload, key=KEY)
 
 
-#: What comes in one read of 64 KiB, or of 4 KiB with compression; and how much work it is.
+#: The bytes of one read, of 64 KiB, or of 4 KiB with compression, and the units of work in them.
 FLOODS = {
     "empty pings": (frame(PING, key=KEY) * 8_000, 8_000),
     "empty pongs": (frame(PONG, key=KEY) * 8_000, 8_000),
@@ -53,7 +53,7 @@ TURNS: dict[str, Callable[[], Awaitable[None]]] = {"asyncio": lambda: asyncio.sl
 
 
 async def gevent_turn() -> None:
-    gevent.sleep(1e-9)  # for 0 it looks for input every 5 ms only
+    gevent.sleep(1e-9)  # sleep(0) would look for input only every 5 ms
 
 
 TURNS["gevent"] = gevent_turn
@@ -61,7 +61,7 @@ TURNS["gevent"] = gevent_turn
 
 @pytest.mark.parametrize("mode", ["gevent", "asyncio"])
 @pytest.mark.parametrize("flood", FLOODS)
-def test_others_run_again_and_again_while_a_flood_is_parsed(site: Site, mode: str, flood: str) -> None:
+def test_other_tasks_run_again_and_again_while_a_flood_is_parsed(site: Site, mode: str, flood: str) -> None:
     data, work = FLOODS[flood]
     is_compressed = flood in {"a bomb", "bombs", "final blocks"}
     gate = site.mode.gate()
@@ -89,16 +89,16 @@ def test_others_run_again_and_again_while_a_flood_is_parsed(site: Site, mode: st
     client = site.upgrade(sec_websocket_extensions="permessage-deflate" if is_compressed else None)
     client.send(data + frame(TEXT, b"end", key=KEY))
     gate.open()
-    assert site.noted() >= work // RUN_LENGTH // 2  # a run is bounded, and after it the others have a turn
+    assert site.noted() >= work // RUN_LENGTH // 2  # other tasks run after each run, which is bounded
 
 
 def flood_of_all(*messages: bytes) -> bytes:
-    """Return the messages behind hundreds of other frames each."""
+    """Return the messages, each after hundreds of other frames."""
     noise = frame(PING, b"p", key=KEY) * 300 + frame(PONG, key=KEY) * 300
     return b"".join(noise + fragments(message, 300) for message in messages)
 
 
-def test_what_comes_before_the_end_of_the_input_is_received_before_the_end(site: Site) -> None:
+def test_messages_before_the_end_of_the_input_are_received_before_the_end(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async for message in ws:
@@ -118,7 +118,7 @@ def test_all_pings_of_a_flood_are_answered_in_their_order(site: Site, echo: Any)
     assert [client.read_frame() for _ in range(1_000)] == [(PONG, b"%d" % number) for number in range(1_000)]
 
 
-def test_the_answer_to_a_close_is_found_behind_a_flood_that_was_read_already(site: Site) -> None:
+def test_the_answer_to_a_close_is_found_behind_a_flood_that_was_already_read(site: Site) -> None:
     site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 10 * DEADLINE
 
     @site.route()
@@ -129,7 +129,7 @@ def test_the_answer_to_a_close_is_found_behind_a_flood_that_was_read_already(sit
 
     client = site.upgrade()
     answer = frame(CLOSE, close_body(4001), key=KEY)
-    client.send(frame(TEXT, b"first", key=KEY) + flood_of_all(b"a", b"b") + answer)  # in one read, most likely
+    client.send(frame(TEXT, b"first", key=KEY) + flood_of_all(b"a", b"b") + answer)  # most likely in one read
     assert site.noted() == "first"
     assert site.noted() == "closed"
 
@@ -164,7 +164,7 @@ def test_pings_of_a_flood_are_answered_while_the_handler_does_not_receive(site: 
     assert site.noted() == b"a" * 300
 
 
-def test_a_flood_after_an_error_does_not_starve_the_others(site: Site, echo: Any) -> None:
+def test_a_flood_after_an_error_does_not_starve_other_clients(site: Site, echo: Any) -> None:
     site.app.config["WEBSOCKET_CLOSE_TIMEOUT"] = 3600
 
     flooding = site.upgrade()
@@ -177,7 +177,7 @@ def test_a_flood_after_an_error_does_not_starve_the_others(site: Site, echo: Any
 
 
 @pytest.mark.parametrize("kind", ["messages", "pings", "fragments"])
-def test_a_flooding_client_does_not_starve_the_others(site: Site, kind: str) -> None:
+def test_a_flooding_client_does_not_starve_other_clients(site: Site, kind: str) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async for _ in ws:
@@ -198,7 +198,7 @@ def test_a_flooding_client_does_not_starve_the_others(site: Site, kind: str) -> 
                 assert other.recv(DEADLINE) == "x"
 
 
-# The connection alone
+# The connection by itself
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def open_connection(ours: socket.socket, settings: Settings, deflate: Deflate | 
     return connection
 
 
-def test_nobody_waits_for_the_socket_while_something_is_left_of_what_was_read(
+def test_a_connection_does_not_wait_for_its_socket_while_input_is_left(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
     theirs, ours = sockets
@@ -229,7 +229,7 @@ def test_nobody_waits_for_the_socket_while_something_is_left_of_what_was_read(
     takes = 0
     while (message := connection.take()) is WAIT:
         takes += 1
-        connection.work = 0  # as another thread may do that has sent something
+        connection.work = 0  # another thread that sends may do this
         assert connection.is_on_a_run()
     assert message == "end"
     assert takes >= 200 // RUN_LENGTH
@@ -246,7 +246,7 @@ def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
     theirs.sendall(flood_of_all(b"a", b"b"))
     for message in (b"a", b"b"):
         assert connection.receive_now() == message * 300
-    assert connection.receive_now() is None  # whoever waits for the descriptor now, misses nothing
+    assert connection.receive_now() is None  # a caller that now waits for the descriptor misses nothing
     assert not connection.has_rest
     theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
     assert connection.take() is WAIT
@@ -255,7 +255,7 @@ def test_a_call_that_never_waits_finds_a_message_behind_a_flood_that_was_read(
         connection.receive_now()
 
 
-def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_that_fails(
+def test_a_failing_send_does_not_read_the_whole_flood_that_a_peer_left_behind(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
     theirs, ours = sockets
@@ -273,7 +273,7 @@ def test_a_flood_that_a_peer_leaves_behind_is_not_searched_to_its_end_by_a_send_
     connection.detach()
 
 
-def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
+def test_a_failing_send_finds_the_close_frame_behind_a_thousand_messages(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
     theirs, ours = sockets
@@ -287,9 +287,7 @@ def test_a_good_bye_behind_a_thousand_messages_is_found_by_a_send_that_fails(
     connection.detach()
 
 
-def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
-    sockets: tuple[socket.socket, socket.socket],
-) -> None:
+def test_the_rest_of_a_flood_is_dropped_with_the_connection(sockets: tuple[socket.socket, socket.socket]) -> None:
     theirs, ours = sockets
     connection = open_connection(ours, Settings())
     theirs.sendall(frame(PING, key=KEY) * 200 + frame(TEXT, b"end", key=KEY))
@@ -305,7 +303,7 @@ def test_what_is_left_of_a_flood_is_dropped_when_the_connection_is(
 
 
 @pytest.mark.parametrize("size", [100_000, 2**20])
-def test_the_worst_that_is_compressed_makes_no_more_be_kept_than_is_documented(
+def test_the_worst_compressed_input_takes_no_more_memory_than_documented(
     sockets: tuple[socket.socket, socket.socket], size: int
 ) -> None:
     theirs, ours = sockets
@@ -317,7 +315,7 @@ def test_the_worst_that_is_compressed_makes_no_more_be_kept_than_is_documented(
         payload = compressor.compress(bytes(size)) + compressor.flush(zlib.Z_SYNC_FLUSH)
         return frame(BINARY, payload[:-4], rsv=4, key=KEY)
 
-    # The first message leaves room for one more; then messages as large as they may be, and a thousand small ones.
+    # The first message leaves room for one more. Then come messages of the largest size, and a thousand small ones.
     data = bomb(size - 1000) + b"".join(bomb(size) + bomb(100) * 20 for _ in range(50))
     theirs.sendall(data)
     tracemalloc.start()
@@ -329,6 +327,6 @@ def test_the_worst_that_is_compressed_makes_no_more_be_kept_than_is_documented(
         tracemalloc.stop()
     kept = sum(map(len, connection.inbox))
     assert size < kept <= 2 * size + 1024 * RUN_LENGTH
-    # Besides, what arrives, which is twice there when it is complete, and zlib's window.
+    # The message that arrives, which exists twice when it is complete, and zlib's window come on top of that.
     assert peak < kept + 2.5 * size + 100_000
     connection.detach()

@@ -1,4 +1,4 @@
-"""What leaves a handler: exceptions, responses, exits; and what the peer and the log see of them."""
+"""Exceptions, responses and exits of a handler, and what the peer and the log get of them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_connection_closed_may_leave_a_handler_without_a_traceback(
 
 
 @pytest.mark.parametrize("when", ["after its handshake", "before its handshake"])
-def test_the_end_of_another_connection_that_leaves_a_handler_is_an_error_of_it(site: Site, when: str) -> None:
+def test_the_end_of_another_connection_is_an_error_of_the_handler_that_raises_it(site: Site, when: str) -> None:
     listeners: list[Any] = []
     failures: list[Any] = []
 
@@ -118,7 +118,7 @@ def test_the_end_of_another_connection_that_leaves_a_handler_is_an_error_of_it(s
 
 
 @pytest.mark.parametrize("case", ["another", "another, with a timeout", "its own"])
-def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
+def test_a_handler_that_waits_long_for_the_client_of_another_connection_is_logged_once(
     site: Site, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     monkeypatch.setattr(base, "LONG_WAIT", 0)
@@ -162,7 +162,7 @@ def test_a_handler_that_waits_long_for_anothers_client_is_told_of_once(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_end_of_the_process_closes_with_1011_and_goes_on(blocking: Site) -> None:
+def test_the_end_of_the_process_closes_with_1011_and_is_not_stopped(blocking: Site) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -172,7 +172,7 @@ def test_the_end_of_the_process_closes_with_1011_and_goes_on(blocking: Site) -> 
     assert client.read_frame() == (CLOSE, close_body(1011, b"internal error"))
 
 
-def test_a_handler_that_exits_ends_its_connection_only(site: Site) -> None:
+def test_a_handler_that_exits_ends_only_its_own_connection(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -206,7 +206,7 @@ def test_an_exit_before_the_handshake_is_an_error_like_any_other(site: Site, whe
 
 
 @pytest.mark.parametrize("mode", ["gevent"])
-def test_a_timeout_of_gevent_that_leaves_the_handler_is_an_error_like_any_other(site: Site) -> None:
+def test_a_timeout_of_gevent_that_a_handler_raises_is_an_error_like_any_other(site: Site) -> None:
     @site.route("/<when>")
     async def handler(ws: Any, when: str) -> None:
         if when == "after":

@@ -1,4 +1,4 @@
-"""The opening handshake, RFC 6455 section 4: what is accepted and how, what is refused and with which status."""
+"""The opening handshake (RFC 6455 section 4): which requests are accepted, which are refused, and the responses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def handshake(site: Site, path: str = "/", **request: Any) -> Response:
     return response
 
 
-# What is accepted
+# Accepted requests
 
 
 def test_the_response_is_exact_to_the_byte(site: Site) -> None:
@@ -71,7 +71,7 @@ def test_connection_is_a_list_of_tokens_in_any_case(site: Site, connection: str)
     handshake(site, connection=connection)
 
 
-def test_an_empty_body_is_none(site: Site) -> None:
+def test_an_empty_body_is_no_body(site: Site) -> None:
     handshake(site, content_length="0")
 
 
@@ -80,11 +80,11 @@ def test_spaces_around_key_and_version_do_not_count(site: Site) -> None:
     assert response["Sec-WebSocket-Accept"] == ACCEPT
 
 
-def test_the_query_and_the_cookies_are_no_obstacle(site: Site) -> None:
+def test_a_query_and_cookies_are_allowed(site: Site) -> None:
     handshake(site, "/?a=b", cookie="a=b")
 
 
-# What is refused
+# Refused requests
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_key_must_be_base64_of_16_bytes_with_no_bits_to_spare(site: Site) -> N
 
 
 @pytest.mark.parametrize("request_", [{"sec_websocket_version": "8"}, {"upgrade": None, "connection": None}])
-def test_426_says_what_would_be_right(site: Site, request_: dict[str, Any]) -> None:
+def test_426_names_the_supported_version(site: Site, request_: dict[str, Any]) -> None:
     response = site.refusal(**request_)
     assert response.status == 426
     assert response["Sec-WebSocket-Version"] == "13"
@@ -143,7 +143,7 @@ def test_a_plain_request_for_a_page_is_answered(site: Site) -> None:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_an_upgrade_to_a_page_is_explained_by_the_log_once_and_in_debug_mode_by_its_body(
+def test_an_upgrade_to_a_page_is_explained_in_the_log_once_and_in_debug_mode_in_the_body(
     site: Site, debug: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.app.debug = debug
@@ -158,7 +158,7 @@ def test_an_upgrade_to_a_page_is_explained_by_the_log_once_and_in_debug_mode_by_
     assert (record.levelname, record.getMessage()) == ("WARNING", said)
 
 
-def test_an_upgrade_to_an_unknown_url_is_the_applications_404(site: Site) -> None:
+def test_an_upgrade_to_an_unknown_url_gets_the_applications_404(site: Site) -> None:
     site.app.register_error_handler(404, lambda error: ("nothing here", 404))
     response = site.refusal("/nowhere")
     assert (response.status, response.body) == (404, b"nothing here")
@@ -211,11 +211,11 @@ def test_the_clients_first_choice_among_the_routes_subprotocols_is_taken(
     assert client.read_frame() == (TEXT, str(chosen).encode())
 
 
-def test_a_route_without_subprotocols_takes_none(site: Site) -> None:
+def test_a_route_without_subprotocols_chooses_none(site: Site) -> None:
     assert handshake(site, sec_websocket_protocol="chat").all("Sec-WebSocket-Protocol") == []
 
 
-def test_accept_overrules_the_choice_with_another_that_was_offered(site: Site) -> None:
+def test_accept_may_choose_another_offered_subprotocol(site: Site) -> None:
     @site.route("/override", subprotocols=["a"])
     async def override(ws: Any) -> None:
         with pytest.raises(ValueError, match="has not offered the subprotocol 'c'"):
@@ -235,7 +235,7 @@ def test_accept_overrules_the_choice_with_another_that_was_offered(site: Site) -
     assert site.noted() == "b"
 
 
-# More headers
+# Additional headers
 
 
 def test_accept_may_add_headers(site: Site) -> None:
@@ -266,7 +266,7 @@ def test_a_header_that_would_end_its_line_is_refused_and_changes_nothing(site: S
 
 
 @pytest.mark.parametrize("name", ["Sec-WebSocket-Accept", "sec-websocket-protocol", "Sec-WebSocket-Extensions"])
-def test_a_header_that_is_the_handshakes_own_is_not_sent_twice(site: Site, name: str) -> None:
+def test_a_header_of_the_handshake_itself_is_not_sent_twice(site: Site, name: str) -> None:
     @site.route("/headers")
     async def headers(ws: Any) -> None:
         with pytest.raises(ValueError, match="subprotocol="):
@@ -289,7 +289,7 @@ def test_a_header_that_is_the_handshakes_own_is_not_sent_twice(site: Site, name:
         None,
     ],
 )
-def test_an_extension_that_cannot_be_had_is_declined(site: Site, header: str | None) -> None:
+def test_an_unsupported_extension_is_declined(site: Site, header: str | None) -> None:
     site.app.config["WEBSOCKET_COMPRESSION"] = True
     assert handshake(site, sec_websocket_extensions=header).all("Sec-WebSocket-Extensions") == []
 
@@ -313,7 +313,7 @@ def test_extensions_that_break_the_grammar_are_refused(site: Site, header: str) 
 
 
 @pytest.mark.parametrize("header", ["permessage-deflate", 'foo; a="b", permessage-deflate', ", permessage-deflate ,"])
-def test_compression_is_agreed_on_when_both_want_it(site: Site, header: str) -> None:
+def test_compression_is_agreed_when_both_sides_want_it(site: Site, header: str) -> None:
     site.app.config["WEBSOCKET_COMPRESSION"] = Compression(window_bits=15)
     assert handshake(site, sec_websocket_extensions=header)["Sec-WebSocket-Extensions"] == "permessage-deflate"
 
@@ -349,7 +349,7 @@ def test_behind_a_proxy_the_origin_is_checked_against_the_public_host(blocking: 
     assert blocking.refusal(origin="http://10.0.0.1:8000", **forwarded).status == 403
 
 
-def test_the_setting_says_who_may_connect(site: Site) -> None:
+def test_a_setting_lists_the_allowed_origins(site: Site) -> None:
     site.app.config["WEBSOCKET_ALLOWED_ORIGINS"] = ["https://app.example"]
 
     handshake(site, origin="https://app.example")
@@ -358,7 +358,7 @@ def test_the_setting_says_who_may_connect(site: Site) -> None:
 
 if "TRUSTED_HOSTS" in Flask.default_config:  # since Flask 3.1
 
-    def test_a_page_whose_name_leads_here_may_connect_unless_the_hosts_are_listed(site: Site) -> None:
+    def test_a_page_whose_host_name_leads_here_may_connect_unless_the_trusted_hosts_are_listed(site: Site) -> None:
         rebound = {"host": "evil.example:5000", "origin": "http://evil.example:5000"}
         handshake(site, **rebound)
         site.app.config["TRUSTED_HOSTS"] = ["localhost", ".example.org"]
@@ -366,7 +366,7 @@ if "TRUSTED_HOSTS" in Flask.default_config:  # since Flask 3.1
         handshake(site, host="chat.example.org", origin="http://chat.example.org")
 
 
-def test_the_log_says_once_for_each_origin_that_its_pages_were_refused_and_what_to_add(
+def test_the_log_reports_each_refused_origin_once_and_the_setting_that_allows_it(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     for origin in ["http://localhost:3000", "http://localhost:3001", "http://localhost:3000"]:
@@ -383,7 +383,7 @@ def test_the_log_says_once_for_each_origin_that_its_pages_were_refused_and_what_
     assert "'http://localhost:3001'" in second.getMessage()
 
 
-def test_a_client_that_makes_up_origins_fills_no_log_and_forges_no_line(
+def test_a_client_with_invented_origins_cannot_fill_the_log_or_forge_a_line(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert site.refusal(origin="http://" + "x" * 3000).status == 403
@@ -394,17 +394,17 @@ def test_a_client_that_makes_up_origins_fills_no_log_and_forges_no_line(
     assert "page 'forged\\x85line', app" in caplog.records[0].getMessage()
 
 
-# What is in the way
+# Servers and middleware in the way
 
 
-def test_a_server_that_does_not_lend_its_sockets_is_told_from_one_that_does(site: Site) -> None:
+def test_a_server_that_does_not_lend_its_sockets_is_an_error_that_says_so(site: Site) -> None:
     headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in REQUEST.items()}
     response = site.app.test_client().get("/", environ_overrides=headers)
     assert response.status_code == 500
     assert "does not lend its sockets" in str(site.logged().exc_info)
 
 
-def test_a_route_reached_past_the_middleware_says_so(site: Site) -> None:
+def test_a_route_that_is_reached_without_the_middleware_is_an_error_that_says_so(site: Site) -> None:
     site.app.wsgi_app = site.app.wsgi_app.wsgi_app  # type: ignore[attr-defined, method-assign]
     assert site.refusal().status == 500
     assert "leave the middleware in app.wsgi_app" in str(site.logged().exc_info)

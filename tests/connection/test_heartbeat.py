@@ -1,4 +1,4 @@
-"""When a peer is pinged, and when it is given up: without a socket, and without a clock."""
+"""The heartbeat decides when to ping a peer and when to drop it. No socket and no clock is needed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_peer_that_is_silent_after_a_ping_is_dropped() -> None:
     assert heartbeat.check(30.1, False, nothing_unread) == Close(1006, "no answer to a ping for 10 s")
 
 
-def test_silence_counts_from_the_first_ping_that_is_not_answered() -> None:
+def test_silence_counts_from_the_first_unanswered_ping() -> None:
     heartbeat = started(interval=4)
     assert not heartbeat.ping_sent(24)
     assert isinstance(heartbeat.check(30.1, False, nothing_unread), Close)
@@ -58,7 +58,7 @@ def test_any_input_is_an_answer() -> None:
     assert heartbeat.ping_sent(40)
 
 
-def test_input_that_is_not_read_yet_may_be_the_answer() -> None:
+def test_unread_input_may_be_the_answer() -> None:
     heartbeat = started()
     assert heartbeat.check(35, False, lambda: True) is None
     assert isinstance(heartbeat.check(36, False, nothing_unread), Close)

@@ -1,4 +1,4 @@
-"""What a review broke: each was a worker that died, hung, or gave away memory."""
+"""Attacks that a review found: each one once killed a worker, made it hang, or made it waste memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.wire import KEY, close_body, frame
 
 @contextmanager
 def reading(client: RawClient) -> Iterator[None]:
-    """Read whatever comes, and end the connection at the end of the block."""
+    """Read all frames, and end the connection at the end of the block."""
 
     def read() -> None:
         with suppress(OSError):
@@ -45,7 +45,7 @@ def reading(client: RawClient) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the server was faster
+        with suppress(OSError):  # the server closed first
             client.sock.shutdown(socket.SHUT_RDWR)
         reader.join(DEADLINE)
 
@@ -66,7 +66,7 @@ def test_a_default_timeout_of_sockets_does_not_end_idle_connections(site: Site, 
             await ws.send(message)
 
     client = site.upgrade()
-    for _ in range(15):  # pings come with the housekeeper's rounds, so this is well over the timeout
+    for _ in range(15):  # pings come with the housekeeper's rounds, so this takes far longer than the timeout
         ping = client.read_frame()
         assert ping is not None
         assert ping[0] == PING
@@ -77,7 +77,7 @@ def test_a_default_timeout_of_sockets_does_not_end_idle_connections(site: Site, 
         assert answer[0] == PING
 
 
-def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connection() -> None:
+def test_an_exit_of_the_handler_wakes_a_receiver_and_ends_the_connection() -> None:
     ours, theirs = socket.socketpair()
     theirs.settimeout(DEADLINE)
     server = WerkzeugServer({"werkzeug.socket": ours, "wsgi.input": io.BytesIO(), "wsgi.multithread": True})
@@ -106,7 +106,7 @@ def test_an_exit_that_leaves_the_handler_wakes_who_receives_and_ends_the_connect
         assert data.partition(b"\r\n\r\n")[2].startswith(b"\x88")
 
 
-def test_messages_that_inflate_to_much_are_not_read_ahead_without_bound(blocking: Site) -> None:
+def test_reading_ahead_is_bounded_for_messages_that_inflate_to_much(blocking: Site) -> None:
     blocking.app.config.update(WEBSOCKET_COMPRESSION=Compression(), WEBSOCKET_PING_INTERVAL=0.02)
     go_on = threading.Event()
 
@@ -176,7 +176,7 @@ def test_json_can_be_sent_from_outside_the_handlers_context(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", ["gevent"])
 def test_a_handler_may_be_killed_while_another_greenlet_polls_its_connection(site: Site) -> None:
-    # libev aborts the whole process when a watcher of a closed descriptor is started.
+    # libev aborts the whole process when a watcher starts for a closed descriptor.
     @site.websocket.route("/")
     def handler(ws: WebSocketClient) -> None:
         def poll() -> None:
@@ -200,7 +200,7 @@ def test_a_handler_may_be_killed_while_another_greenlet_polls_its_connection(sit
         client.close()
 
 
-def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site, request: pytest.FixtureRequest) -> None:
+def test_a_handler_that_only_sends_does_not_starve_other_handlers(site: Site, request: pytest.FixtureRequest) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         while ws.connected:
@@ -212,11 +212,11 @@ def test_a_handler_that_only_sends_does_not_starve_the_others(site: Site, reques
             await ws.send(message)
 
     client = site.upgrade()
-    # The server's thread never waits, and each of the test's threads has to wait for its turn in the one interpreter.
+    # The server's thread never waits, so each thread of the test has to wait for the interpreter's lock.
     request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
     sys.setswitchinterval(1e-4)
     with reading(client), site.connect("/echo") as other:
-        for _ in range(5):  # each takes long, as the reader and the server have to share one interpreter
+        for _ in range(5):  # each round takes long, because the reader and the server share one interpreter
             other.send("hello")
             assert other.recv(DEADLINE) == "hello"
     client.close()
@@ -238,7 +238,9 @@ def bombs(count: int) -> bytes:
     return b"".join([sender.send_text("x" * 1_000_000) for _ in range(count)])
 
 
-def test_what_a_client_leaves_behind_that_resets_costs_no_more_than_what_is_read_ahead(blocking: Site) -> None:
+def test_the_input_that_a_client_leaves_behind_costs_no_more_memory_than_input_that_is_read_ahead(
+    blocking: Site,
+) -> None:
     blocking.app.config.update(WEBSOCKET_COMPRESSION=Compression(), WEBSOCKET_PING_INTERVAL=None)
     go_on = threading.Event()
 
@@ -257,7 +259,7 @@ def test_what_a_client_leaves_behind_that_resets_costs_no_more_than_what_is_read
 
     client = blocking.upgrade(sec_websocket_extensions="permessage-deflate")
     ws = blocking.noted()
-    with ws._transport.read_lock:  # the housekeeper does not read either
+    with ws._transport.read_lock:  # so that the housekeeper does not read either
         client.send(bombs(200))
         client.reset()
     go_on.set()
@@ -267,8 +269,8 @@ def test_what_a_client_leaves_behind_that_resets_costs_no_more_than_what_is_read
 
 
 @pytest.mark.parametrize("what", ["send", "close", "ping"])
-def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site, what: str) -> None:
-    # A garbage collection runs wherever an object is made, and a signal handler nearly everywhere.
+def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_the_lock_of_the_call(site: Site, what: str) -> None:
+    # Garbage collection may run when any object is created, and a signal handler nearly everywhere.
     @site.route()
     async def handler(ws: Any) -> None:
         client = getattr(ws, "blocking", ws)
@@ -290,10 +292,10 @@ def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site
                     outcomes.add("closed")
 
         thresholds = gc.get_threshold()
-        gc.freeze()  # to look through what all other tests have left would take long each time
+        gc.freeze()  # garbage collection would take long to look through the objects of all other tests
         gc.set_threshold(1)
         try:
-            # Another thread may collect the garbage. It is waited for: its finalizer is to find the connection open.
+            # Another thread may collect the garbage. Wait for it, because its finalizer needs the open connection.
             for number in count():
                 Finalized()
                 with suppress(ConnectionClosed):
@@ -314,8 +316,8 @@ def test_a_finalizer_that_runs_within_a_call_cannot_wait_for_its_lock(site: Site
     assert outcomes & {"sent", REENTERED}
 
 
-def test_a_call_while_its_own_thread_takes_or_gives_back_the_lock_does_not_hang() -> None:
-    # Between any two steps there, a signal handler may run, and from Python 3.12 on a garbage collection.
+def test_a_call_while_its_own_thread_acquires_or_releases_the_lock_does_not_hang() -> None:
+    # A signal handler may run between any two steps of the lock, and from Python 3.12 on also garbage collection.
     lock = Lock()
     outcomes: list[str] = []
 
@@ -348,7 +350,7 @@ def test_a_finalizer_that_runs_within_the_handshake_does_not_wait_for_it(site: S
     kept: list[WebSocketClient] = []
 
     class Finalized(Response):
-        """A response in whose making a garbage collection runs."""
+        """A response whose creation triggers garbage collection."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
@@ -370,7 +372,7 @@ def test_a_finalizer_that_runs_within_the_handshake_does_not_wait_for_it(site: S
 
 
 @pytest.mark.parametrize("lock", ["read_lock", "write_lock"])
-def test_a_call_within_a_section_of_its_own_connection_is_refused(blocking: Site, lock: str) -> None:
+def test_a_call_within_a_locked_section_of_its_own_connection_is_refused(blocking: Site, lock: str) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         await ws.accept()

@@ -1,4 +1,4 @@
-"""The handshake comes with the first call: until then a handler may answer with a response."""
+"""The first call makes the handshake. Before it, a handler may answer with a response."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_handler_may_return_a_response_instead_of_the_handshake(site: Site) ->
     assert (response.status, json.loads(response.body), response["Retry-After"]) == (503, {"error": "full"}, "1")
 
 
-def test_a_decorator_that_knows_no_coroutines_may_return_a_response(site: Site) -> None:
+def test_a_decorator_that_is_no_coroutine_function_may_return_a_response(site: Site) -> None:
     async def handler(ws: Any) -> None:
         await ws.send("hello")
 
@@ -50,7 +50,7 @@ def test_a_decorator_that_knows_no_coroutines_may_return_a_response(site: Site) 
         assert list(client) == ["hello"]
 
 
-def test_an_exception_before_the_handshake_is_a_500(site: Site) -> None:
+def test_an_exception_before_the_handshake_gets_500(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         raise KeyError("oops")
@@ -69,7 +69,7 @@ def test_a_handler_that_does_nothing_accepts_and_closes(site: Site) -> None:
     assert client.close_code == 1000
 
 
-def test_what_a_handler_returns_after_the_handshake_is_not_sent(site: Site) -> None:
+def test_the_return_value_of_a_handler_after_the_handshake_is_not_sent(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> str:
         await ws.send("x")
@@ -80,7 +80,7 @@ def test_what_a_handler_returns_after_the_handshake_is_not_sent(site: Site) -> N
     assert client.close_code == 1000
 
 
-def test_the_first_send_may_come_from_elsewhere(site: Site) -> None:
+def test_another_task_may_send_first(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async def broadcast() -> None:
@@ -139,7 +139,7 @@ def test_after_a_refusal_nothing_can_be_sent_or_received(site: Site) -> None:
     assert site.noted() == (False, -1)
 
 
-def test_a_refusal_is_not_an_upgrade_for_the_library(site: Site) -> None:
+def test_a_refused_connection_of_the_library_raises_an_invalid_status(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         abort(403)

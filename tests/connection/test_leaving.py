@@ -1,4 +1,4 @@
-"""Peers that leave without a word."""
+"""Peers that leave without a Close frame."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from flask_uwsgi_websocket import ConnectionClosed
-from support.inprocess import ROOM, Site, for_ever, tick
+from support.inprocess import ROOM, Site, for_ever, tick, wait_at_gate
 from support.wire import BINARY, CLOSE, KEY, TEXT, close_body, frame
 
 
 @pytest.mark.parametrize("how", ["reset", "end of stream", "close frame"])
 @pytest.mark.parametrize("handler_is", ["receiving", "sending", "waiting"])
-def test_a_peer_that_leaves_is_noticed(site: Site, how: str, handler_is: str) -> None:
+def test_a_peer_that_leaves_is_detected(site: Site, how: str, handler_is: str) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -43,7 +43,7 @@ def test_a_peer_that_leaves_is_noticed(site: Site, how: str, handler_is: str) ->
 
 
 @pytest.mark.parametrize("how", ["reset", "end of stream"])
-def test_a_peer_that_leaves_behind_more_than_fits_is_noticed_by_the_next_ping(site: Site, how: str) -> None:
+def test_the_next_ping_detects_a_peer_that_left_more_input_than_fits(site: Site, how: str) -> None:
     site.app.config.update(WEBSOCKET_MAX_MESSAGE_SIZE=1000, WEBSOCKET_PING_INTERVAL=0.05)
 
     @site.route()
@@ -77,14 +77,12 @@ def test_the_end_of_the_input_alone_is_1006(site: Site) -> None:
     assert client.read_frame() is None
 
 
-def test_a_peer_that_has_ended_its_half_does_not_get_in_the_way_of_the_end(site: Site) -> None:
+def test_a_peer_that_ended_its_half_of_tcp_does_not_block_the_end(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
-        gate = site.mode.gate()
         await ws.accept()
-        site.note(gate)
-        await gate.passed()
-        with pytest.raises(ConnectionClosed):  # when the housekeeper has seen the end
+        await wait_at_gate(site)
+        with pytest.raises(ConnectionClosed):  # after the housekeeper has seen the end
             await for_ever(lambda: ws.send(b"x" * ROOM))
 
     client = site.upgrade()

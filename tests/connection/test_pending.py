@@ -1,4 +1,4 @@
-"""Handshakes that are not sent yet: the client may leave meanwhile, and nobody waits for ever."""
+"""Handshakes that are not sent yet: the client may leave meanwhile, and no client waits for ever."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from support.wire import CLOSE, TEXT, close_body
 
 @pytest.fixture
 def clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of handshakes, too."""
+    """The clock, which handshakes use too."""
     monkeypatch.setattr(base, "time", clock)
     return clock
 
 
 def waiting_handler(site: Site, **options: Any) -> None:
-    """Declare a handler that waits for the test before it sends anything."""
+    """Declare a handler that waits for the test before it sends."""
 
     @site.route(**options)
     async def handler(ws: Any) -> None:
@@ -38,7 +38,7 @@ def waiting_handler(site: Site, **options: Any) -> None:
 
 
 def open_pending(site: Site) -> tuple[RawClient, Any, Any]:
-    """Connect to the waiting handler; return the client, the connection, and the gate."""
+    """Connect to the waiting handler, and return the client, the connection and the gate."""
     client = site.raw()
     client.request()
     ws, gate = site.noted()
@@ -46,7 +46,7 @@ def open_pending(site: Site) -> tuple[RawClient, Any, Any]:
 
 
 def wait_for_a_round(site: Site) -> None:
-    """Wait until the housekeeper has looked at all connections once more: it has noticed two others, one by one."""
+    """Wait until the housekeeper has checked all connections again: it detects the end of two others in turn."""
     for _ in range(2):
         client, ws, gate = open_pending(site)
         client.close()
@@ -55,7 +55,7 @@ def wait_for_a_round(site: Site) -> None:
 
 
 async def pause(site: Site) -> None:
-    """Let the others run for a moment."""
+    """Let other tasks run."""
     if site.mode.name == "asyncio":
         await asyncio.sleep(0.005)
     else:
@@ -67,7 +67,7 @@ def half_close(client: RawClient) -> None:
 
 
 @pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset, half_close], ids=["closes", "resets", "half"])
-def test_a_client_that_leaves_before_the_handshake_is_noticed(
+def test_a_client_that_leaves_before_the_handshake_is_detected(
     site: Site, leave: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flask_uwsgi_websocket")
@@ -100,14 +100,14 @@ def test_a_client_that_leaves_before_the_handshake_is_noticed(
     wait_until(lambda: "the client has left before the handshake was sent, / from 127.0.0.1" in caplog.text)
     gate.open()
     assert site.noted() == []
-    assert site.noted() == "teardown: None"  # neither is anything logged: the client's leaving is no error
+    assert site.noted() == "teardown: None"  # no error was logged, because a client may leave
     wait_until(lambda: answers)
     assert answers == [(getattr(ws, "blocking", ws), "499 Client Closed Request")]
     assert (ws.connected, ws.fd, site.websocket.stats()["rejected"]) == (False, -1, 1)
 
 
 @pytest.mark.parametrize("value", [None, "a page"])
-def test_a_handler_that_looks_at_connected_gives_its_place_back_when_the_client_has_left(
+def test_a_handler_that_checks_connected_frees_its_place_when_the_client_has_left(
     site: Site, value: str | None
 ) -> None:
     site.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
@@ -129,10 +129,10 @@ def test_a_handler_that_looks_at_connected_gives_its_place_back_when_the_client_
         assert site.noted() == "waits"
         assert site.refusal().status == 503
         client.close()
-        assert [site.noted(), site.noted()] == [None, None]  # the 503, and the one that has left
+        assert [site.noted(), site.noted()] == [None, None]  # for the 503, and for the client that left
 
 
-def test_a_client_that_leaves_while_a_hook_prepares_the_handshake_is_noticed(site: Site) -> None:
+def test_a_client_that_leaves_while_a_hook_prepares_the_handshake_is_detected(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         with pytest.raises(ConnectionClosed, match="has left"):
@@ -162,7 +162,7 @@ def test_a_client_that_leaves_while_a_hook_prepares_the_handshake_is_noticed(sit
     assert site.noted() is None
 
 
-def test_early_data_is_no_end(site: Site) -> None:
+def test_early_data_is_not_the_end_of_the_input(site: Site) -> None:
     waiting_handler(site)
     client, ws, gate = open_pending(site)
     client.frame(TEXT, b"too early")
@@ -194,7 +194,7 @@ def test_a_handshake_that_is_not_sent_in_time_is_answered_with_503(site: Site, c
     wait_for_a_round(site)
     assert ws.connected
     clock.put_forward(2)
-    response = client.response()  # while the handler still waits
+    response = client.response()  # the handler still waits
     assert (response.status, response.body) == (503, b"")
     assert not ws.connected
     gate.open()
@@ -204,7 +204,7 @@ def test_a_handshake_that_is_not_sent_in_time_is_answered_with_503(site: Site, c
 
 
 @pytest.mark.parametrize("settings", [{"handshake_timeout": None}, {"handshake_timeout": 7200}])
-def test_the_time_for_the_handshake_can_be_set(site: Site, clock: Clock, settings: dict[str, Any]) -> None:
+def test_a_setting_limits_the_time_until_the_handshake(site: Site, clock: Clock, settings: dict[str, Any]) -> None:
     waiting_handler(site, **settings)
     client, _, gate = open_pending(site)
     clock.put_forward(3600)
@@ -214,7 +214,7 @@ def test_the_time_for_the_handshake_can_be_set(site: Site, clock: Clock, setting
     assert client.read_frame() == (TEXT, b"hello")
 
 
-def test_what_else_a_handler_raises_when_its_client_has_left_is_an_error(site: Site) -> None:
+def test_other_exceptions_of_a_handler_whose_client_has_left_are_errors(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         gate = site.mode.gate()
@@ -229,7 +229,7 @@ def test_what_else_a_handler_raises_when_its_client_has_left_is_an_error(site: S
     assert "KeyError('oops')" in str(site.logged().exc_info)
 
 
-# The handshake before the handler
+# The handshake comes before the handler
 
 
 def test_with_accept_early_the_handshake_is_sent_before_the_handler_starts(site: Site) -> None:
@@ -246,7 +246,7 @@ def test_with_accept_early_the_handshake_is_sent_before_the_handler_starts(site:
     client.close()
 
 
-def test_with_accept_early_only_hooks_refuse(site: Site) -> None:
+def test_with_accept_early_only_hooks_can_refuse(site: Site) -> None:
     @site.route(accept="early")
     async def handler(ws: Any) -> Any:
         return "a page" if "page" in request.args else abort(403)

@@ -1,4 +1,4 @@
-"""Pings measure, and find out who is gone."""
+"""Pings measure the latency and detect peers that have gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.inprocess import DEADLINE, Clock, Site, tick, wait_until
+from support.inprocess import DEADLINE, Clock, Site, tick, wait_at_gate, wait_until
 from support.wire import PING, PONG, TEXT
 
 
@@ -21,10 +21,7 @@ def test_ping_measures_the_latency(site: Site) -> None:
         site.note(ws.latency)
 
     client = site.upgrade()
-    answer = client.read_frame()
-    assert answer is not None
-    opcode, payload = answer
-    assert opcode == PING
+    payload = client.read_ping()
     client.frame(PONG, b"something else")
     client.frame(PONG, payload)
     client.frame(TEXT, b"x")
@@ -47,9 +44,7 @@ def test_a_ping_is_answered_while_the_handler_is_busy(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
 
     client = site.upgrade()
     gate = site.noted()
@@ -70,11 +65,9 @@ def test_a_peer_that_answers_pings_stays(site: Site, clock: Clock) -> None:
     ws = site.noted()
     for _ in range(4):
         clock.put_forward(20)
-        answer = client.read_frame()
-        assert answer is not None
-        assert answer[0] == PING
+        payload = client.read_ping()
         before = ws.latency
-        client.frame(PONG, answer[1])
+        client.frame(PONG, payload)
         wait_until(lambda before=before: ws.latency is not before, "the answer was not noticed")
     client.frame(TEXT, b"still here")
     assert site.noted() == "still here"
@@ -96,13 +89,11 @@ def test_a_silent_peer_is_dropped(site: Site, handler_is: str) -> None:
 
     client = site.upgrade()
     assert site.noted() == (1006, "no answer to a ping for 0.2 s")
-    answer = client.read_frame()
-    assert answer is not None
-    assert answer[0] == PING
+    client.read_ping()
 
 
-@pytest.mark.parametrize("mode", ["gevent", "asyncio"])  # in which one handler can hold up all
-def test_a_peer_whose_answer_has_arrived_stays_though_it_is_read_too_late(site: Site) -> None:
+@pytest.mark.parametrize("mode", ["gevent", "asyncio"])  # modes in which one handler can block all others
+def test_a_peer_whose_answer_has_arrived_stays_even_if_it_is_read_too_late(site: Site) -> None:
     site.app.config.update(WEBSOCKET_PING_INTERVAL=None, WEBSOCKET_PING_TIMEOUT=0.01)
 
     @site.route()
@@ -119,15 +110,12 @@ def test_a_peer_whose_answer_has_arrived_stays_though_it_is_read_too_late(site: 
         await ws.ping()
         time.sleep(0.02)
         select.select([ws.fd], [], [], DEADLINE)
-        ws.tick()  # before the one in receive() has its turn
+        ws.tick()  # before the task in receive() runs
         site.note(ws.connected)
         await join()
 
     client = site.upgrade()
-    answer = client.read_frame()
-    assert answer is not None
-    assert answer[0] == PING
-    client.frame(PONG, answer[1])
+    client.frame(PONG, client.read_ping())
     assert site.noted() is True
     client.frame(TEXT, b"still here")
     assert site.noted() == "still here"

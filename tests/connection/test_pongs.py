@@ -1,4 +1,4 @@
-"""A Pong is an event: listeners hear of it, whatever the handler does, and may use the connection."""
+"""A Pong is an event: listeners hear of it whatever the handler does, and they may use the connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.wire import KEY, PING, PONG, TEXT, frame
 
 @pytest.fixture
 def heard(site: Site) -> None:
-    """Every client is told of its pongs, by a listener that pings again after the first one."""
+    """A listener that sends each client a message about its pong."""
 
     async def answered(ws: Any, latency: float) -> None:
         assert 0 <= latency == ws.latency < DEADLINE
@@ -25,13 +25,11 @@ def heard(site: Site) -> None:
 
 
 def answer(client: RawClient) -> None:
-    opcode, payload = client.read_frame() or (None, b"")
-    assert opcode == PING
-    client.frame(PONG, payload)
+    client.frame(PONG, client.read_ping())
 
 
 @pytest.mark.usefixtures("heard")
-def test_a_handler_that_receives_lets_listeners_hear_of_pongs_at_once(site: Site) -> None:
+def test_listeners_hear_of_a_pong_at_once_while_the_handler_receives(site: Site) -> None:
     @site.route("/receives")
     async def handler(ws: Any) -> None:
         await ws.ping()
@@ -75,7 +73,7 @@ def test_the_housekeeper_delivers_the_pongs_of_a_handler_that_does_not_receive(s
     gate.open()
 
 
-def test_a_pong_that_nobody_has_asked_for_is_no_event(site: Site) -> None:
+def test_an_unsolicited_pong_is_no_event(site: Site) -> None:
     told: list[float] = []
     site.websocket.on_pong(lambda app, latency, **extra: told.append(latency))
 
@@ -91,7 +89,7 @@ def test_a_pong_that_nobody_has_asked_for_is_no_event(site: Site) -> None:
     assert told == []
 
 
-def test_a_listener_that_fails_is_logged_and_the_connection_goes_on(site: Site) -> None:
+def test_a_failing_listener_is_logged_and_the_connection_continues(site: Site) -> None:
     @site.websocket.on_pong
     def fails(app: Any, **event: Any) -> None:
         raise KeyError("oops")

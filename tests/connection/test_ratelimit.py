@@ -1,4 +1,4 @@
-"""How much one client may send: messages, frames and bytes a second, and fragments of a message."""
+"""Limits for one client: messages, frames and bytes per second, and fragments of a message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_client_that_sends_more_messages_than_allowed_is_closed_with_1008(site
             client.send(str(number))
             assert client.recv(DEADLINE) == str(number)
         with suppress(ConnectionClosed):
-            for number in range(100):  # some come in while this goes out
+            for number in range(100):  # some messages arrive while these are sent
                 client.send(str(number))
                 client.recv(DEADLINE)
         assert (client.close_code, client.close_reason) == (1008, "more was sent than the rate limit allows")
@@ -67,7 +67,7 @@ def test_fragments_count_as_frames(site: Site, limit: RateLimit, payload: bytes)
     hold(site)
     client = site.upgrade()
     client.frame(BINARY, payload, fin=False)
-    with suppress(OSError):  # it has been closed
+    with suppress(OSError):  # the server closed the connection
         client.send(frame(CONTINUATION, payload, fin=False, key=KEY) * 10_000)
     assert client.read_frame() == (TEXT, b"hello")
     read = client.read_frame()
@@ -91,7 +91,7 @@ def test_a_long_message_in_pieces_of_16_kib_is_one_message(site: Site) -> None:
     assert site.noted() is None
 
 
-def test_what_a_compressed_message_inflates_to_counts(site: Site) -> None:
+def test_the_inflated_size_of_a_compressed_message_counts(site: Site) -> None:
     @site.route("/", compression=True, rate_limit=RateLimit(bytes=10_000, burst=10))
     async def handler(ws: Any) -> None:
         async for message in ws:
@@ -106,15 +106,15 @@ def test_what_a_compressed_message_inflates_to_counts(site: Site) -> None:
         assert client.close_code == 1008
 
 
-def test_what_inflates_to_nothing_counts_as_it_came(site: Site) -> None:
+def test_a_message_that_inflates_to_nothing_counts_with_its_compressed_size(site: Site) -> None:
     @site.route("/", compression=True, rate_limit=RateLimit(bytes=10_000, burst=10))
     async def handler(ws: Any) -> None:
         async for message in ws:
             await ws.send(message)
 
     client = site.upgrade(sec_websocket_extensions="permessage-deflate")
-    with suppress(OSError):  # it has been closed
-        for _ in range(100):  # blocks of nothing
+    with suppress(OSError):  # the server closed the connection
+        for _ in range(100):  # empty deflate blocks
             client.frame(BINARY, b"\0\0\0\xff\xff" * 1_000 + b"\0", rsv=4)
     while (read := client.read_frame()) == (BINARY, b""):
         pass
@@ -136,7 +136,7 @@ def test_a_message_of_more_fragments_than_allowed_closes_with_1008(site: Site) -
     assert client.read_frame() == (CLOSE, close_body(1008, b"a message may have at most 100 fragments"))
 
 
-def test_what_was_received_before_the_limit_is_delivered(site: Site) -> None:
+def test_messages_that_arrived_before_the_limit_are_delivered(site: Site) -> None:
     @site.route("/", rate_limit=RateLimit(messages=1, burst=5))
     async def handler(ws: Any) -> None:
         async for message in ws:
@@ -158,27 +158,27 @@ def spend(meter: Meter, now: float, messages: int, *, is_behind: bool) -> bool:
     return meter.spend(now, messages, messages, messages, is_behind=is_behind)
 
 
-def test_a_polite_client_of_a_slow_handler_is_not_taken_for_a_fast_one() -> None:
+def test_a_polite_client_of_a_slow_handler_does_not_count_as_a_fast_client() -> None:
     meter = Meter(RateLimit(messages=10, burst=2), now=0)
     assert spend(meter, 0, 20, is_behind=True)
     assert spend(meter, 30, 300, is_behind=True)
     assert not spend(meter, 30, 1, is_behind=True)
 
 
-def test_what_a_silent_client_has_not_used_is_saved_for_the_burst_only() -> None:
+def test_a_silent_client_saves_no_more_credit_than_the_burst() -> None:
     meter = Meter(RateLimit(messages=10, burst=2), now=0)
     assert spend(meter, 1, 5, is_behind=False)
     assert not spend(meter, 3_600, 21, is_behind=False)
 
 
 @pytest.mark.parametrize("limit", [RateLimit(messages=10), RateLimit(bytes=10), RateLimit()], ids=repr)
-def test_what_has_no_limit_is_never_spent_also_where_no_time_has_passed(limit: RateLimit) -> None:
+def test_a_meter_without_a_limit_is_never_spent_even_if_no_time_has_passed(limit: RateLimit) -> None:
     meter = Meter(limit, now=0)
     for _ in range(3):
         assert spend(meter, 0, 2, is_behind=True)
 
 
-def test_once_nothing_is_left_to_read_the_credit_is_that_of_the_burst() -> None:
+def test_after_all_input_is_read_the_credit_is_at_most_the_burst() -> None:
     meter = Meter(RateLimit(messages=10, burst=2), now=0)
     meter.fall_behind()
     assert spend(meter, 3_600, 100, is_behind=False)
@@ -192,6 +192,6 @@ def test_a_rate_is_a_number_above_0(name: str, value: Any) -> None:
         RateLimit(**{name: value})
 
 
-def test_a_rate_limit_is_one_or_none() -> None:
+def test_rate_limit_is_a_rate_limit_or_none() -> None:
     with pytest.raises(TypeError, match="rate_limit must be a RateLimit, not 10"):
         Settings(rate_limit=10)  # type: ignore[arg-type]

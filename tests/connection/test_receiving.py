@@ -1,4 +1,4 @@
-"""What a client receives: messages in their order, until the connection ends, and no more ahead than is allowed."""
+"""A client receives messages in their order until the connection ends, and reads ahead up to a limit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flask import abort, current_app, g, request
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 
 from flask_uwsgi_websocket import ConcurrencyError, ConnectionClosed
-from support.inprocess import DEADLINE, REQUEST, Flood, Site, for_ever, tick
+from support.inprocess import DEADLINE, REQUEST, Flood, Site, for_ever, tick, wait_at_gate
 from support.wire import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, close_body, frame
 
 
-def test_text_is_received_as_str_and_binary_as_bytes_and_empty_messages_are_messages(site: Site) -> None:
+def test_text_is_received_as_str_binary_as_bytes_and_empty_messages_are_messages(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         for _ in range(4):
@@ -47,10 +47,8 @@ def test_receive_returns_none_once_and_then_raises(site: Site) -> None:
 def test_messages_before_a_close_are_received_before_the_end(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
-        gate = site.mode.gate()
         await ws.accept()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         site.note([await ws.receive() for _ in range(4)])
 
     client = site.upgrade()
@@ -71,7 +69,7 @@ def test_a_timeout_loses_no_message(site: Site) -> None:
                 await ws.receive(timeout)
         await ws.send("ready")
         site.note(await ws.receive(timeout=DEADLINE))
-        # Half a message is kept, too.
+        # A timeout in the middle of a message loses nothing either.
         with pytest.raises(TimeoutError):
             await ws.receive(timeout=0.01)
         await ws.send("ready")
@@ -87,7 +85,7 @@ def test_a_timeout_loses_no_message(site: Site) -> None:
     assert site.noted() == "first second"
 
 
-def test_a_timeout_holds_while_pings_pour_in(site: Site) -> None:
+def test_a_timeout_ends_a_receive_while_many_pings_arrive(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         with pytest.raises(TimeoutError):
@@ -98,13 +96,11 @@ def test_a_timeout_holds_while_pings_pour_in(site: Site) -> None:
         assert site.noted() == "timeout"
 
 
-def test_recv_nb_returns_a_message_that_is_here_or_none(site: Site) -> None:
+def test_recv_nb_returns_a_message_that_has_arrived_or_none(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
-        gate = site.mode.gate()
         site.note(ws.recv_nb())
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         site.note([ws.recv_nb(), ws.recv_nb(), ws.recv_nb()])
 
     client = site.upgrade()
@@ -112,7 +108,7 @@ def test_recv_nb_returns_a_message_that_is_here_or_none(site: Site) -> None:
     gate = site.noted()
     client.frame(TEXT, b"one")
     client.frame(TEXT, b"")
-    client.frame(PING, b"?")  # answered by the housekeeper: then all is here
+    client.frame(PING, b"?")  # when the housekeeper has answered it, all messages have arrived
     assert client.read_frame() == (PONG, b"?")
     gate.open()
     assert site.noted() == ["one", "", None]
@@ -122,9 +118,7 @@ def test_recv_nb_raises_once_the_peer_has_closed(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         site.note(ws.recv_nb())
         with pytest.raises(ConnectionClosed, match="1000"):
             ws.recv_nb()
@@ -164,7 +158,7 @@ def test_iteration_ends_when_this_side_closes(site: Site) -> None:
     assert site.noted() == "ended"
 
 
-def test_messages_gives_each_message_an_app_context_of_its_own(site: Site) -> None:
+def test_messages_gives_each_message_its_own_app_context(site: Site) -> None:
     @site.app.teardown_appcontext
     def teardown(error: BaseException | None) -> None:
         site.note(f"teardown of {g.get('name')}: {error}")
@@ -186,7 +180,7 @@ def test_messages_gives_each_message_an_app_context_of_its_own(site: Site) -> No
     assert site.noted() == "teardown of request: None"
 
 
-def test_messages_left_by_break_gives_its_app_context_back_at_once(site: Site) -> None:
+def test_a_break_in_messages_ends_the_app_context_at_once(site: Site) -> None:
     @site.app.teardown_appcontext
     def teardown(error: BaseException | None) -> None:
         site.note(f"teardown of {g.name}")
@@ -207,7 +201,7 @@ def test_messages_left_by_break_gives_its_app_context_back_at_once(site: Site) -
     assert site.noted() == "teardown of request"
 
 
-def test_messages_left_by_an_exception_gives_its_app_context_back(site: Site) -> None:
+def test_an_exception_in_messages_ends_the_app_context(site: Site) -> None:
     @site.app.teardown_appcontext
     def teardown(error: BaseException | None) -> None:
         site.note(f"teardown of {g.name}")
@@ -227,7 +221,7 @@ def test_messages_left_by_an_exception_gives_its_app_context_back(site: Site) ->
     assert site.noted() == "teardown of request"
 
 
-def test_two_receivers_are_one_too_many(site: Site) -> None:
+def test_only_one_task_may_receive_at_a_time(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -236,7 +230,7 @@ def test_two_receivers_are_one_too_many(site: Site) -> None:
         async def receive() -> Any:
             gate.open()
             while True:
-                with suppress(ConcurrencyError):  # while the other one tries
+                with suppress(ConcurrencyError):  # the other task may be trying
                     return await ws.receive()
                 await tick(site)
 
@@ -246,7 +240,7 @@ def test_two_receivers_are_one_too_many(site: Site) -> None:
 
         join = site.mode.spawn(receive)
         await gate.passed()
-        # The other one is in receive(), or about to be.
+        # The other task is in receive(), or will be soon.
         with pytest.raises(ConcurrencyError, match="let one of them receive"):
             await for_ever(try_to_receive)
         await ws.send("done")
@@ -257,7 +251,7 @@ def test_two_receivers_are_one_too_many(site: Site) -> None:
         client.send("for the first one")
 
 
-def test_text_as_bytes_is_what_0_6_1_did(site: Site) -> None:
+def test_text_as_bytes_delivers_bytes_as_0_6_1_did(site: Site) -> None:
     site.app.config["WEBSOCKET_TEXT_AS_BYTES"] = True
 
     @site.route()
@@ -281,7 +275,7 @@ def test_text_as_bytes_is_what_0_6_1_did(site: Site) -> None:
     assert "utf-8" in str(site.logged().exc_info)
 
 
-def test_the_old_style_of_handler_works_unchanged(blocking: Site) -> None:
+def test_the_old_style_of_handlers_works_unchanged(blocking: Site) -> None:
     @blocking.websocket.route("/")
     def echo(ws: Any) -> None:
         while True:
@@ -308,7 +302,7 @@ def test_json_that_is_nested_too_deeply_is_a_value_error(site: Site) -> None:
 
 
 def test_a_message_read_ahead_wakes_the_receiver(blocking: Site) -> None:
-    # tick() reads for a handler that is not in receive(), which this one enters all the time.
+    # tick() reads for a handler that is not in receive(). This handler enters receive() all the time.
     @blocking.route()
     async def handler(ws: Any) -> None:
         done = threading.Event()
@@ -338,15 +332,13 @@ def test_a_message_read_ahead_wakes_the_receiver(blocking: Site) -> None:
         sys.setswitchinterval(interval)
 
 
-def test_messages_that_nobody_receives_are_read_ahead_to_a_bound(site: Site) -> None:
+def test_reading_ahead_of_messages_that_no_task_receives_is_bounded(site: Site) -> None:
     site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 100_000
 
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         site.note(sum(map(len, ws._transport.inbox)))
         count = 0
         async for message in ws:
@@ -363,20 +355,18 @@ def test_messages_that_nobody_receives_are_read_ahead_to_a_bound(site: Site) -> 
     assert site.noted() > 100
 
 
-def test_many_tiny_messages_that_nobody_receives_are_bounded_too(site: Site) -> None:
+def test_reading_ahead_of_many_tiny_messages_is_bounded_too(site: Site) -> None:
     site.app.config["WEBSOCKET_MAX_MESSAGE_SIZE"] = 10_000
 
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         site.note(len(ws._transport.inbox))
 
     client = site.upgrade()
     gate = site.noted()
-    client.send_until_refused(frame(TEXT, b"", key=KEY) * 1000)  # one by one would take long
+    client.send_until_refused(frame(TEXT, b"", key=KEY) * 1000)  # one at a time would take long
     gate.open()
     assert site.noted() < (10_000 + 65_536) // 6
     client.reset()
@@ -392,7 +382,7 @@ def test_fragments_of_many_clients_do_not_mix(site: Site, echo: Any) -> None:
         assert client.read_frame() == (TEXT, b"%d" % number * 50)
 
 
-def test_data_sent_right_behind_the_handshake_is_not_lost(site: Site, echo: Any) -> None:
+def test_data_sent_directly_after_the_handshake_is_not_lost(site: Site, echo: Any) -> None:
     client = site.raw()
     lines = ["GET / HTTP/1.1", *(f"{name}: {value}" for name, value in REQUEST.items()), "", ""]
     client.send("\r\n".join(lines).encode() + frame(TEXT, b"early", key=KEY))

@@ -1,4 +1,4 @@
-"""What a client sends: as text or binary, whole, in order, soon."""
+"""A client sends messages as text or binary, complete, in order, and without delay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flask_uwsgi_websocket import ConnectionClosed
-from support.inprocess import DEADLINE, Site, for_ever
+from support.inprocess import DEADLINE, Site, for_ever, wait_at_gate
 from support.wire import BINARY, CLOSE, KEY, TEXT, close_body, frame
 
 
@@ -25,7 +25,7 @@ def test_str_is_sent_as_text_and_bytes_like_as_binary(site: Site) -> None:
         assert list(client) == ["é", "", b"b", b"ba", b"mv", b""]
 
 
-def test_the_binary_flag_of_0_6_1_overrules_the_type(site: Site) -> None:
+def test_the_binary_flag_of_0_6_1_overrides_the_type(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.send("é", True)
@@ -40,7 +40,7 @@ def test_the_binary_flag_of_0_6_1_overrules_the_type(site: Site) -> None:
 
 
 @pytest.mark.parametrize("message", [None, 1, 1.5, ["x"], {"a": 1}, object()], ids=repr)
-def test_nothing_else_can_be_sent(blocking: Site, message: Any) -> None:
+def test_other_types_cannot_be_sent(blocking: Site, message: Any) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         for send in (ws.send, ws.send_binary):
@@ -63,7 +63,7 @@ def test_a_lone_surrogate_cannot_be_sent(site: Site) -> None:
         assert list(client) == ["fine"]
 
 
-def test_json_is_written_and_read_by_the_app(site: Site) -> None:
+def test_json_is_written_and_read_by_the_provider_of_the_app(site: Site) -> None:
     site.app.json.sort_keys = True  # type: ignore[attr-defined]
 
     @site.route()
@@ -90,7 +90,7 @@ def test_json_is_written_and_read_by_the_app(site: Site) -> None:
     assert site.noted() == "closed"
 
 
-def test_what_the_shared_area_holds_is_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_of_a_shared_area_can_be_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     class Uwsgi:
         @staticmethod
         def sharedarea_read(id: int, pos: int) -> bytes:
@@ -107,7 +107,7 @@ def test_what_the_shared_area_holds_is_sent(site: Site, monkeypatch: pytest.Monk
         assert list(client) == ["area 1 from 2", b"area 3 from 4"]
 
 
-def test_outside_of_uwsgi_there_is_no_shared_area(site: Site) -> None:
+def test_outside_of_uwsgi_there_are_no_shared_areas(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         for send in (ws.send_from_sharedarea, ws.send_binary_from_sharedarea):
@@ -131,7 +131,7 @@ def test_sending_on_a_closed_connection_raises_with_its_code(site: Site) -> None
     assert [site.noted() for _ in range(4)] == [(4001, "enough")] * 4
 
 
-def test_a_loop_that_sends_what_it_receives_ends_with_the_connection(site: Site) -> None:
+def test_a_loop_that_sends_back_each_message_ends_with_the_connection(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         try:
@@ -163,13 +163,11 @@ def test_sending_to_a_peer_that_vanished_raises(site: Site) -> None:
     assert site.noted() == (1006, False)
 
 
-def test_a_send_that_fails_tells_the_good_bye_that_the_peer_had_said(site: Site) -> None:
+def test_a_failing_send_raises_the_close_code_that_the_peer_had_sent(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         with pytest.raises(ConnectionClosed) as error:
             await for_ever(lambda: ws.send("x" * 1000))
         site.note((error.value.code, error.value.reason))
@@ -212,7 +210,7 @@ def test_the_second_of_two_small_messages_does_not_wait_for_an_acknowledgement(s
         assert client.recv(DEADLINE) == "1"
 
 
-def test_what_is_sent_while_more_messages_are_at_hand_goes_out_when_the_handler_waits(site: Site) -> None:
+def test_output_that_waits_for_more_messages_is_sent_when_the_handler_waits(site: Site) -> None:
     gate = site.mode.gate()
 
     @site.route()
@@ -229,7 +227,7 @@ def test_what_is_sent_while_more_messages_are_at_hand_goes_out_when_the_handler_
     assert [client.read_frame() for _ in range(2)] == [(TEXT, b"3"), (TEXT, b"4")]
 
 
-def test_much_that_is_sent_while_more_messages_are_at_hand_stays_in_order(site: Site) -> None:
+def test_much_output_that_waits_for_more_messages_stays_in_order(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async for message in ws:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flask_uwsgi_websocket import ConnectionClosed
-from support.inprocess import DEADLINE, ROOM, Clock, Site, for_ever
+from support.inprocess import DEADLINE, ROOM, Clock, Site, for_ever, wait_at_gate
 from support.wire import BINARY, CLOSE, PING, TEXT, close_body
 
 
@@ -25,7 +25,7 @@ def test_send_waits_for_a_peer_that_reads_slowly_and_loses_nothing(site: Site) -
             site.note(number)
 
     client = site.upgrade()
-    # It has sent what the sockets and the buffer take, and waits.
+    # The handler has sent as much as the sockets and the buffer hold, and waits.
     assert site.noted() == 0
     for number in range(count):
         assert client.read_frame() == (BINARY, bytes([number]) * 300_000)
@@ -42,12 +42,12 @@ def test_a_peer_that_reads_slowly_is_not_dropped_however_long_a_send_has_to_wait
         await ws.send("the next")
 
     client = site.upgrade()
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # which the kernel would let grow to ROOM
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # the kernel would let the buffer grow to ROOM
     header = 10
     for number in range(32):
         client.read(ROOM // 16)
-        time.sleep(0.02)  # a fast peer would find the server in the middle of sending
-        if number % 8 == 7:  # since the last time, more was read than the sockets hold: the server has got on
+        time.sleep(0.02)  # a fast peer would interrupt the server in the middle of sending
+        if number % 8 == 7:  # the peer has since read more than the sockets hold, so the server has sent more
             clock.put_forward(11)
     client.read(header)
     assert client.read_frame() == (TEXT, b"the next")
@@ -75,7 +75,7 @@ def test_a_peer_that_reads_nothing_is_dropped_and_costs_bounded_memory(site: Sit
     assert site.noted() == (1006, "the peer has read nothing for 0.3 s", False)
 
 
-def test_the_timeout_of_a_send_overrules_the_setting(site: Site) -> None:
+def test_the_timeout_of_a_send_overrides_the_setting(site: Site) -> None:
     site.app.config["WEBSOCKET_SEND_BUFFER"] = 1000
 
     @site.route()
@@ -88,7 +88,7 @@ def test_the_timeout_of_a_send_overrules_the_setting(site: Site) -> None:
     assert site.noted() == "raised"
 
 
-def test_a_peer_that_reads_nothing_is_dropped_though_nobody_sends_any_more(site: Site) -> None:
+def test_a_peer_that_reads_nothing_is_dropped_even_if_no_task_sends_any_more(site: Site) -> None:
     site.app.config["WEBSOCKET_SEND_TIMEOUT"] = 0.3
 
     @site.route()
@@ -103,13 +103,11 @@ def test_a_peer_that_reads_nothing_is_dropped_though_nobody_sends_any_more(site:
     assert site.noted() == (1006, "the peer has read nothing for 0.3 s")
 
 
-def test_what_did_not_fit_is_written_while_the_handler_is_busy(site: Site) -> None:
+def test_buffered_output_is_written_while_the_handler_is_busy(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.send(b"x" * ROOM)
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
 
     client = site.upgrade()
     gate = site.noted()
@@ -117,7 +115,7 @@ def test_what_did_not_fit_is_written_while_the_handler_is_busy(site: Site) -> No
     gate.open()
 
 
-def test_a_peer_that_reads_nothing_gets_no_more_pongs_than_it_has_room_for(site: Site) -> None:
+def test_a_peer_that_reads_nothing_gets_no_more_pongs_than_fit(site: Site) -> None:
     site.app.config["WEBSOCKET_SEND_BUFFER"] = 1000
 
     @site.route()
@@ -135,7 +133,7 @@ def test_a_peer_that_reads_nothing_gets_no_more_pongs_than_it_has_room_for(site:
 
 
 @pytest.mark.parametrize("mode", ["gevent", "asyncio"])
-def test_a_peer_that_reads_stays_though_what_is_next_is_sent_too_late(site: Site) -> None:
+def test_a_peer_that_reads_stays_even_if_the_server_sends_the_rest_too_late(site: Site) -> None:
     site.app.config["WEBSOCKET_SEND_TIMEOUT"] = 0.01
 
     @site.route()
@@ -143,7 +141,7 @@ def test_a_peer_that_reads_stays_though_what_is_next_is_sent_too_late(site: Site
         await ws.send(b"x" * ROOM)
         time.sleep(0.02)
         select.select([], [ws.fd], [], DEADLINE)
-        ws.tick()  # before the loop has its turn
+        ws.tick()  # before the loop runs
         site.note(ws.connected)
 
     client = site.upgrade()

@@ -1,4 +1,4 @@
-"""Examples that run, and browsers that look at them and at what the pages define."""
+"""Examples that run, and browsers for them and for the pages."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, port: int) -> Iterato
 
 @pytest.fixture
 def browser() -> Iterator[webdriver.Chrome]:
-    """Chromium without a screen."""
+    """Chromium without a window."""
     with browsing() as driver:
         yield driver
 
 
 @pytest.fixture
 def other_browser() -> Iterator[webdriver.Chrome]:
-    """Chromium once more, with cookies of its own."""
+    """Another Chromium, with its own cookies."""
     with browsing() as driver:
         yield driver

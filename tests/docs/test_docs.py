@@ -1,8 +1,8 @@
-"""The documentation says what is so: its names, its tables, and every block of code in it.
+"""The documentation is correct: its names, its tables, and every block of code in it.
 
-A page is read as its reader would: in an empty directory, from its first block to its last. A block that is a file is
-saved, Python is executed, commands are run, what they print is compared, a server is started and used. Then somebody
-uses what the page has defined.
+A test reads a page like a user: in an empty directory, from its first block to its last. It saves blocks that are
+files, executes Python, runs commands, compares their output, and starts and uses servers. Then a function uses what the
+page has defined.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from threading import Semaphore
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from flask import Flask, request, session
@@ -38,44 +39,59 @@ from websockets.sync.client import connect
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket import HandshakeRejected, WebSocket
 from flask_uwsgi_websocket.cli.doctor import read_ini
+from flask_uwsgi_websocket.rooms.brokers.base import Outgoing
+from flask_uwsgi_websocket.rooms.brokers.memory import MemoryBroker
+from flask_uwsgi_websocket.rooms.brokers.redis import RedisBroker
+from flask_uwsgi_websocket.rooms.envelope import encode, seal
+from flask_uwsgi_websocket.rooms.exchange import COUNTERS as ROOM_COUNTERS
 from flask_uwsgi_websocket.settings import KEYS, Settings
 from flask_uwsgi_websocket.worker.stats import NAMES as COUNTERS
 from support.examples import DEADLINE, wait_for_text
-from support.inprocess import wait_until
+from support.inprocess import wait_for_background, wait_until
 from support.needs import require
 from support.pages import BLOCKS, PACKAGE, PAGES, Block, block_not_run
 from support.paths import DOCS, ROOT
+from support.redis_server import RedisServer, running
 
-#: How the blocks begin that are not run as the others are; and what is done instead, or why nothing is.
+#: The beginnings of blocks that are not run like the others, and what is done instead, or the reason.
 NOT_RUN = {
-    "README.md: make run": "test_make_has_the_goals_of_the_readme",
-    "docs/installation.md: apt-get": "the tests run where these are installed",
+    "README.md: make run": "test_the_makefile_has_the_goals_of_the_readme",
+    "docs/installation.md: apt-get": "the tests need these packages themselves",
     "docs/installation.md: pip install": "test_package.py installs without a compiler",
-    "docs/cli.md: cd /srv/chat": "test_the_configuration_that_is_printed_is_as_shown",
+    "docs/cli.md: cd /srv/chat": "test_the_printed_configuration_is_the_one_on_the_page",
     "docs/cli.md:  * Serving": "cli/test_cli.py reads this from a terminal",
-    "docs/cli.md: ; /srv/chat/uwsgi.ini": "test_the_configuration_that_is_printed_is_as_shown",
-    "docs/cli.md: $ flask websocket stats": "live/test_stats.py has such counters",
+    "docs/cli.md: ; /srv/chat/uwsgi.ini": "test_the_printed_configuration_is_the_one_on_the_page",
+    "docs/cli.md: $ flask websocket stats": "live/test_stats.py tests the counters",
+    "docs/cli.md: flask websocket publish": "cli/test_rooms.py runs these",
+    "docs/cli.md: $ flask websocket rooms": "cli/test_rooms.py compares it",
+    "docs/cli.md: $ flask websocket members": "cli/test_rooms.py compares it",
     "docs/deploying.md: adduser": "live/test_fronts.py installs the same files",
-    "docs/deploying.md: apt-get install nginx": "so it does with these",
+    "docs/deploying.md: apt-get install nginx": "live/test_fronts.py installs the same files",
     "docs/deploying.md: live=": "it needs a certificate of Let's Encrypt",
-    "docs/how-it-works.md: __init__": "test_the_modules_are_listed_in_their_order",
-    "docs/migrating.md: from flask import Flask\nfrom flask_sock": "it is what one comes from",
-    "docs/modes.md: pip install greenlet": "test_uwsgi_is_compiled_as_by_the_makefile",
-    "docs/observability.md: WebSocket": "test_the_log_is_as_shown",
-    "docs/observability.md: stats": "test_the_metrics_are_those_of_all_counters",
+    "docs/how-it-works.md: __init__": "test_the_modules_are_listed_in_the_order_of_the_layers",
+    "docs/migrating.md: from flask import Flask\nfrom flask_sock": "the reader's own code before the migration",
+    "docs/migrating.md: import threading": "the reader's own code before the migration",
+    "docs/modes.md: pip install greenlet": "test_uwsgi_is_compiled_as_in_the_makefile",
+    "docs/observability.md: WebSocket": "test_the_log_is_the_one_on_the_page",
+    "docs/scaling.md: bind": "test_the_redis_configuration_on_the_page_serves_rooms",
+    "docs/scaling.md: import { WebSocket }": "it needs a package of npm",
+    "docs/observability.md: stats": "test_the_metrics_on_the_page_are_all_counters",
 }
 
-#: Commands that are not run, as the environment of the tests is active already, and is of a checkout.
+#: The counters that may also decrease.
+GAUGES = {"open", "rooms", "members", "waiting"}
+
+#: Commands that are not run, because the environment of the tests is already active and has the checkout installed.
 ENVIRONMENT = {
     "python3 -m venv .venv",
     ". .venv/bin/activate",
     "git clone https://github.com/zeekay/flask-uwsgi-websocket",
 }
 
-#: How commands begin that start a server.
+#: The beginnings of commands that start a server.
 SERVERS = r"python (app|serve)\.py|flask .*\brun\b|flask run|gunicorn |uwsgi "
 
-#: What a page takes for granted: files.
+#: The files that a page expects its reader to have.
 GIVEN = {
     "docs/servers.md": {
         "app.py": """\
@@ -132,7 +148,7 @@ harakiri = 30
 
 @pytest.fixture
 def network() -> Iterator[None]:
-    """Give the test, and what it starts, a network where nobody else has the port 5000."""
+    """Give the test, and the processes that it starts, a network in which no other process uses port 5000."""
     require("ip", "namespaces")
     libc, clone_newnet = ctypes.CDLL(None), 0x40000000
     with open("/proc/thread-self/ns/net") as before:
@@ -145,17 +161,17 @@ def network() -> Iterator[None]:
 
 
 class Reader:
-    """Does what a page says.
+    """Follows the instructions of a page.
 
-    :param directory: an empty one.
-    :param server_uses: one for each server that the page starts.
+    :param directory: an empty directory.
+    :param server_uses: a function for each server that the page starts.
     """
 
     def __init__(self, directory: Path, server_uses: Iterable[Callable[[int], None]]) -> None:
         self._root = self._directory = directory
         self.server_uses = list(server_uses)
         self._output: str | None = None
-        #: The module that the Python of the page is. It may take an app for granted, and nothing else.
+        #: The module that runs the Python of the page. It has an app, in case the page does not define one.
         self.module = ModuleType("page")
         self.module.app = Flask("page")  # type: ignore[attr-defined]
 
@@ -163,7 +179,7 @@ class Reader:
         if block.where:
             self._save(block)
         elif block.language == "python":
-            # So that a traceback shows the line of the page.
+            # A traceback then shows the line of the page.
             exec(compile("\n" * (block.line - 1) + block.text, ROOT / block.page, "exec"), vars(self.module))
         elif block.language == "sh":
             self._run(block.text)
@@ -173,12 +189,12 @@ class Reader:
             self._check(expected)
         elif block.language == "text":
             self._check(block.text)
-        else:  # what Sphinx runs
-            assert block.language.startswith("{"), f"nobody runs the {block.language!r} of {block.name}"
+        else:  # a directive of Sphinx
+            assert block.language.startswith("{"), f"no test runs {block.name}, whose language is {block.language!r}"
 
     def _check(self, expected: str) -> None:
-        """Check what the last command has printed."""
-        assert self._output is not None, "there is no command whose output this could be"
+        """Compare the output of the last command."""
+        assert self._output is not None, "no command comes before this output"
         output = "\n".join(map(str.rstrip, self._output.splitlines()))
         assert re.search(re.escape(expected.strip()).replace("…", ".*"), output), output
 
@@ -197,7 +213,7 @@ class Reader:
                     self.server_uses.pop(0)(port)
             return
         commands = "\n".join(line for line in commands.splitlines() if line not in ENVIRONMENT)
-        commands = commands.replace(PACKAGE, "Flask-uWSGI-WebSocket")  # which is installed, so that pip does nothing
+        commands = commands.replace(PACKAGE, "Flask-uWSGI-WebSocket")  # it is installed, so pip does nothing
         command = ["sh", "-ec", f'{commands}\npwd >"$WHERE"']
         result = subprocess.run(command, cwd=self._directory, env=self._environ(), capture_output=True, text=True)
         self._output = result.stdout
@@ -206,7 +222,7 @@ class Reader:
 
     @contextmanager
     def _serving(self, command: str) -> Iterator[int]:
-        """Run a server while the block runs, which gets its port."""
+        """Run a server while the block runs, and yield its port."""
         named = re.search(r":(\d+)", command)
         port = int(named[1]) if named else 8000 if command.startswith("gunicorn") else 5000
         log = self._root / "log"
@@ -222,7 +238,7 @@ class Reader:
         try:
             wait_until(lambda: _answers(port) or process.poll() is not None, lambda: f"no answer:\n{log.read_text()}")
             yield port
-            if not command.startswith("gunicorn"):  # which may hang, whatever it serves, if it is stopped so soon
+            if not command.startswith("gunicorn"):  # gunicorn may hang, whatever it serves, if it is stopped so soon
                 os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
                 process.wait(DEADLINE)
             assert "Traceback" not in log.read_text(), log.read_text()
@@ -235,7 +251,7 @@ class Reader:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("FLASK_")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PIP_NO_INDEX": "1",  # what a page installs, the extra "dev" has: see setup.cfg
+            "PIP_NO_INDEX": "1",  # the extra "dev" has all that a page installs: see setup.cfg
             "WHERE": str(self._root / "where"),
         }
 
@@ -284,7 +300,7 @@ def use_accounts(request: pytest.FixtureRequest, port: int) -> None:
 
 def use_chat(request: pytest.FixtureRequest, port: int) -> None:
     browser = request.getfixturevalue("browser")
-    browser.get(f"http://localhost:{port}")  # she is still known, but not logged in: the server has another secret key
+    browser.get(f"http://localhost:{port}")  # known but not logged in, because the server has another secret key
     browser.find_element(By.NAME, "name").send_keys("Ann")
     browser.find_element(By.NAME, "password").send_keys("a long password\n")
     WebDriverWait(browser, DEADLINE).until(lambda browser: browser.find_elements(By.LINK_TEXT, "Lobby"))
@@ -304,11 +320,54 @@ def use_chat(request: pytest.FixtureRequest, port: int) -> None:
     WebDriverWait(browser, DEADLINE).until(lambda browser: browser.current_url.endswith("/login"))
 
 
-#: How each server of a page is used.
+def use_two_workers(request: pytest.FixtureRequest, port: int) -> None:
+    address = f"ws://localhost:{port}/news"
+    members: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def has_members_on_both_workers() -> bool:
+            ws = stack.enter_context(connect(address, origin=f"http://localhost:{port}"))
+            members.setdefault(str(ws.recv(DEADLINE)), ws)
+            return len(members) == 2
+
+        wait_until(has_members_on_both_workers)
+        one, other = members.values()
+        one.send("hello")
+        assert one.recv(DEADLINE) == other.recv(DEADLINE) == "hello"
+    use_reconnecting_client(request.getfixturevalue("browser"), port)
+
+
+def use_reconnecting_client(browser: Any, port: int) -> None:
+    """Kill the worker of the page's client, which then gets another one."""
+    (module,) = (block.text for block in BLOCKS["docs/scaling.md"] if block.where == "`static/live.js`:")
+    browser.get(f"http://localhost:{port}/")
+    browser.execute_script(
+        """
+        window.received = [];
+        window.opened = 0;
+        import(URL.createObjectURL(new Blob([arguments[0]], {type: "text/javascript"}))).then((live) =>
+          live.connect(arguments[1], {onOpen: () => window.opened++, onMessage: (text) => window.received.push(text)}));
+        """,
+        module,
+        f"ws://localhost:{port}/news",
+    )
+
+    def first_messages() -> list[str]:
+        received: list[str] = browser.execute_script("return window.received")
+        return received
+
+    wait_until(lambda: len(first_messages()) == 1)
+    os.kill(int(first_messages()[0].split()[-1]), signal.SIGKILL)
+    wait_until(lambda: len(first_messages()) == 2)
+    assert len(set(first_messages())) == browser.execute_script("return window.opened") == 2
+
+
+#: The functions that use the servers of each page.
 SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest, int], None]]] = {
     "README.md": [use_echo],
     "docs/cli.md": [partial(use_index, "production"), partial(use_index, "development")],
     "docs/quickstart.md": [use_echo_page, use_echo, use_echo],
+    "docs/scaling.md": [use_two_workers],
     "docs/servers.md": [use_echo] * 5,
     "docs/tutorial.md": [use_accounts, use_chat],
 }
@@ -401,8 +460,7 @@ def use_signals(names: dict[str, Any]) -> None:
         with client.websocket("/chat/lobby") as other:
             other.send("hello")
             assert ws.receive() == other.receive() == "hello"
-        assert ws.receive() == "lobby: somebody has left"
-    assert names["present"] == set()
+        assert ws.receive() == "Somebody has left."
 
 
 def use_authentication(names: dict[str, Any]) -> None:
@@ -450,13 +508,77 @@ def use_authentication(names: dict[str, Any]) -> None:
             assert code in {None, ws.close_code}
 
 
+def use_rooms(names: dict[str, Any]) -> None:
+    app, rooms = names["create_app"](TESTING=True), names["rooms"]
+    lobby, websocket = rooms["lobby"], names["websocket"]
+
+    def member(user: str) -> Any:
+        client = app.test_client()
+        with client.session_transaction() as session:
+            session["user"] = user
+        return client
+
+    ann, bob = member("Ann"), member("Bob")
+    assert _refused(ann, "/rooms/staff") == 403
+    with ExitStack() as stack:
+        anns, bobs = (stack.enter_context(each.websocket("/rooms/lobby")) for each in (ann, bob))
+        wait_until(lambda: lobby.count() == websocket.user("Ann").count() + websocket.user("Bob").count() == 2)
+        for text in ("hello", "", "ü"):
+            anns.send(text)
+            assert anns.receive() == bobs.receive() == text
+        assert ann.post("/rooms/lobby/announcements", data={"text": "Tea is ready."}).status_code == 204
+        assert anns.receive() == bobs.receive() == "Tea is ready."
+        ann.post("/rooms/garden/invitations/Bob")
+        assert bobs.receive_json() == {"invitation": "garden"}
+        flask_uwsgi_websocket.websocket_gap.send(app, room=lobby, missed=2)
+        assert anns.receive_json() == bobs.receive_json() == {"reload": True}
+        ann.post("/rooms/lobby/kicks/Bob")
+        assert (bobs.receive(), bobs.close_code) == (None, 4403)
+        assert anns.receive() == "Somebody has left."
+        ann.post("/rooms/logout")
+        assert (anns.receive(), anns.close_code) == (None, 4401)
+    app = Flask("prices")
+    names["prices"].init_app(app)
+    with app.test_client().websocket("/prices") as ws:
+        assert ws.receive() == "1 are here"
+        with app.test_client().websocket("/prices") as other:
+            assert ws.receive() == other.receive() == "2 are here"
+            ws.send("7")
+            assert other.receive() == "7"
+    _use_signed_broker(names["SignedBroker"])
+
+
+def _use_signed_broker(signed_broker: Callable[..., Any]) -> None:
+    carrier = MemoryBroker()
+    app = Flask("signed")
+    app.config["WEBSOCKET_BROKER"] = lambda: signed_broker(carrier, b"a secret of your own")
+    websocket = WebSocket(app)
+    room = websocket.room("news")
+
+    @websocket.route("/news")
+    def news(ws: Any) -> None:
+        room.join(ws)
+        for message in ws:
+            room.publish(message)
+
+    with app.test_client().websocket("/news") as ws:
+        ws.send("signed")
+        assert ws.receive() == "signed"
+        publisher = uuid4()
+        made_up = bytes(32) + seal(publisher.bytes, 1, encode("made up"))
+        carrier.publish([Outgoing(room.key, made_up, 1)], publisher.hex)
+        ws.send("signed, too")
+        assert ws.receive_json() == {"reload": True}  # since a message is missing
+        assert ws.receive() == "signed, too"
+
+
 def use_deploying(names: dict[str, Any]) -> None:
     names["app"].add_url_rule("/", view_func=lambda: request.remote_addr)
     response = names["app"].test_client().get("/", headers={"X-Forwarded-For": "192.0.2.7"})
     assert response.text == "192.0.2.7"
 
 
-#: How what a page has defined is used.
+#: The functions that use what each page has defined.
 USES: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/authentication.md": use_authentication,
     "docs/blueprints.md": use_blueprints,
@@ -467,12 +589,13 @@ USES: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/index.md": use_app,
     "docs/migrating.md": use_app,
     "docs/modes.md": use_app,
+    "docs/rooms.md": use_rooms,
     "docs/signals.md": use_signals,
 }
 
 
 def _refused(client: Any, path: str, **options: Any) -> int:
-    """Return the status with which a handshake is refused."""
+    """Return the status of a refused handshake."""
     with pytest.raises(HandshakeRejected) as rejected:
         client.websocket(path, **options)
     return int(rejected.value.response.status_code)
@@ -486,7 +609,7 @@ def test_every_block_of_a_page_works(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     reader = Reader(tmp_path, [partial(use, request) for use in SERVER_USES.get(page, ())])
-    monkeypatch.setitem(sys.modules, "page", reader.module)  # where SQLAlchemy looks annotations up
+    monkeypatch.setitem(sys.modules, "page", reader.module)  # SQLAlchemy looks up annotations in this module
     for name, text in GIVEN.get(page, {}).items():
         (tmp_path / name).write_text(text)
     is_defining = False
@@ -495,15 +618,15 @@ def test_every_block_of_a_page_works(
             reader.read(block)
             is_defining |= block.language == "python" and not block.where
     assert not reader.server_uses
-    assert is_defining == (page in USES), "what a page defines is to be used"
+    assert is_defining == (page in USES), "USES must have a function for each page that defines something"
     if is_defining:
         USES[page](vars(reader.module))
 
 
-# Blocks that are not run as the others are
+# Blocks that are not run like the others
 
 
-def test_no_block_is_passed_over() -> None:
+def test_no_block_is_left_out() -> None:
     for start in NOT_RUN:
         assert block_not_run(start)
     for path in PAGES:
@@ -511,7 +634,7 @@ def test_no_block_is_passed_over() -> None:
         assert len(fences) == 2 * len(BLOCKS[str(path.relative_to(ROOT))]), path
 
 
-def test_make_has_the_goals_of_the_readme() -> None:
+def test_the_makefile_has_the_goals_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for goal in re.findall("^make ([a-z]+)", block_not_run("README.md: make run"), re.MULTILINE):
         assert re.search(f"^{goal}:", makefile, re.MULTILINE)
@@ -526,7 +649,7 @@ def test_every_page_installs_the_same_package() -> None:
     assert {word.strip('"') for word in installed} == {PACKAGE}
 
 
-def test_uwsgi_is_compiled_as_by_the_makefile() -> None:
+def test_uwsgi_is_compiled_as_in_the_makefile() -> None:
     command = block_not_run("docs/modes.md: pip install greenlet").splitlines()[1]
     assert (
         command.replace("$(echo", "$$(echo").replace('"$VIRTUAL_ENV"', "$(CURDIR)/$*")
@@ -539,18 +662,26 @@ def test_every_signal_is_in_the_table() -> None:
     assert sorted(listed) == [name for name in flask_uwsgi_websocket.__all__ if name.startswith("websocket_")]
 
 
-def test_the_modules_are_listed_in_their_order() -> None:
+def modules_of(folder: str) -> list[str]:
+    """Return the modules and folders in a folder of the package."""
+    directory = ROOT / "flask_uwsgi_websocket" / folder
+    folders = {path.parent.name for path in directory.glob("*/__init__.py")}
+    return sorted({path.stem for path in directory.glob("*.py")} - {"__init__"} | folders)
+
+
+def test_the_modules_are_listed_in_the_order_of_the_layers() -> None:
     listing = block_not_run("docs/how-it-works.md: __init__")
     assert re.findall(r"^\w+", listing, re.MULTILINE) == ORDER[::-1]
     for folder, modules in re.findall(r"^(\w+)/.*\n((?:  .*\n?)+)", listing, re.MULTILINE):
-        stems = {path.stem for path in (ROOT / "flask_uwsgi_websocket" / folder).glob("*.py")} - {"__init__"}
-        assert re.findall(r"^  (\w+)", modules, re.MULTILINE) == sorted(stems)
+        assert re.findall(r"^  (\w+)", modules, re.MULTILINE) == modules_of(folder)
+        for inner, modules_in_it in re.findall(r"^  (\w+)/.*\n((?:    .*\n?)+)", modules, re.MULTILINE):
+            assert re.findall(r"^    (\w+)", modules_in_it, re.MULTILINE) == modules_of(f"{folder}/{inner}")
     assert re.findall(r"^(\w+)/", listing, re.MULTILINE) == [
         name for name in ORDER[::-1] if (ROOT / "flask_uwsgi_websocket" / name).is_dir()
     ]
 
 
-def test_the_log_is_as_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_is_the_one_on_the_page(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask(__name__)
 
     @WebSocket(app).route("/chat/<room>")
@@ -573,16 +704,41 @@ def test_the_log_is_as_shown(caplog: pytest.LogCaptureFixture) -> None:
     assert lines == block_not_run("docs/observability.md: WebSocket").splitlines()
 
 
-def test_the_metrics_are_those_of_all_counters(tmp_path: Path) -> None:
+def test_the_metrics_on_the_page_are_all_counters(tmp_path: Path) -> None:
     path = tmp_path / "uwsgi.ini"
     path.write_text("[uwsgi]\n" + block_not_run("docs/observability.md: stats"))
     options = read_ini(path)
     assert options["metric"] == [
-        f"name=websocket.{name},type={'gauge' if name == 'open' else 'counter'}" for name in COUNTERS
+        f"name=websocket.{name},type={'gauge' if name in GAUGES else 'counter'}" for name in (*COUNTERS, *ROOM_COUNTERS)
     ]
 
 
-def test_the_configuration_that_is_printed_is_as_shown(tmp_path: Path) -> None:
+def test_the_redis_configuration_on_the_page_serves_rooms(tmp_path: Path) -> None:
+    require("redis")
+    bind, *options, default, user = block_not_run("docs/scaling.md: bind").splitlines()
+    assert (bind, default) == ("bind 10.0.0.1", "user default off")
+    with ExitStack() as stack:
+        server = stack.enter_context(running(RedisServer(tmp_path, options=(*options, user))))
+        server.run("ACL", "SETUSER", "default", "off")
+        app = Flask(__name__)
+        broker = RedisBroker(f"redis://chat:PASSWORD@127.0.0.1:{server.port}/0")
+        app.config["WEBSOCKET_BROKER"] = lambda: stack.enter_context(closing(broker))
+        websocket = WebSocket(app)
+
+        @websocket.route("/news")
+        def news(ws: Any) -> None:
+            websocket.room("news").join(ws)
+            for message in ws:
+                websocket.room("news").publish(message)
+
+        with app.test_client().websocket("/news", timeout=DEADLINE) as ws:
+            ws.send("hello")
+            assert ws.receive() == "hello"
+            assert websocket.room("news").count() == 1
+        wait_for_background()  # which would go on without the server
+
+
+def test_the_printed_configuration_is_the_one_on_the_page(tmp_path: Path) -> None:
     directory = tmp_path / "chat"
     directory.mkdir()
     for name, text in GIVEN["docs/cli.md"].items():
@@ -590,7 +746,7 @@ def test_the_configuration_that_is_printed_is_as_shown(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flask", "--app", "chat:create_app('production')", "uwsgi", "config", "ini"]
     printed = subprocess.run(command, cwd=directory, capture_output=True, check=True, text=True).stdout
     printed = printed.replace(sys.prefix, "/srv/chat/venv").replace(str(directory), "/srv/chat")
-    printed = re.sub("pythonpath = .*\n", "", printed)  # where this package is, as it is no installed one
+    printed = re.sub("pythonpath = .*\n", "", printed)  # the package is not installed here, so its path is printed
     assert printed.startswith(block_not_run("docs/cli.md: ; /srv/chat/uwsgi.ini").removesuffix("...\n"))
 
 
@@ -608,14 +764,15 @@ def test_the_tutorial_is_a_smaller_version_of_the_example() -> None:
     assert of_the_tutorial - defined(path.read_text() for path in example.glob("**/*.py")) == {"check_room"}
 
 
-def test_a_link_has_the_name_of_its_page_and_not_of_its_file() -> None:
+def test_a_link_shows_the_name_of_its_page_and_not_of_its_file() -> None:
     for path in PAGES:
         assert not re.findall(r"\[[\w/-]+\.md\]", path.read_text()), path
 
 
 def test_the_api_reference_has_every_public_name_once() -> None:
-    documented = re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
-    documented.remove("signals")  # these two are modules, of which the introductions are shown
+    page = (DOCS / "api.md").read_text()
+    documented = re.findall(r"^\.\. auto\w+:: (?!.*\.brokers\.)(?:[\w.]+\.)?(\w+)$", page, re.MULTILINE)
+    documented.remove("signals")  # these two are modules, and the page shows only their introductions
     documented.remove("exceptions")
     documented.remove("Settings")  # public by its fields, which are keywords and options
     assert sorted(documented) == sorted(flask_uwsgi_websocket.__all__)

@@ -1,17 +1,20 @@
-"""The example of a large application does what it shows: in Chromium, and for clients that are less friendly."""
+"""The example of a large application works in Chromium and for other clients, also for hostile ones."""
 
 from __future__ import annotations
 
 import http.cookiejar
 import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ Browser = webdriver.Chrome
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configure the example as its users do: with a key and a database of the test's own, on one connection to it."""
+    """Configure the example like its users: with a key, and with a database of this test and one connection to it."""
     monkeypatch.setenv("COMMUNITY_SECRET_KEY", "a key of the test")
     monkeypatch.setenv("COMMUNITY_SQLALCHEMY_DATABASE_URI", f"sqlite:///{tmp_path}/community.sqlite")
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": DEADLINE, "connect_args": {"timeout": DEADLINE}}
@@ -43,12 +46,12 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def live(test: Callable[..., None]) -> Any:
-    """Start the example for a test, which gets its host and port as ``server``."""
+    """Mark a test as live, and start the example for it: its ``server`` is the host and port."""
     return pytest.mark.live(pytest.mark.parametrize("server", ["blueprints"], indirect=True)(test))
 
 
 class Member:
-    """Somebody who has signed up, and whose client is not a browser."""
+    """A user who has signed up, and whose client is not a browser."""
 
     def __init__(self, server: str, name: str) -> None:
         self.server = server
@@ -57,12 +60,12 @@ class Member:
         self.post("/signup", "/signup", name=name, password=PASSWORD)
 
     def get(self, path: str) -> tuple[str, str]:
-        """Return where a page led to, and what was there."""
+        """Return the final address of a page, and its content."""
         with self._opener.open(f"http://{self.server}{path}", timeout=DEADLINE) as response:
             return urllib.parse.urlsplit(response.url).path, response.read().decode()
 
     def post(self, path: str, page: str, **form: str) -> str:
-        """Send a form as the browser does that shows *page*, and return where it led to."""
+        """Send a form like the browser that shows *page*, and return the final address."""
         token = re.search(r'name="csrf_token" value="([^"]+)"', self.get(page)[1])
         assert token is not None
         data = urllib.parse.urlencode({"csrf_token": token[1], **form}).encode()
@@ -81,7 +84,7 @@ def connect_with(cookie: str, server: str, path: str, origin: str | None = None)
         f"ws://{server}{path}",
         additional_headers={"Cookie": cookie} if cookie else {},
         origin=origin or f"http://{server}",
-        max_queue=None,  # or else it stops to read, and does not see the end, when too much waits for recv()
+        max_queue=None,  # with a limit, many unread messages would stop the reading, and hide the end
     )
 
 
@@ -95,12 +98,33 @@ def texts(message: dict[str, Any]) -> list[str]:
     return [each["text"] for each in message["messages"]]
 
 
+def people(message: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return who is in the room and who was there earlier."""
+    assert message["type"] == "people"
+    return message["here"], [each["name"] for each in message["earlier"]]
+
+
 def close_code(ws: ClientConnection) -> int | None:
-    """Return with which code the server closes a connection, after whatever it sends before."""
+    """Return the code with which the server closes a connection, after any other messages."""
     with suppress(ConnectionClosed):
         while True:
             ws.recv(DEADLINE)
     return ws.close_code
+
+
+@contextmanager
+def on_two_workers(one: Member, other: Member) -> Iterator[dict[int, ClientConnection]]:
+    """Connect two members to the conversation on different workers. Return the connections by process ids, in order."""
+    with one.connect(ROOM) as ws:
+        worker = next_of(ws)["worker"]
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            with other.connect(ROOM) as second:
+                other_worker = next_of(second)["worker"]
+                if other_worker != worker:
+                    yield {worker: ws, other_worker: second}
+                    return
+        raise AssertionError(f"the worker {worker} has served all connections")
 
 
 def until(browser: Browser, condition: Callable[[Browser], object]) -> None:
@@ -125,12 +149,30 @@ def wait_until_connected(browser: Browser) -> None:
     until(browser, lambda browser: browser.find_element(By.ID, "state").text == "connected")
 
 
+def worker_of(browser: Browser) -> str:
+    """Return what a window says of its worker."""
+    until(browser, lambda browser: browser.find_element(By.ID, "worker").text)
+    return browser.find_element(By.ID, "worker").text
+
+
+def move_to_another_worker(browser: Browser, worker: str) -> None:
+    """Reload a window until another worker than *worker* serves it."""
+
+    def has_moved(browser: Browser) -> bool:
+        if worker_of(browser) != worker:
+            return True
+        browser.refresh()
+        return False
+
+    until(browser, has_moved)
+
+
 def say(browser: Browser, text: str) -> None:
     browser.find_element(By.ID, "text").send_keys(f"{text}\n")
 
 
 def record_states(browser: Browser) -> None:
-    """Have the page keep, from now on, what it says of its connection."""
+    """Let the page record, from now on, each state of its connection that it shows."""
     browser.execute_script(
         """
         window.states = [];
@@ -143,7 +185,7 @@ def record_states(browser: Browser) -> None:
 
 
 @live
-def test_two_windows_chat_and_see_who_comes_and_goes(server: str, browser: Browser, other_browser: Browser) -> None:
+def test_two_windows_chat_and_show_who_comes_and_goes(server: str, browser: Browser, other_browser: Browser) -> None:
     sign_up(browser, server, "Ann")
     enter_lobby(browser, server)
     wait_for_text(browser, "here", "Ann")
@@ -167,7 +209,28 @@ def test_two_windows_chat_and_see_who_comes_and_goes(server: str, browser: Brows
 
 
 @live
-def test_who_goes_to_another_page_is_not_present_any_more(server: str, browser: Browser) -> None:
+def test_two_windows_on_different_workers_chat_and_see_each_other(
+    server: str, browser: Browser, other_browser: Browser
+) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    sign_up(other_browser, server, "Bob")
+    enter_lobby(other_browser, server)
+    worker = worker_of(browser)
+    assert re.fullmatch(r"process \d+", worker)
+    move_to_another_worker(other_browser, worker)
+    say(browser, "from one worker")
+    say(other_browser, "from the other")
+    for window in (browser, other_browser):
+        wait_for_text(window, "log", "from one worker")
+        wait_for_text(window, "log", "from the other")
+        wait_for_text(window, "here", "Ann")
+        wait_for_text(window, "here", "Bob")
+    assert worker_of(browser) == worker != worker_of(other_browser)
+
+
+@live
+def test_a_user_who_goes_to_another_page_is_no_longer_present(server: str, browser: Browser) -> None:
     watcher = Member(server, "Watcher")
     with watcher.connect(PRESENCE) as ws:
         sign_up(browser, server, "Ann")
@@ -175,9 +238,9 @@ def test_who_goes_to_another_page_is_not_present_any_more(server: str, browser: 
         while next_of(ws)["here"] != ["Ann", "Watcher"]:
             pass
         browser.find_element(By.LINK_TEXT, "←").click()
-        while (people := next_of(ws))["here"] != ["Watcher"]:
+        while (news := next_of(ws))["here"] != ["Watcher"]:
             pass
-        assert [each["name"] for each in people["earlier"]] == ["Ann"]
+        assert people(news) == (["Watcher"], ["Ann"])
         browser.back()
         while next_of(ws)["here"] != ["Ann", "Watcher"]:
             pass
@@ -197,7 +260,7 @@ def test_messages_are_still_there_after_a_reload(server: str, browser: Browser) 
 
 
 @live
-def test_a_window_that_loses_its_connection_says_so_and_connects_again(server: str, browser: Browser) -> None:
+def test_a_window_that_loses_its_connection_shows_this_and_connects_again(server: str, browser: Browser) -> None:
     sign_up(browser, server, "Ann")
     enter_lobby(browser, server)
     say(browser, "before")
@@ -213,12 +276,12 @@ def test_a_window_that_loses_its_connection_says_so_and_connects_again(server: s
 
 
 @pytest.mark.live
-def test_a_restart_of_the_server_logs_nobody_out(
+def test_a_restart_of_the_server_logs_out_no_user(
     tmp_path: Path, port: int, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COMMUNITY_SECRET_KEY")
     directory = tmp_path / "blueprints"
-    shutil.copytree(DIRECTORY, directory, ignore=shutil.ignore_patterns("instance"))  # it gets one of its own
+    shutil.copytree(DIRECTORY, directory, ignore=shutil.ignore_patterns("instance"))  # the copy gets its own
     with serving(directory, port, tmp_path / "log") as server:
         sign_up(browser, server, "Ann")
         enter_lobby(browser, server)
@@ -241,7 +304,7 @@ def test_a_restart_of_the_server_logs_nobody_out(
 
 
 @live
-def test_a_draft_is_still_there_after_a_reload_and_is_gone_when_it_was_sent(server: str, browser: Browser) -> None:
+def test_a_draft_survives_a_reload_and_is_gone_after_it_was_sent(server: str, browser: Browser) -> None:
     sign_up(browser, server, "Ann")
     enter_lobby(browser, server)
     browser.find_element(By.ID, "text").send_keys("half a thought")
@@ -277,7 +340,7 @@ def test_logging_out_in_one_window_ends_the_chat_in_another_until_the_next_login
 
 
 @live
-def test_a_window_that_was_logged_out_while_disconnected_goes_to_the_login(server: str, browser: Browser) -> None:
+def test_a_window_that_was_disconnected_during_the_logout_goes_to_the_login(server: str, browser: Browser) -> None:
     sign_up(browser, server, "Ann")
     enter_lobby(browser, server)
     browser.delete_all_cookies()
@@ -286,14 +349,14 @@ def test_a_window_that_was_logged_out_while_disconnected_goes_to_the_login(serve
 
 
 @live
-def test_a_phone_shows_all_of_the_name_of_a_room(server: str, browser: Browser) -> None:
+def test_a_phone_shows_the_whole_name_of_a_room(server: str, browser: Browser) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     sign_up(browser, server, "Ann")
     name = "W" * 32
     browser.find_element(By.ID, "name").send_keys(f"{name}\n")
     wait_until_connected(browser)
-    # The longest state is that of a window whose server does not answer for long.
+    # The longest state is that of a window whose server has not answered for long.
     for state in ("connected", "disconnected, next try in 30 s"):
         browser.execute_script("document.getElementById('state').textContent = arguments[0]", state)
         assert browser.execute_script(
@@ -305,11 +368,11 @@ def test_a_phone_shows_all_of_the_name_of_a_room(server: str, browser: Browser) 
         ) == [name, True, True, 390]
 
 
-# Who may come in
+# Access
 
 
 @live
-def test_who_is_not_logged_in_is_led_to_the_login_by_a_page_and_gets_401_from_a_websocket(server: str) -> None:
+def test_without_a_login_a_page_redirects_to_the_login_and_a_websocket_gets_401(server: str) -> None:
     with urllib.request.urlopen(f"http://{server}{ROOM}", timeout=DEADLINE) as response:
         assert urllib.parse.urlsplit(response.url).path == "/login"
     for path in (ROOM, PRESENCE, "/rooms/missing"):
@@ -319,7 +382,7 @@ def test_who_is_not_logged_in_is_led_to_the_login_by_a_page_and_gets_401_from_a_
 
 
 @live
-def test_logging_out_closes_the_websockets_of_the_user_and_refuses_new_ones(server: str) -> None:
+def test_logging_out_closes_the_users_websockets_and_refuses_new_ones(server: str) -> None:
     ann, bob = Member(server, "Ann"), Member(server, "Bob")
     cookie = ann.cookie()
     with ann.connect(ROOM) as talk, ann.connect(PRESENCE) as presence, bob.connect(ROOM) as other:
@@ -329,7 +392,7 @@ def test_logging_out_closes_the_websockets_of_the_user_and_refuses_new_ones(serv
         assert close_code(talk) == 4401
         assert close_code(presence) == 4401
         for path in (ROOM, PRESENCE):
-            for each in (cookie, ann.cookie()):  # also with the cookie of before
+            for each in (cookie, ann.cookie()):  # also with the cookie from before the logout
                 with pytest.raises(InvalidStatus) as caught:
                     connect_with(each, server, path)
                 assert caught.value.response.status_code == 401
@@ -341,7 +404,7 @@ def test_logging_out_closes_the_websockets_of_the_user_and_refuses_new_ones(serv
 
 
 @live
-def test_somebody_whose_login_has_ended_otherwise_cannot_send_any_more(server: str, tmp_path: Path) -> None:
+def test_a_user_whose_login_has_ended_elsewhere_cannot_send_any_more(server: str, tmp_path: Path) -> None:
     with Member(server, "Ann").connect(ROOM) as ws:
         next_of(ws)
         with closing(sqlite3.connect(tmp_path / "community.sqlite")) as database, database:
@@ -351,7 +414,7 @@ def test_somebody_whose_login_has_ended_otherwise_cannot_send_any_more(server: s
 
 
 @live
-def test_a_page_of_another_site_can_neither_connect_nor_log_anybody_in(server: str) -> None:
+def test_a_page_of_another_site_can_neither_connect_nor_log_a_user_in(server: str) -> None:
     ann = Member(server, "Ann")
     with pytest.raises(InvalidStatus) as caught:
         connect_with(ann.cookie(), server, ROOM, origin="http://example.com")
@@ -392,7 +455,7 @@ def test_a_wrong_password_a_taken_name_and_a_strange_name_are_refused(server: st
 
 
 @live
-def test_a_message_reaches_its_room_only_and_a_missing_room_is_404(server: str) -> None:
+def test_a_message_reaches_only_its_room_and_a_missing_room_gets_404(server: str) -> None:
     ann, bob = Member(server, "Ann"), Member(server, "Bob")
     assert ann.post("/rooms/", "/rooms/", name="Gärten & Co") == "/rooms/"  # "&" is refused
     assert ann.post("/rooms/", "/rooms/", name="Gärten") == urllib.parse.quote("/rooms/Gärten")
@@ -421,7 +484,7 @@ def test_the_last_fifty_messages_of_a_room_are_shown(server: str) -> None:
 
 
 @live
-def test_what_is_no_message_is_answered_with_an_error_and_the_conversation_goes_on(server: str) -> None:
+def test_an_invalid_message_gets_an_error_and_the_conversation_continues(server: str) -> None:
     bad = ["", "hello", "null", "[]", "{}", '{"text": 1}', '{"text": "\\ud800"}', "[" * 16_000, b"\x00\xff"]
     wrong_length = [json.dumps({"text": text}) for text in ("", " \n", "x" * 2001)]
     with Member(server, "Ann").connect(ROOM) as ws:
@@ -452,18 +515,71 @@ def test_forty_idle_websockets_share_one_database_connection(server: str) -> Non
 
 
 @live
-def test_people_are_present_once_however_many_windows_they_have(server: str) -> None:
+def test_users_are_present_once_however_many_windows_they_have(server: str) -> None:
     ann, bob = Member(server, "Ann"), Member(server, "Bob")
     with bob.connect(PRESENCE) as watch:
-        assert next_of(watch) == {"type": "people", "here": ["Bob"], "earlier": []}
+        assert people(next_of(watch)) == (["Bob"], [])
         with ann.connect(PRESENCE):
-            assert next_of(watch)["here"] == ["Ann", "Bob"]
+            assert people(next_of(watch)) == (["Ann", "Bob"], [])
             with ann.connect(PRESENCE):
-                assert next_of(watch)["here"] == ["Ann", "Bob"]
-            assert next_of(watch) == {"type": "people", "here": ["Ann", "Bob"], "earlier": []}
-        people = next_of(watch)
-        assert people["here"] == ["Bob"]
-        assert [each["name"] for each in people["earlier"]] == ["Ann"]
+                assert people(next_of(watch)) == (["Ann", "Bob"], [])
+            assert people(next_of(watch)) == (["Ann", "Bob"], [])
+        assert people(next_of(watch)) == (["Bob"], ["Ann"])
+
+
+# Two workers
+
+
+@live
+def test_a_message_reaches_the_members_on_the_other_worker_in_the_same_order(server: str) -> None:
+    with on_two_workers(Member(server, "Ann"), Member(server, "Bob")) as connections:
+        for number in range(20):
+            for name, ws in zip(("Ann", "Bob"), connections.values(), strict=True):
+                ws.send(json.dumps({"text": f"{name} {number}"}))
+        heard = [[text for _ in range(40) for text in texts(next_of(ws))] for ws in connections.values()]
+        assert heard[0] == heard[1]
+        for name in ("Ann", "Bob"):
+            assert [text for text in heard[0] if name in text] == [f"{name} {number}" for number in range(20)]
+
+
+@live
+def test_a_logout_closes_the_websockets_on_both_workers(server: str) -> None:
+    ann = Member(server, "Ann")
+    with on_two_workers(ann, ann) as connections:
+        ann.post("/logout", "/rooms/")
+        assert [close_code(ws) for ws in connections.values()] == [4401, 4401]
+
+
+@live
+def test_the_members_on_the_other_worker_go_on_when_a_worker_is_killed(server: str) -> None:
+    ann, bob = Member(server, "Ann"), Member(server, "Bob")
+    with on_two_workers(ann, bob) as connections:
+        (worker, anns), (_, bobs) = connections.items()
+        os.kill(worker, signal.SIGKILL)
+        assert close_code(anns) == 1006
+        with ann.connect(ROOM) as again:
+            next_of(again)
+            for ws in (again, bobs):
+                ws.send(json.dumps({"text": "still here"}))
+            for ws in (again, bobs):
+                assert texts(next_of(ws)) == texts(next_of(ws)) == ["still here"]
+
+
+@pytest.mark.live
+def test_people_who_do_not_come_back_after_their_worker_was_killed_are_not_present_for_long(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMMUNITY_WEBSOCKET_PING_INTERVAL", "4")
+    with serving(DIRECTORY, port, tmp_path / "log") as server:
+        ann, bob = Member(server, "Ann"), Member(server, "Bob")
+        with on_two_workers(ann, ann) as connections, bob.connect(PRESENCE) as bobs:
+            assert people(next_of(bobs)) == (["Bob"], [])
+            for worker in connections:
+                os.kill(worker, signal.SIGKILL)
+            assert close_code(bobs) == 1006
+        with ann.connect(PRESENCE) as anns:
+            assert people(next_of(anns)) == (["Ann", "Bob"], [])
+            assert people(next_of(anns)) == (["Ann"], ["Bob"])
 
 
 # The files
@@ -475,7 +591,7 @@ def pages() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("path", sorted(pages()), ids=lambda path: path.name)
-def test_a_file_downloads_nothing_from_elsewhere_and_writes_no_html(path: Path) -> None:
+def test_a_file_loads_nothing_from_elsewhere_and_writes_no_html(path: Path) -> None:
     text = re.sub(r"(?m)(^|\s)// .*$", "", path.read_text())
     for forbidden in ("//", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "|safe"):
         assert forbidden not in text.replace("| safe", "|safe")

@@ -1,1 +1,1 @@
-"""Fuzzing of the engine, guided by coverage: `make fuzz`. See ``targets.py`` and ``__main__.py``."""
+"""Fuzzing of the protocol, guided by coverage: `make fuzz`. See ``targets.py`` and ``__main__.py``."""

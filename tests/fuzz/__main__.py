@@ -1,9 +1,9 @@
-"""Fuzz the engine, guided by coverage, and keep what reaches something new.
+"""Fuzz the protocol, guided by coverage, and keep the inputs that reach something new.
 
     python -m fuzz --seconds 600 [TARGET ...]
 
-Each target runs in a process of its own, with Atheris (libFuzzer for Python). It counts the branches of the package's
-Python; what the compiled functions do is compared with that. An input that breaks a rule is left in build/fuzz.
+Each target runs in its own process, with Atheris (libFuzzer for Python). Atheris counts the branches of the package's
+Python code, and the targets compare the compiled functions with it. An input that breaks a rule stays in build/fuzz.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 FOUND = ROOT / "build" / "fuzz"
 PACKAGE = "flask_uwsgi_websocket"
 
-LONGEST = 2000  # bytes of an input: longer ones are slow, and reach nothing new
+LONGEST = 2000  # bytes of an input: longer inputs are slow, and reach nothing new
 
 
 def fuzz(target: str, arguments: list[str]) -> None:
-    """Fuzz a target. libFuzzer, which takes the *arguments*, ends the process."""
+    """Fuzz a target. libFuzzer takes the *arguments*, and ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=[PACKAGE]):
@@ -35,7 +35,7 @@ def fuzz(target: str, arguments: list[str]) -> None:
 
 
 def run(target: str, seconds: int) -> bool:
-    """Fuzz a target for some time, from its corpus on; return whether it held."""
+    """Fuzz a target for some time, starting with its corpus, and return whether it held."""
     from .targets import CORPUS, read_corpus
 
     directory = FOUND / target
@@ -51,12 +51,12 @@ def run(target: str, seconds: int) -> bool:
     new = extend(target, corpus, [path.read_bytes() for path in directory.iterdir()])
     (CORPUS / f"{target}.txt").write_text("".join(f"{data.hex()}\n" for data in corpus + new))
     verdict = "BROKEN" if done.returncode else "held"
-    print(f"{target}: {verdict}; {len(corpus)} inputs are in the corpus, {len(new)} new ones", flush=True)  # noqa: T201
+    print(f"{target}: {verdict}; {len(corpus)} inputs were in the corpus, {len(new)} are new", flush=True)  # noqa: T201
     return not done.returncode
 
 
 def extend(target: str, corpus: list[bytes], found: list[bytes]) -> list[bytes]:
-    """Return the shortest of the inputs *found* that do what none before has done: a branch, or one that often."""
+    """Return the shortest inputs of *found* that take a new branch, or a branch more often than inputs before them."""
     reached: set[Any] = set()
     new = []
     for data in [*corpus, *sorted(set(found), key=lambda data: (len(data), data))]:
@@ -68,7 +68,7 @@ def extend(target: str, corpus: list[bytes], found: list[bytes]) -> list[bytes]:
 
 
 def count_branches(target: str, data: bytes) -> Counter[Any]:
-    """Return how often each line of the package was followed by each other one."""
+    """Return how often each line of the package came directly after each other line."""
     from .targets import TARGETS
 
     branches: Counter[Any] = Counter()
@@ -84,7 +84,7 @@ def count_branches(target: str, data: bytes) -> Counter[Any]:
     sys.settrace(trace)
     try:
         TARGETS[target](data)
-    except Exception as error:  # which the fuzzer has told of
+    except Exception as error:  # the fuzzer has already reported it
         branches[type(error)] += 1
     finally:
         sys.settrace(None)
@@ -97,8 +97,8 @@ def main() -> None:
     from .targets import TARGETS
 
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__.partition("\n")[0])
-    parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], help="all of them without")
-    parser.add_argument("--seconds", type=int, default=600, help="for each target (600)")
+    parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], help="default: all")
+    parser.add_argument("--seconds", type=int, default=600, help="seconds for each target (600)")
     options = parser.parse_args()
     held = [run(target, options.seconds) for target in options.targets or TARGETS]
     sys.exit(not all(held))

@@ -1,6 +1,6 @@
-"""What is fuzzed: functions that take any bytes, and raise when a rule is broken. ``corpus`` keeps what has come up.
+"""The functions that are fuzzed. They take any bytes, and raise when a rule is broken. ``corpus`` has the kept inputs.
 
-The first bytes of an input are options, so that the fuzzer finds these, too.
+The first bytes of an input are options, so the fuzzer explores these, too.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from flask_uwsgi_websocket.settings import Settings
 
 CORPUS = Path(__file__).with_name("corpus")
 
-#: The engines, and the parser that does without one.
-ENGINES: dict[str, Any] = {
+#: The functions that the protocol may use. "neither" leaves all frames to the general parser.
+FUNCTIONS: dict[str, Any] = {
     "pure": frames,
     "compiled": _frames,
     "neither": SimpleNamespace(
@@ -48,13 +48,13 @@ LIMITS = (1, 10, 125, 126, 1000, 4000, 70000, 2**20)
 
 
 def read_corpus(target: str) -> list[bytes]:
-    """Return the inputs that are kept for a target: a line of hexadecimal digits each."""
+    """Return the kept inputs of a target: each line of the file is one input in hexadecimal digits."""
     path = CORPUS / f"{target}.txt"
     return [bytes.fromhex(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def split(data: bytes) -> list[bytes]:
-    """Cut an input into parts: its first byte tells how many of the next ones are their sizes, which take turns."""
+    """Cut an input into parts. Its first byte says how many of the next bytes are sizes, which are used in turn."""
     start = 1 + data[0] % 4 if data else 0
     sizes = cycle([1 + size for size in data[1:start]] or [len(data)])
     parts = []
@@ -66,7 +66,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 class Subject:
-    """A protocol as the first byte of an input wants it."""
+    """A protocol with the options in the first byte of an input."""
 
     def __init__(self, options: int) -> None:
         self.is_client = bool(options & 1)
@@ -83,26 +83,26 @@ class Subject:
 
 
 @contextmanager
-def using(engine: Any) -> Iterator[None]:
-    """Let the protocol use an engine."""
+def using(functions: Any) -> Iterator[None]:
+    """Let the protocol use these functions."""
     names = ("apply_mask", "frame", "take_messages")
     before = {name: getattr(protocol, name) for name in names}
     try:
         for name in names:
-            setattr(protocol, name, getattr(engine, name))
+            setattr(protocol, name, getattr(functions, name))
         yield
     finally:
         for name in names:
             setattr(protocol, name, before[name])
 
 
-# The protocol: the same events, close codes and replies with every engine, however the input is split
+# The protocol: the same events, close codes and replies with all functions, however the input is split
 
 
 def fuzz_protocol(data: bytes) -> None:
     subject = Subject(data[0] if data else 0)
     parts = split(data[1:])
-    said = {name: converse(subject, engine, parts) for name, engine in ENGINES.items()}
+    said = {name: converse(subject, functions, parts) for name, functions in FUNCTIONS.items()}
     assert said["compiled"] == said["pure"], said
     assert said["neither"] == said["pure"], said
     others = [converse(subject, frames, parts, 1)]
@@ -110,7 +110,7 @@ def fuzz_protocol(data: bytes) -> None:
         others.append(converse(subject, frames, [b"".join(parts)]))
     for events, code, _ in others:
         assert events == said["pure"][0], (events, said)
-        # Whether a compressed message is broken or too big first, depends on how much of it is there.
+        # A compressed message may be broken and too big. Which error comes first depends on how it is split.
         assert code == said["pure"][1] or (subject.is_deflated and {code, said["pure"][1]} == {1007, 1009}), (
             code,
             said,
@@ -118,15 +118,15 @@ def fuzz_protocol(data: bytes) -> None:
 
 
 def converse(
-    subject: Subject, engine: Any, parts: list[bytes], most: int = 10**9
+    subject: Subject, functions: Any, parts: list[bytes], most: int = 10**9
 ) -> tuple[list[Any], int | None, list[Any]]:
-    """Return the events, the close code, and all else that a protocol has to say to *parts*.
+    """Return the events, the close code, and all other output of a protocol that is fed with *parts*.
 
-    :param most: how much of them it takes at a time.
+    :param most: how many frames the protocol parses in each call.
     """
     events: list[Any] = []
     said: list[Any] = []
-    with using(engine):
+    with using(functions):
         ours = subject.protocol()
         for number, part in enumerate(parts):
             if subject.closes and number == 1:
@@ -151,7 +151,7 @@ def receive_in_steps(ours: Protocol, part: bytes, most: int) -> Iterator[Any]:
         assert ours.gained <= most * 1024
 
 
-# The connection: over a socket, with the hot path of the engine that serves, what the protocol alone says
+# The connection: over a socket, and with its fast path, it gives the same results as the protocol alone
 
 
 def fuzz_connection(data: bytes) -> None:
@@ -168,7 +168,7 @@ def fuzz_connection(data: bytes) -> None:
     try:
         connection.start(b"")
         for part, (messages, sent) in zip(parts, expected, strict=True):
-            with suppress(OSError):  # it has shut down
+            with suppress(OSError):  # the server has shut down
                 theirs.send(part)
             assert echo_by_connection(connection) == messages
             assert receive(theirs) == sent
@@ -182,7 +182,7 @@ def fuzz_connection(data: bytes) -> None:
 
 
 def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], bytes]:
-    """Return the messages in *part*, and what is sent: the replies, and the messages back."""
+    """Return the messages in *part*, and the output: the replies and the echoes."""
     messages = [event for event in oracle.receive_data(part) if isinstance(event, (str, bytes))]
     sent = oracle.replies()
     if oracle.closed is None:
@@ -192,11 +192,11 @@ def echo_by_protocol(oracle: Protocol, part: bytes) -> tuple[list[str | bytes], 
 
 
 def echo_by_connection(connection: Transport) -> list[str | bytes]:
-    """Take all messages that are there, and send them back."""
+    """Take all messages that have arrived, and send them back."""
     messages: list[str | bytes] = []
     connection.enter_wait()
     connection.leave_wait()
-    with suppress(ConnectionClosed):  # after the end
+    with suppress(ConnectionClosed):  # at the end of the connection
         while (message := connection.take()) is not None:
             if message is not WAIT:
                 messages.append(message)
@@ -209,7 +209,7 @@ def echo_by_connection(connection: Transport) -> list[str | bytes]:
 
 
 def receive(sock: RawSocket) -> bytes:
-    """Return what is there."""
+    """Return the bytes that have arrived."""
     received = b""
     with suppress(BlockingIOError):
         while data := sock.recv(65536, MSG_DONTWAIT):
@@ -241,7 +241,7 @@ _is_response = re.compile(
 
 
 def fuzz_handshake(data: bytes) -> None:
-    """Each line of *data* replaces a header, if it is not empty."""
+    """Negotiate a handshake whose headers are the lines of *data*. An empty line leaves a default."""
     options, *lines = data.decode("latin-1").split("\n")
     environ = dict(zip(FIELDS, lines, strict=False))
     environ = {name: environ.get(name) or default for name, default in FIELDS.items()}
@@ -272,7 +272,7 @@ def fuzz_handshake(data: bytes) -> None:
 
 
 def check_extension(answer: str, offers: str) -> None:
-    """Check that *answer* is one to one of the *offers* (RFC 7692 section 7.1)."""
+    """Check that *answer* is a valid answer to one of the *offers* (RFC 7692 section 7.1)."""
     ((_, parameters),) = parse_extensions(answer)
     accepted = dict(parameters)
     assert len(accepted) == len(parameters)
@@ -283,7 +283,7 @@ def check_extension(answer: str, offers: str) -> None:
 
 
 def is_answered(parameters: list[tuple[str, str | None]], accepted: dict[str, str | None]) -> bool:
-    """Tell whether an offer is valid, and *accepted* an answer to it."""
+    """Return whether an offer is valid, and *accepted* a valid answer to it."""
     offer = dict(parameters)
     if len(offer) < len(parameters):
         return False
@@ -296,12 +296,12 @@ def is_answered(parameters: list[tuple[str, str | None]], accepted: dict[str, st
                 return False
         elif value is not None or name not in {"server_no_context_takeover", "client_no_context_takeover"}:
             return False
-    # What the client has asked of the server has to be answered; its own window may be told if it has spoken of it.
+    # The answer has to repeat the parameters of the server. It may limit the client's window if the offer allows it.
     asked = {name for name in offer if name.startswith("server_")}
     return asked <= accepted.keys() and ("client_max_window_bits" not in accepted or "client_max_window_bits" in offer)
 
 
-# permessage-deflate: never more than the limit, the same however it is split, and back and forth without loss
+# permessage-deflate: no output over the limit, the same output however the input is split, and no loss
 
 
 def fuzz_deflate(data: bytes) -> None:
@@ -313,17 +313,17 @@ def fuzz_deflate(data: bytes) -> None:
 
     whole = inflate(Deflate(parameters), [b"".join(parts)], limit)
     in_parts = inflate(Deflate(parameters), parts, limit)
-    # Which of two things that are wrong is seen first, depends on how much of it is there.
+    # A message may have two errors. Which error comes first depends on how the message is split.
     assert whole == in_parts or isinstance(whole, str) is isinstance(in_parts, str) is True, (whole, in_parts)
 
     server, client = Deflate(parameters), Deflate(parameters, is_client=True)
-    for part in parts:  # each a message
+    for part in parts:  # each part is a message
         assert inflate(client, [server.compress(part)], len(part)) == part
         assert inflate(server, [client.compress(part)], len(part)) == part
 
 
 def inflate(deflate: Deflate, parts: list[bytes], limit: int) -> bytes | str:
-    """Return the message in *parts*, or what is wrong with it."""
+    """Return the message in *parts*, or the name of its error."""
     output = b""
     try:
         for number, part in enumerate(parts, 1):

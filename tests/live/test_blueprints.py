@@ -28,11 +28,11 @@ pytestmark = pytest.mark.matrix
 DIRECT = [param for param in MATRIX if "http-socket" in param.values[0]]
 ROUTED = [param for param in MATRIX if param not in DIRECT]
 
-#: For what is the same behind the router, which passes on bytes.
+#: For tests whose result is the same behind the router, which only passes bytes on.
 direct = pytest.mark.parametrize("server", DIRECT, indirect=True)
 
 CROWD = 200
-#: How many connections are to end. Behind the router fewer tell as much.
+#: The number of connections that end. Behind the router a smaller number suffices.
 ENDS = {"http-socket": 1000, "http": 200}
 
 
@@ -65,7 +65,7 @@ def cookies_of(response: http.client.HTTPResponse) -> str:
 
 
 def post(server: Server, path: str, cookies: str = "") -> str:
-    """Send a form, and return the cookies afterwards."""
+    """Send a form, and return the cookies after it."""
     with closing(http.client.HTTPConnection(server.host, server.port, timeout=DEADLINE)) as client:
         client.request("POST", path, headers={"Cookie": cookies})
         response = client.getresponse()
@@ -88,7 +88,7 @@ def post(server: Server, path: str, cookies: str = "") -> str:
         ("/campus/house/flat/r%C3%B6d%20%C3%BC/exchange", "campus.house.flat"),
     ],
 )
-def test_a_client_reaches_the_websocket_at_the_address_that_the_page_at_its_own_url_tells(
+def test_a_client_reaches_the_websocket_at_the_address_in_the_page_at_the_same_url(
     server: Server, path: str, blueprint: str
 ) -> None:
     path = server.path(path)
@@ -106,7 +106,7 @@ def test_a_client_reaches_the_websocket_at_the_address_that_the_page_at_its_own_
 
 
 @direct
-def test_a_url_whose_variables_do_not_convert_is_a_404(server: Server) -> None:
+def test_a_url_whose_variables_do_not_convert_gets_404(server: Server) -> None:
     assert server.handshake("/building/3/offices/red/exchange").status == 101
     assert server.handshake("/building/third/offices/red/exchange").status == 404
     assert server.handshake("/campus/flat/red/exchange").status == 404
@@ -114,7 +114,7 @@ def test_a_url_whose_variables_do_not_convert_is_a_404(server: Server) -> None:
 
 # Contexts
 
-#: Path, view arguments and blueprint of a numbered connection, and whose listeners it has besides the app's.
+#: The path, view arguments and blueprint of a numbered connection, and the blueprints whose listeners it has.
 TALKS: list[Callable[[int], tuple[str, dict[str, object], str, list[str]]]] = [
     lambda n: (f"/rooms/r{n}", {"name": f"r{n}"}, "rooms", ["rooms"]),
     lambda n: (f"/halls/r{n}", {"name": f"r{n}"}, "halls", ["rooms"]),
@@ -125,7 +125,8 @@ TALKS: list[Callable[[int], tuple[str, dict[str, object], str, list[str]]]] = [
     lambda n: (f"/plain/p/{n}", {"name": f"p/{n}"}, "plain", []),
 ]
 
-#: Where a connection looks around at each message, and where it does so at all: as such, and for each of its listeners.
+#: The places that record their contexts: first for each message, then all. Each pair has single places, and places of
+#: each owner of listeners.
 AT_MESSAGES = ["handler", "message_context", "websocket_message"], ["on_message"]
 ALL = (
     [
@@ -145,7 +146,7 @@ def places(names: list[str], as_such: list[str], of_each: list[str]) -> set[str]
 
 
 class Talk:
-    """One of many connections, which knows what it has to see of itself."""
+    """One of many connections. It knows the values that its contexts must have."""
 
     def __init__(self, server: Server, batch: str, number: int) -> None:
         path, view_args, blueprint, self.names = TALKS[number % len(TALKS)](number)
@@ -170,7 +171,7 @@ class Talk:
         }
 
     def check(self, seen: list[tuple[str, object]]) -> set[str]:
-        """Check what was seen, and return where."""
+        """Check the recorded values, and return the places that recorded them."""
         for place, who in seen:
             assert who == self.who, place
         where = {place for place, _ in seen}
@@ -178,7 +179,7 @@ class Talk:
         return where
 
     async def run(self, client: Any) -> None:
-        """Exchange messages, more than one at a time."""
+        """Exchange messages, several at a time."""
         await client.send("one")
         await self.receive(client, "one")
         await client.send("two")
@@ -189,7 +190,7 @@ class Talk:
         await self.receive(client, "four")
 
     async def receive(self, client: Any, message: str) -> None:
-        while (text := await client.recv()) == "hello":  # from another connection's handler
+        while (text := await client.recv()) == "hello":  # sent by the handler of another connection
             pass
         answer = json.loads(text)
         assert answer["message"] == message
@@ -202,7 +203,7 @@ def test_no_value_of_one_of_two_hundred_connections_is_ever_seen_in_another(serv
     talks = [Talk(server, "n", number) for number in range(CROWD)]
 
     async def talk_all(first: int = 0) -> None:
-        """Let every other one talk, while the rest connects and talks, too."""
+        """Let every second client talk, while the others connect and talk, too."""
         group = talks[first::2]
         async with server.open_many([talk.path for talk in group], lambda i: group[i].options) as clients:
             talking = asyncio.gather(*(talk.run(client) for talk, client in zip(group, clients, strict=True)))
@@ -216,7 +217,7 @@ def test_no_value_of_one_of_two_hundred_connections_is_ever_seen_in_another(serv
         last = [e for e in server.journal() if e["event"] == "seen" and e["place"] == "teardown_request"]
         return len(last) == len(talks)
 
-    wait_until(ended, lambda: f"not all have been torn down:\n{server.log[-5000:]}")
+    wait_until(ended, lambda: f"some connections are not torn down:\n{server.log[-5000:]}")
     talk_of = {talk.n: talk for talk in talks}
     for entry in server.journal():
         if entry["event"] == "seen":
@@ -229,7 +230,7 @@ def test_no_value_of_one_of_two_hundred_connections_is_ever_seen_in_another(serv
 
 
 def handshake_bytes(server: Server, path: str, cookies: str) -> list[bytes]:
-    """Return the lines of the head of the response to a handshake, and check that frames follow."""
+    """Return the header lines of the response to a handshake, and check that frames follow."""
     with server.socket() as sock, sock.makefile("rb") as file:
         sock.sendall(
             f"GET {server.path(path)} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -259,7 +260,7 @@ def test_the_session_and_the_headers_of_hooks_are_in_the_bytes_of_the_101_respon
     assert set(attributes) == {"HttpOnly", "Path=/"}
 
 
-def test_the_session_goes_from_a_websocket_to_the_next_one_and_to_pages(server: Server) -> None:
+def test_a_session_passes_from_a_websocket_to_the_next_one_and_to_pages(server: Server) -> None:
     cookies = session_cookie({})
     for count in (1, 2, 3):
         with server.connect("/visits/early", additional_headers={"Cookie": cookies}) as client:
@@ -273,7 +274,7 @@ def test_the_session_goes_from_a_websocket_to_the_next_one_and_to_pages(server: 
 
 
 @direct
-def test_a_session_changed_after_the_handshake_is_not_saved_and_the_log_says_so_once(server: Server) -> None:
+def test_a_session_changed_after_the_handshake_is_not_saved_and_logged_once(server: Server) -> None:
     for _ in range(5):
         lines = handshake_bytes(server, "/visits/late", "")
         cookies = [line for line in lines if line.startswith(b"Set-Cookie: ")]
@@ -284,7 +285,7 @@ def test_a_session_changed_after_the_handshake_is_not_saved_and_the_log_says_so_
     def warnings() -> int:
         return server.log.count("The session was changed in '/visits/late' after the handshake")
 
-    # The thread that is to write it may be later than all others.
+    # The thread that logs the warning may be later than all others.
     wait_until(warnings, lambda: f"there is no warning:\n{server.log[-5000:]}")
     assert warnings() <= server.mode.processes
 
@@ -305,15 +306,15 @@ def test_a_before_request_that_aborts_stops_every_websocket_before_the_handshake
     tokens = {token_of(path) for path in paths}
     noted = [(entry["event"], entry.get("status")) for entry in server.journal() if entry.get("token") in tokens]
     assert noted == [("rejected", 403)] * len(paths)
-    # Without it, all are open to those who may enter.
+    # Without the abort, each one is open to users with access.
     cookies = post(server, "/account/login/ann")
-    urls.remove("/ends/stubborn")  # whose handler never ends
+    urls.remove("/ends/stubborn")  # its handler never ends
     for path in map(server.path, urls):
         assert server.handshake(path, {"Cookie": cookies}).status == (409 if "/refuse" in path else 101)
 
 
 @pytest.mark.parametrize("path", ["/account/news", "/account/members/news"])
-def test_who_is_not_logged_in_gets_401_before_the_handshake(server: Server, path: str) -> None:
+def test_a_user_who_is_not_logged_in_gets_401_before_the_handshake(server: Server, path: str) -> None:
     cookies = post(server, "/account/login/ann")
     logged_out = post(server, "/account/logout", cookies)
     for refused in ("", logged_out, cookies.replace("=", "=x")):
@@ -328,7 +329,7 @@ def test_who_is_not_logged_in_gets_401_before_the_handshake(server: Server, path
 
 
 @direct
-def test_each_of_many_users_is_the_current_user_of_its_own_connection(server: Server) -> None:
+def test_each_connection_of_many_users_has_its_own_current_user(server: Server) -> None:
     names = [f"user{number}" for number in range(20)]
     headers = [{"Cookie": post(server, f"/account/login/{name}")} for name in names]
     paths = [server.path(["/account/news", "/account/members/news"][number % 2]) for number in range(len(names))]
@@ -351,7 +352,7 @@ def test_each_of_many_users_is_the_current_user_of_its_own_connection(server: Se
 
 
 def pools(server: Server) -> dict[int, tuple[int, int]]:
-    """Return the size of each worker's pool of database connections, and how many of them are taken."""
+    """Return the size of each worker's pool of database connections, and the number of connections in use."""
     found: dict[int, tuple[int, int]] = {}
 
     def ask() -> bool:
@@ -374,9 +375,9 @@ def test_twenty_idle_sockets_share_one_database_connection(server: Server) -> No
         return [server.json(f"/store/{name}")["count"] for name in names]
 
     def wait_until_idle(visits: int) -> None:
-        # The handlers leave their rows after they have answered.
+        # The handlers store their rows after they have answered.
         wait_until(lambda: counts() == [visits] * len(names), lambda: f"visits are missing: {counts()}")
-        wait_until(all_free, lambda: f"idle sockets hold it: {pools(server)}")
+        wait_until(all_free, lambda: f"idle sockets hold a connection: {pools(server)}")
 
     async def visit(client: Any, message: str) -> None:
         await client.send(message)
@@ -392,20 +393,20 @@ def test_twenty_idle_sockets_share_one_database_connection(server: Server) -> No
             await asyncio.to_thread(wait_until_idle, 4)
 
     asyncio.run(main())
-    # Outside of messages() a connection keeps it for as long as it lasts.
+    # Outside of messages() a WebSocket holds the database connection to its end.
     with server.connect("/store/keeper/connection") as client:
         client.send("visit")
         assert client.recv(DEADLINE) == "visit seen"
         pid = server.wait_for("start", client)["pid"]
-        wait_until(lambda: pools(server)[pid] == (1, 1), lambda: f"it is not held: {pools(server)}")
-    wait_until(all_free, lambda: f"it is not given back: {pools(server)}")
+        wait_until(lambda: pools(server)[pid] == (1, 1), lambda: f"the connection is not held: {pools(server)}")
+    wait_until(all_free, lambda: f"the connection is not returned: {pools(server)}")
 
 
 # Signals
 
 
 @direct
-def test_a_receiver_that_fails_is_logged_and_harms_neither_the_connection_nor_other_receivers(server: Server) -> None:
+def test_a_failing_receiver_is_logged_and_harms_neither_the_connection_nor_other_receivers(server: Server) -> None:
     with server.connect("/ends/echo?fail=yes") as client:
         for message in ("one", "two"):
             client.send(message)
@@ -422,12 +423,12 @@ HABITS = ["/ends/receive", "/ends/push", "/ends/watch"]
 
 
 class Ends:
-    """Ways in which connections end, each with what its ``websocket_closed`` has to tell."""
+    """Ways to end connections, and the ``websocket_closed`` that each of them causes."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.rng = random.Random(1000)
-        #: The initiator and code by token.
+        #: The expected initiator and code of each connection, by its token.
         self.expected: dict[str, tuple[str, int]] = {}
         self.counts: dict[str, int] = {}
         self.refused: list[str] = []
@@ -531,7 +532,7 @@ class Ends:
             process.send_signal(signal.SIGKILL)
 
     def neglected(self, count: int) -> None:
-        """Do not answer: pings, the server's Close, or what it sends."""
+        """Do not answer pings, the server's Close frame, or messages."""
         ways = [
             *((habit.replace("/ends", "/ends/pinged"), "timeout", 1006) for habit in HABITS),
             ("/ends/unanswered", "server", 4002),
@@ -542,7 +543,7 @@ class Ends:
                 path, initiator, code = ways[number % len(ways)]
                 path = self.path(path, initiator, code)
                 stack.enter_context(self.server.raw(path))
-                stack.callback(self.server.wait_for, "end", path)  # before the socket is closed
+                stack.callback(self.server.wait_for, "end", path)  # called before the socket is closed
 
 
 def test_each_of_a_thousand_connections_that_ended_in_every_way_has_one_closed_signal(server: Server) -> None:
@@ -575,7 +576,7 @@ def test_each_of_a_thousand_connections_that_ended_in_every_way_has_one_closed_s
     connected = {entry["id"]: entry["token"] for entry in events("connected")}
     closed = {entry["id"]: entry for entry in events("closed")}
     assert sorted(connected.values()) == sorted(ends.expected)
-    assert len(events("connected")) == len(events("closed")) == len(connected)  # each once
+    assert len(events("connected")) == len(events("closed")) == len(connected)  # each one once
     assert {id: entry["token"] for id, entry in closed.items()} == connected
     told = {entry["token"]: (entry["initiator"], entry["code"]) for entry in closed.values()}
     assert {t: (told[t], expected) for t, expected in ends.expected.items() if told[t] != expected} == {}
@@ -585,13 +586,13 @@ def test_each_of_a_thousand_connections_that_ended_in_every_way_has_one_closed_s
             received = ends.counts[entry["token"]]
             sent = received if entry["initiator"] == "client" else 1
             assert (entry["messages_received"], entry["messages_sent"]) == (received, sent)
-    # Those that raised are told of, and so are those that were never connected.
+    # The journal has an error for each handler that raised, and a rejection for each refused connection.
     crashed = sorted(token for token, (initiator, code) in told.items() if code == 1011)
     assert sorted(entry["token"] for entry in events("error")) == crashed
     assert {entry["exception"] for entry in events("error")} == {"Deliberate"}
     assert sorted(entry["token"] for entry in events("rejected")) == sorted(map(token_of, ends.refused))
     assert {entry["status"] for entry in events("rejected")} == {409}
-    # Every teardown has run once, and knows what its handler has raised.
+    # Every teardown ran once, and got the exception of its handler.
     failed = {entry["token"]: entry["error"] for entry in events("torn down") if entry["error"] is not None}
     assert sorted(entry["token"] for entry in events("torn down")) == sorted(tokens)
     assert failed == dict.fromkeys(crashed, "Deliberate")

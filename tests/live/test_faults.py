@@ -1,6 +1,6 @@
-"""Faults of clients, handlers, workers and clocks on real uWSGI. Those of single frames are in the other live tests.
+"""Faults of clients, handlers, workers and clocks on real uWSGI. Other live tests have the faults of single frames.
 
-Most of these tests wait most of their time, so each runs in all modes at once.
+Most of these tests mostly wait, so each of them runs in all modes at the same time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from support.wire import KEY, PING, TEXT, frame
 
 
 class Setup(NamedTuple):
-    """How a server is started."""
+    """The command line of a server."""
 
     extension: str
     options: list[str]
     front: str = "http-socket"
 
 
-#: With so many connections in each process.
+#: Servers with many connections in each process.
 SETUPS = {
     "threads": Setup("WebSocket", ["--threads", "100"]),
     "gevent": Setup("GeventWebSocket", ["--gevent", "100", "--gevent-early-monkey-patch"]),
@@ -59,7 +59,7 @@ def everywhere(
     options: list[str] | None = None,
     serve: Callable[..., AbstractContextManager[Server]] = serving,
 ) -> None:
-    """Run a check in all modes at once."""
+    """Run a check in all modes at the same time."""
 
     def run(number: int) -> None:
         name, setup = list(setups.items())[number]
@@ -80,12 +80,12 @@ def everywhere(
     in_threads(len(setups), run)
 
 
-#: For a server some of whose workers are to die, which its log tells of: nothing else may go wrong.
+#: Faults in the log of a server some of whose workers die. uWSGI logs their deaths.
 serving_mortals = partial(serving, trouble=re.compile(r"\[BUG\]|Segmentation|Traceback"))
 
 
 def check_service(server: Server, client: ClientConnection | None = None) -> None:
-    """Check that an open WebSocket (or a new one) and HTTP are served."""
+    """Check that the server serves an open WebSocket (or a new one) and HTTP."""
     if client is None:
         with server.connect("/echo") as other:
             check_service(server, other)
@@ -98,14 +98,14 @@ def check_service(server: Server, client: ClientConnection | None = None) -> Non
 # Clients
 
 
-def test_a_client_that_sends_a_byte_a_second_is_alive_and_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_client_that_sends_a_byte_a_second_stays_and_blocks_no_other_client(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         with server.raw("/impatient") as slow, server.connect("/echo") as other:
-            for byte in frame(TEXT, b"x", key=KEY):  # in which there is no room for a Pong
+            for byte in frame(TEXT, b"x", key=KEY):  # a Pong cannot be sent within the frame
                 slow.send(bytes([byte]))
                 began = time.monotonic()
                 while time.monotonic() - began < 1:
-                    check_service(server, other)  # before there is another byte
+                    check_service(server, other)  # before the next byte
                     time.sleep(0.1)
             while (message := slow.receive())[0] == PING:
                 pass
@@ -123,11 +123,11 @@ def many_files() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_thousands_of_handshakes_that_are_never_finished_hold_nobody_up(tmp_path: Path, many_files: int) -> None:
-    count = min(2000, many_files // 4)  # the clients of three servers are here
+def test_thousands_of_unfinished_handshakes_block_no_other_client(tmp_path: Path, many_files: int) -> None:
+    count = min(2000, many_files // 4)  # this process has the clients of three servers
     setups = {
-        # Each takes one of uWSGI's cores until uWSGI gives it up, so there are to be more of these. For threads that
-        # is too many, but behind uWSGI's router a request takes none before it is complete.
+        # Each unfinished handshake takes one of uWSGI's cores until uWSGI gives it up, so there are more cores than
+        # these. That would be too many threads, but behind uWSGI's router an incomplete request takes no core.
         "gevent": Setup("GeventWebSocket", ["--gevent", "2500", "--gevent-early-monkey-patch", *PATIENT]),
         "asyncio": Setup("AsyncioWebSocket", ["--asyncio", "2500", "--greenlet", *PATIENT]),
         "threads": Setup("WebSocket", ["--threads", "30"], "http"),
@@ -149,7 +149,7 @@ def test_thousands_of_handshakes_that_are_never_finished_hold_nobody_up(tmp_path
             for _ in range(5):
                 check_service(server, other)
                 check_service(server)
-            assert not poll.poll(0)  # all are still open
+            assert not poll.poll(0)  # all connections are still open
             stack.close()
             wait_until(
                 lambda: all(files <= before[pid] + 2 for pid, files in server.open_files().items()),
@@ -163,7 +163,7 @@ def test_thousands_of_handshakes_that_are_never_finished_hold_nobody_up(tmp_path
 # Handlers
 
 
-def test_a_handler_that_hangs_for_ever_holds_up_nobody_and_keeps_no_client(tmp_path: Path) -> None:
+def test_a_handler_that_never_ends_blocks_no_other_one_and_keeps_no_client(tmp_path: Path) -> None:
     def connected(server: Server) -> int:
         return sum(server.json("/connections")["connected"])
 
@@ -175,21 +175,21 @@ def test_a_handler_that_hangs_for_ever_holds_up_nobody_and_keeps_no_client(tmp_p
                 assert connected(server) == len(clients) + 1
                 for client in clients[2:]:
                     client.reset()
-                wait_until(lambda: connected(server) == 3, lambda: "a connection is not known to have ended")
+                wait_until(lambda: connected(server) == 3, lambda: "the end of a connection is not detected")
                 for _ in range(10):
                     check_service(server, other)
             server.signal(signal.SIGTERM)
-            # Neither do they hold up the end of the server, and all of them are told of.
+            # These handlers do not delay the end of the server, and each connection has its closed signal.
             for client in clients[:2]:
                 assert client.receive_close() == (1001, "the server stops")
             for number, client in enumerate(clients):
                 assert server.wait_for("closed", client)["code"] == (1001 if number < 2 else 1006)
-            server.stop()  # long before uWSGI's mercy is over
+            server.stop()  # long before uWSGI kills the workers
 
     everywhere(tmp_path, check)
 
 
-def test_a_handler_that_ends_its_process_ends_no_more_than_its_worker(tmp_path: Path) -> None:
+def test_a_handler_that_ends_its_process_ends_only_its_worker(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         with ExitStack() as stack:
             others = connect_to_both(server, stack)
@@ -210,9 +210,7 @@ def exit_by(server: Server, how: str) -> int:
 
 
 @pytest.mark.parametrize("mode", ["threads", "asyncio", "gevent"])
-def test_a_handler_hook_or_listener_that_exits_the_interpreter_ends_its_connection_at_most(
-    tmp_path: Path, mode: str
-) -> None:
+def test_an_exit_of_a_handler_hook_or_listener_ends_no_more_than_its_connection(tmp_path: Path, mode: str) -> None:
     setup = SETUPS[mode]
     mode = Mode(setup.extension, setup.options, SLEEP[setup.extension])
     expected = r"(SystemExit|RuntimeError): "
@@ -237,7 +235,7 @@ def test_a_handler_hook_or_listener_that_exits_the_interpreter_ends_its_connecti
 # Workers
 
 
-def test_threads_that_begin_at_once_open_the_null_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_start_at_the_same_time_open_the_null_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
     def open_slowly(path: str, flags: int) -> int:
@@ -255,24 +253,24 @@ def test_threads_that_begin_at_once_open_the_null_device_once(monkeypatch: pytes
 
 
 def connect_to_both(server: Server, stack: ExitStack) -> dict[int, list[ClientConnection]]:
-    """Open WebSockets until there are three of each of two workers; return them by the process id of the worker."""
+    """Open WebSockets until each of two workers has three, and return them by the process id of the worker."""
     clients = defaultdict(list)
 
     def are_enough() -> bool:
         with ExitStack() as opening:
             client = opening.enter_context(server.connect("/room/" + os.urandom(4).hex()))
             of_its_worker = clients[int(client.recv(DEADLINE))]
-            if len(of_its_worker) < 3:  # one may start later than the other
+            if len(of_its_worker) < 3:  # one worker may start later than the other
                 of_its_worker.append(client)
                 stack.push(opening.pop_all())
         return sorted(map(len, clients.values())) == [3, 3]
 
-    wait_until(are_enough, lambda: f"one worker gets them all:\n{server.log[-5000:]}")
+    wait_until(are_enough, lambda: f"one worker gets all connections:\n{server.log[-5000:]}")
     return clients
 
 
 def check_the_others_and_the_successor(server: Server, clients: dict[int, list[ClientConnection]], victim: int) -> None:
-    """Check that the worker *victim* has died, its clients with it, and that all others are served."""
+    """Check that the worker *victim* has died with its clients, and that all other clients are served."""
     for pid, each in clients.items():
         for client in each:
             if pid == victim:
@@ -290,12 +288,12 @@ def check_the_others_and_the_successor(server: Server, clients: dict[int, list[C
             check_service(server, client)
             return True
 
-    wait_until(serves, lambda: f"the new worker gets nothing to do:\n{server.log[-5000:]}")
+    wait_until(serves, lambda: f"the new worker gets no requests:\n{server.log[-5000:]}")
     assert not Path(f"/proc/{victim}").exists()
     assert len(server.workers) == 3
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_other_one_continues(tmp_path: Path) -> None:
     def check(server: Server) -> None:
         with ExitStack() as stack:
             clients = connect_to_both(server, stack)
@@ -308,7 +306,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(tmp_path: Pat
 
 
 @pytest.mark.parametrize("options", [[], ["--lazy-apps"]], ids=["eager", "lazy"])
-def test_each_worker_serves_whether_the_app_is_loaded_before_the_fork_or_after_it(
+def test_each_worker_serves_with_an_app_that_is_loaded_before_or_after_the_fork(
     tmp_path: Path, options: list[str]
 ) -> None:
     def check(server: Server) -> None:
@@ -321,7 +319,7 @@ def test_each_worker_serves_whether_the_app_is_loaded_before_the_fork_or_after_i
                 check_service(server, client)
             return len(ids) == 2 and min(map(len, ids.values())) >= 3
 
-        wait_until(have_served, lambda: f"one worker gets them all:\n{server.log[-5000:]}")
+        wait_until(have_served, lambda: f"one worker gets all connections:\n{server.log[-5000:]}")
         assert ids.keys() == server.workers
         first, second = ids.values()
         assert not first & second
@@ -332,7 +330,7 @@ def test_each_worker_serves_whether_the_app_is_loaded_before_the_fork_or_after_i
 # Clocks
 
 
-def test_a_clock_that_jumps_neither_ends_nor_holds_up_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_jumps_neither_ends_nor_delays_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library, offset = tmp_path / "clock.so", tmp_path / "offset"
     command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", library, SUPPORT / "clock.c"]
     subprocess.run(command, check=True)
@@ -341,7 +339,7 @@ def test_a_clock_that_jumps_neither_ends_nor_holds_up_anything(tmp_path: Path, m
     monkeypatch.setenv("CLOCK_OFFSET", str(offset))
 
     def jump(seconds: int) -> None:
-        with offset.open("rb+") as file:  # not truncated: it is mapped
+        with offset.open("rb+") as file:  # not truncated, because the clock maps this file
             file.write(struct.pack("q", seconds))
 
     jumps = iter([86_400, -86_400])

@@ -1,4 +1,4 @@
-"""Every front in front of every mode, with the configuration files of the package as they are."""
+"""Every front with every mode, with the unchanged configuration files of the package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from support.paths import DOCS
 #: Seconds without a message.
 IDLE = 90
 
-# The first test has to wait for all machines, and the last one for the idle connections.
+# The first test waits for all machines to start, and the last one for the idle connections.
 pytestmark = [pytest.mark.once, pytest.mark.timeout(2 * IDLE)]
 
 CELLS = [pytest.param((front, mode), id=f"{front}-{mode}") for front in FRONTS for mode in MODES]
@@ -46,7 +46,7 @@ class Site(NamedTuple):
 
     @property
     def schemes(self) -> tuple[str, str]:
-        """The schemes of its WebSockets and of its pages."""
+        """The schemes of the site's WebSockets and of its pages."""
         return ("wss", "https") if self.is_secure else ("ws", "http")
 
     def connect(self, path: str, **options: Any) -> AbstractContextManager[Client]:
@@ -59,7 +59,7 @@ class Site(NamedTuple):
 
 
 class Idle(NamedTuple):
-    """Two connections without a message since a moment: one is pinged, the other perfectly silent."""
+    """Two connections without a message since a moment: pings flow on one, and the other is silent."""
 
     since: float
     pinged: Client
@@ -67,7 +67,7 @@ class Idle(NamedTuple):
 
 
 def require_tools() -> None:
-    """Skip a test where its machines cannot be made. In CI that is a failure."""
+    """Skip a test whose machines cannot be created. In CI that is a failure."""
     require("namespaces", "ip", "proxies", "TLS")
     options = subprocess.run([find_uwsgi(), "--help"], capture_output=True, text=True, check=True).stdout
     if " --https " not in options:
@@ -101,18 +101,18 @@ def idle(sites: dict[tuple[str, str], Site]) -> Iterator[dict[tuple[str, str], I
 
 @pytest.fixture(params=CELLS)
 def cell(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """The names of each front and mode."""
+    """The name of each front and mode."""
     front, mode = request.param
     return front, mode
 
 
 @pytest.fixture
 def site(cell: tuple[str, str], sites: dict[tuple[str, str], Site], idle: object) -> Site:
-    """Each site, whose idle connections are open from the first test on."""
+    """Each site. Its idle connections open before the first test."""
     return sites[cell]
 
 
-def test_messages_come_back_as_they_were_sent(site: Site) -> None:
+def test_messages_come_back_unchanged(site: Site) -> None:
     samples: list[str | bytes] = ["text ☃", bytes(range(256)), "", b"", "é" * 2**19, random.Random(5).randbytes(2**20)]
     with site.connect("/echo") as client:
         for message in samples:
@@ -120,7 +120,7 @@ def test_messages_come_back_as_they_were_sent(site: Site) -> None:
             assert client.receive() == message
 
 
-def test_close_codes_arrive_both_ways(site: Site) -> None:
+def test_close_codes_arrive_in_both_directions(site: Site) -> None:
     with site.connect("/close/4002/ciao") as client, pytest.raises(ConnectionClosed):
         client.receive()
     assert client.ending == (4002, "ciao")
@@ -128,7 +128,9 @@ def test_close_codes_arrive_both_ways(site: Site) -> None:
     token = site.machine.token()
     with site.connect(f"/echo?token={token}") as client:
         client.close(4001, "bye ☃")
-    closing = wait_until(lambda: site.json(f"/closing/{token}")["closing"], lambda: "the application sees no close")
+    closing = wait_until(
+        lambda: site.json(f"/closing/{token}")["closing"], lambda: "the application does not see the close"
+    )
     assert closing == [4001, "bye ☃"]
 
 
@@ -140,12 +142,12 @@ def test_the_application_knows_the_address_of_the_client_and_its_own(site: Site)
     assert page == {"mode": site.machine.mode, "client": site.machine.client, "url": f"{scheme}://{NAME}/seen"}
 
 
-#: What a client may claim, were it believed: that it is somebody else, and the site elsewhere.
+#: False claims of a client: another client's address, and another address of the site.
 CLAIMS = {"For": "6.6.6.6", "Host": "evil.example", "Port": "666", "Prefix": "/evil"}
 
 
 @pytest.mark.parametrize("separator", ["-", "_"], ids=["hyphens", "underscores"])
-def test_what_a_client_claims_to_forward_is_not_believed(site: Site, separator: str) -> None:
+def test_the_application_does_not_believe_forwarding_headers_of_a_client(site: Site, separator: str) -> None:
     scheme, _ = site.schemes
     claims = {**CLAIMS, "Proto": "http" if site.is_secure else "https", "Ssl": "off" if site.is_secure else "on"}
     headers = {separator.join(["X", "Forwarded", name]): value for name, value in claims.items()}
@@ -154,7 +156,7 @@ def test_what_a_client_claims_to_forward_is_not_believed(site: Site, separator: 
     assert seen == {"client": site.machine.client, "url": f"{scheme}://{NAME}/seen"}
 
 
-def test_pages_of_the_same_origin_connect_and_no_others(site: Site) -> None:
+def test_only_pages_of_the_same_origin_may_connect(site: Site) -> None:
     _, scheme = site.schemes
     with site.connect("/echo", origin=f"{scheme}://{NAME}"):
         pass
@@ -168,7 +170,7 @@ def test_pages_of_the_same_origin_connect_and_no_others(site: Site) -> None:
 
 
 def test_a_handshake_may_have_large_cookies(site: Site) -> None:
-    # Browsers send up to 4096 bytes of one, and Flask's session is one.
+    # Browsers send cookies of up to 4096 bytes, and Flask's session is a cookie.
     with site.connect("/echo", additional_headers={"Cookie": "session=" + "x" * 4096}) as client:
         client.send("hello")
         assert client.receive() == "hello"
@@ -191,19 +193,19 @@ def test_clients_that_never_end_their_headers_take_no_core(front: str, sites: di
         assert site.machine.get("/", is_secure=site.is_secure).status == 200
 
 
-def test_a_plain_request_is_sent_to_the_https_router(sites: dict[tuple[str, str], Site]) -> None:
+def test_the_http_router_redirects_to_the_https_router(sites: dict[tuple[str, str], Site]) -> None:
     response = sites["router-https", "gevent"].machine.get("/seen?a=b")
     assert (response.status, response.headers["Location"]) == (301, f"https://{NAME}/seen?a=b")
 
 
 @pytest.mark.parametrize("unit", ["chat.service", "chat-router.service"])
-def test_systemd_finds_no_fault_with_the_services(sites: dict[tuple[str, str], Site], unit: str) -> None:
+def test_systemd_finds_no_fault_in_the_services(sites: dict[tuple[str, str], Site], unit: str) -> None:
     result = sites["router-http", "gevent"].machine.run("systemd-analyze", "--man=no", "verify", str(DEPLOY / unit))
     assert (result.returncode, result.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_service_reloads_and_stops_and_tells_its_clients_so(tmp_path: Path, mode: str) -> None:
+def test_the_service_reloads_and_stops_with_a_close_frame_for_its_clients(tmp_path: Path, mode: str) -> None:
     require_tools()
     with running(tmp_path, [("nginx-uwsgi", mode)], first=len(ALL)) as machines:
         (machine,) = machines.values()
@@ -214,7 +216,7 @@ def test_the_service_reloads_and_stops_and_tells_its_clients_so(tmp_path: Path, 
             with pytest.raises(ConnectionClosed):
                 client.receive()
             assert client.ending == (1012, "the server restarts")
-        with machine.connect("/echo", is_secure=True) as client:  # it waits for the new worker
+        with machine.connect("/echo", is_secure=True) as client:  # this client waits for the new worker
             client.send("hello")
             assert client.receive() == "hello"
             machine.stop_service()
@@ -282,7 +284,7 @@ HANDSHAKE = {
 }
 
 
-def test_https_socket_is_refused_in_words(tmp_path: Path, port: int) -> None:
+def test_https_socket_is_refused_with_a_reason(tmp_path: Path, port: int) -> None:
     require_tools()
     certificate = make_certificate(tmp_path)
     options = ["--https-socket", f"127.0.0.1:{port},{certificate},{certificate}"]
@@ -296,10 +298,10 @@ def test_https_socket_is_refused_in_words(tmp_path: Path, port: int) -> None:
             connection.request("GET", "/echo", headers=HANDSHAKE)
             assert connection.getresponse().status == 500
         assert "use the --https router, or a proxy such as nginx that terminates TLS before uWSGI" in server.log
-        assert server.handshake("/echo").status == 101  # the other socket is none the worse
+        assert server.handshake("/echo").status == 101  # the other socket still works
 
 
-def test_the_matrix_of_the_docs_is_what_is_tested_here() -> None:
+def test_the_matrix_in_the_documentation_is_the_tested_matrix() -> None:
     page = (DOCS / "deploying.md").read_text()
     assert re.findall(r"`([a-z-]+-(?:threads|gevent|asyncio))`", page) == [str(cell.id) for cell in CELLS]
 

@@ -1,4 +1,4 @@
-"""The handlers of 0.6.1's examples, unchanged and with ``WEBSOCKET_TEXT_AS_BYTES``, in each mode."""
+"""The handlers of 0.6.1's examples run unchanged, with ``WEBSOCKET_TEXT_AS_BYTES``, in each mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.live import DEADLINE, MODES, Server, in_threads, serving
 def legacy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp(request.param)
     with serving(directory, MODES[request.param], "http-socket", module="legacy_app") as server:
-        # One that never forgets a user may send to who has just left.
+        # A handler that never forgets a user may send to a client that has just left.
         server.expected += r"|flask_uwsgi_websocket\.exceptions\.ConnectionClosed"
         yield server
 
@@ -29,7 +29,7 @@ def test_the_old_echoes_echo_text(legacy: Server) -> None:
         legacy.wait_for_access_log(client)
 
 
-def test_the_old_chat_tells_the_others_and_forgets_who_has_left(legacy: Server) -> None:
+def test_the_old_chat_sends_to_the_others_and_forgets_users_who_have_left(legacy: Server) -> None:
     with legacy.connect("/legacy/chat") as first, legacy.connect("/legacy/chat") as second:
         first.send("one")
         assert second.recv(DEADLINE) == "one"
@@ -42,16 +42,16 @@ def test_the_old_chat_tells_the_others_and_forgets_who_has_left(legacy: Server) 
         assert first.recv(DEADLINE) == "three"
 
 
-def test_the_old_sender_reaches_the_other_until_it_leaves(legacy: Server) -> None:
+def test_the_old_sender_reaches_the_other_client_until_that_leaves(legacy: Server) -> None:
     if legacy.mode == MODES["asyncio"]:
-        return  # there was no such example
+        return  # 0.6.1 had no such example
 
     both = threading.Barrier(2, timeout=DEADLINE)
 
-    def listen(_: int) -> None:  # the handshake comes with the first message, so that nobody is connected alone
+    def listen(_: int) -> None:  # the first message makes the handshake, so no client connects alone
         with legacy.connect("/legacy/chatty") as client:
             assert str(client.recv(DEADLINE)).startswith("hi from ")
-            both.wait()  # with one that has left, the handler of the other ends
+            both.wait()  # when one client has left, the handler of the other one ends
         legacy.wait_for_access_log(client)
 
     in_threads(2, listen)

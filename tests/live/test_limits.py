@@ -1,4 +1,4 @@
-"""A worker with as many WebSockets as it takes still serves pages, and more than 1,024 descriptors."""
+"""A worker with as many WebSockets as it accepts still serves pages, and more than 1,024 descriptors work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from support.live import MODES, Raw, check_room, serving
 from support.wire import TEXT
 
-#: The cores of uWSGI in each mode, and how many connections that makes.
+#: The options for uWSGI's cores in each mode, and the number of connections that they allow.
 CORES = {"threads": (["--threads", "10"], 9), "gevent": (["--gevent", "20"], 18), "asyncio": (["--asyncio", "20"], 18)}
 
 
@@ -43,12 +43,12 @@ def test_clients_that_leave_before_their_handshake_make_room_for_others(
         check_room(server, most)
 
 
-#: The cores in each mode, and how many connections 64 descriptors are enough for: threads have one of their own each.
+#: The cores in each mode, and the number of connections for which 64 descriptors suffice: each thread has its own.
 FEW = {"threads": (["--threads", "12"], 8), "gevent": (["--gevent", "40"], 14), "asyncio": (["--asyncio", "40"], 14)}
 
 
 @pytest.mark.parametrize(("mode", "options", "most"), [(mode, *FEW[mode]) for mode in FEW])
-def test_a_worker_with_few_descriptors_takes_fewer_connections_and_says_so_once(
+def test_a_worker_with_few_descriptors_accepts_fewer_connections_and_logs_this_once(
     tmp_path: Path, mode: str, options: Sequence[str], most: int
 ) -> None:
     with serving(tmp_path, MODES[mode], "http-socket", options=[*options, "--max-fd", "64"]) as server:
@@ -57,16 +57,16 @@ def test_a_worker_with_few_descriptors_takes_fewer_connections_and_says_so_once(
             response = client.handshake({})
             assert (response.status, response.headers["Retry-After"]) == (503, "10")
             client.close()
-            assert server.wait_for_access_log(client) == 503  # now there are descriptors again
+            assert server.wait_for_access_log(client) == 503  # descriptors are free again
         check_room(server, most)
         assert max(server.open_files().values()) < 64
         log = server.log
-        assert log.count("this process may open 64 files, which is enough for") == 2  # the doctor has said so, too
+        assert log.count("this process may open 64 files, which is enough for") == 2  # the doctor has logged it, too
         assert log.count("this process may open no more files") == 1
 
 
-def test_descriptors_beyond_1024_are_served(tmp_path: Path) -> None:
-    count = 700  # a connection takes two
+def test_descriptors_above_1023_work(tmp_path: Path) -> None:
+    count = 700  # each connection takes two descriptors
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

@@ -1,4 +1,4 @@
-"""The ways in which uWSGI can be started: with and without processes, threads, a master, lazy apps."""
+"""uWSGI may start with and without processes, threads, a master and lazy apps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_one_process_without_threads_serves_one_connection_after_the_other(tmp_p
         for _ in range(3):
             check_echo(server)
             assert server.get("/").status == 200
-            for habit in ("/receive", "/push", "/watch"):  # the process is free again when its client has vanished
+            for habit in ("/receive", "/push", "/watch"):  # the process is free again after its client has vanished
                 with server.raw(habit) as client:
                     server.wait_for("start", client)
                     client.reset()
@@ -43,9 +43,9 @@ def test_one_process_without_threads_serves_one_connection_after_the_other(tmp_p
     ],
     ids=["threads", "asyncio"],
 )
-def test_two_processes_serve_at_once(tmp_path: Path, mode: Mode, front: str) -> None:
+def test_two_processes_serve_at_the_same_time(tmp_path: Path, mode: Mode, front: str) -> None:
     with serving(tmp_path, mode, front) as server:
-        # Which of them accepts is the kernel's choice: one process has room for all.
+        # The kernel chooses the process that accepts, so one process has room for all.
         with ExitStack() as stack:
             clients = [stack.enter_context(server.connect("/room/everybody")) for _ in range(5)]
             pids = {client.recv(DEADLINE) for client in clients}
@@ -54,14 +54,15 @@ def test_two_processes_serve_at_once(tmp_path: Path, mode: Mode, front: str) -> 
             check_echo(server)
 
 
-#: Whether there is a master, and whether the app is loaded after the fork. All other tests have it before, and one.
+#: Whether there is a master, and whether the app is loaded after the fork. All other tests have a master and no lazy
+#: app.
 STARTS = {"lazy-apps": (True, True), "no-master": (False, False), "no-master-lazy-apps": (False, True)}
 
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("mode", [name for name, mode in MODES.items() if mode.processes == 1])
-def test_apps_may_be_loaded_lazily_and_there_need_be_no_master(tmp_path: Path, mode: str, start: str) -> None:
-    # On Python 3.12 and later the asyncio engine only has the loop that init_app() sees to.
+def test_apps_may_be_loaded_lazily_and_the_master_is_optional(tmp_path: Path, mode: str, start: str) -> None:
+    # On Python 3.12 and later the asyncio engine has only the loop that init_app() creates.
     master, lazy = STARTS[start]
     options = ["--lazy-apps"] if lazy else []
     with serving(tmp_path, MODES[mode], "http-socket", options=options, master=master) as server:
@@ -72,7 +73,7 @@ def test_apps_may_be_loaded_lazily_and_there_need_be_no_master(tmp_path: Path, m
 
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_server_with_open_connections_stops_without_a_noise(tmp_path: Path, mode: str, front: str) -> None:
+def test_a_server_with_open_connections_stops_without_warnings(tmp_path: Path, mode: str, front: str) -> None:
     with serving(tmp_path, MODES[mode], front) as server, ExitStack() as stack:
         for habit in ("/receive", "/push", "/watch", "/echo"):
             for _ in range(3):
@@ -80,7 +81,7 @@ def test_a_server_with_open_connections_stops_without_a_noise(tmp_path: Path, mo
         server.stop()
 
 
-def test_asyncio_handlers_without_its_engine_are_told_what_is_missing(tmp_path: Path) -> None:
+def test_asyncio_handlers_without_the_asyncio_engine_get_an_error_that_names_it(tmp_path: Path) -> None:
     mode = Mode("AsyncioWebSocket", ["--threads", "2"], "asyncio")
     expected = r"flask_uwsgi_websocket\.exceptions\.AsyncioNotAvailable"
     with serving(tmp_path, mode, "http-socket", expected=expected) as server:
@@ -89,7 +90,7 @@ def test_asyncio_handlers_without_its_engine_are_told_what_is_missing(tmp_path: 
         assert "AsyncioWebSocket needs uWSGI's asyncio engine" in server.log
 
 
-def test_data_sent_with_the_handshake_is_never_dropped_by_a_router_in_raw_mode(tmp_path: Path) -> None:
+def test_a_router_in_raw_mode_never_drops_data_that_is_sent_with_the_handshake(tmp_path: Path) -> None:
     with serving(tmp_path, MODES["gevent"], "http", options=["--http-raw-body"]) as server:
         for size in (1, 3000, 100_000):
             message = b"e" * size
@@ -104,7 +105,7 @@ def test_data_sent_with_the_handshake_is_never_dropped_by_a_router_in_raw_mode(t
                     assert response.status == 400
 
 
-def test_a_router_that_would_drop_what_a_client_sends_is_refused_in_words(
+def test_a_router_that_would_drop_data_of_a_client_is_refused_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FRONTS, "bare router", ["--http"])
@@ -115,8 +116,8 @@ def test_a_router_that_would_drop_what_a_client_sends_is_refused_in_words(
 
 
 @pytest.mark.parametrize(("front", "status"), [("http", 400), ("http-socket", 101)])
-def test_a_client_that_the_router_would_not_pass_on_is_refused(tmp_path: Path, front: str, status: int) -> None:
-    # The router wants two of Upgrade, Connection and the version to be just what it expects.
+def test_a_client_whose_data_the_router_would_not_pass_on_is_refused(tmp_path: Path, front: str, status: int) -> None:
+    # The router wants two of Upgrade, Connection and the version to have exactly the value that it expects.
     with serving(tmp_path, MODES["gevent"], front) as server:
         lists = {"Upgrade": "h2c, websocket", "Connection": "keep-alive, Upgrade"}
         assert server.handshake("/echo", lists).status == status

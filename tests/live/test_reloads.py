@@ -1,6 +1,6 @@
-"""Workers that are replaced: every client is told so, comes back, and has lost nothing that was answered.
+"""When a worker is replaced, every client gets a Close frame, comes back, and loses no message that was answered.
 
-``python tests/live/test_reloads.py`` prints the figures of ten reloads under load.
+``PYTHONPATH=tests python tests/live/test_reloads.py`` prints the figures of ten reloads under load.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from support.ports import reserved_port
 
 THREE_MODES = ["threads", "gevent", "asyncio"]
 
-# What uWSGI writes about a worker that it has not expected to end, or that it had to kill.
+# uWSGI's log messages about a worker that ended unexpectedly, or that uWSGI had to kill.
 _TROUBLE = re.compile(r"DAMN|NO MERCY|BOOM|\[BUG\]|Segmentation|Traceback")
 
 
@@ -48,12 +48,12 @@ def with_two_workers(mode: str) -> Mode:
     return MODES[mode]._replace(options=[*MODES[mode].options, "--processes", "2"], processes=2)
 
 
-#: For a server whose workers are replaced, of which uWSGI tells.
+#: Faults in the log of a server whose workers are replaced. uWSGI logs the replacements.
 serving_and_replacing = partial(serving, front="http-socket", module="live_reloads_app", trouble=_TROUBLE)
 
 
 def in_all_modes(directory: Path, check: Callable[[Path, str], None]) -> None:
-    """Call *check* for all modes at once, as it mostly waits."""
+    """Call *check* for all modes at the same time, because it mostly waits."""
     for mode in THREE_MODES:
         (directory / mode).mkdir()
     in_threads(len(THREE_MODES), lambda number: check(directory / THREE_MODES[number], THREE_MODES[number]))
@@ -67,34 +67,34 @@ RELOADS = 10
 STAYING = 12
 VISITING = 12
 
-#: How many messages a client sends before it waits for the answers, and how many seconds it pauses after them.
+#: The number of messages that a client sends before it waits for the answers, and its pause after them in seconds.
 BURST = 3
 PAUSE = 0.02
 PAUSE_OF_VISITORS = 0.2
 
-#: How often each client that stays is answered between two reloads.
+#: The number of exchanges that each staying client completes between two reloads.
 EXCHANGES = 8
 
 
 class Load:
-    """Clients that exchange messages with a server all the time, and come back whenever they are closed.
+    """Clients that exchange messages with a server all the time, and connect again when they are closed.
 
-    A message is acknowledged when its answer has been received: the handler answers after it has written the message
-    into the journal. What was sent and not acknowledged is sent again after coming back.
+    The handler writes each message into the journal before it answers, and an answered message is acknowledged. A
+    client that has connected again sends its unacknowledged messages again.
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.acknowledged: set[str] = set()
         self.failures: Counter[str] = Counter()  # the attempts that did not become connections
-        # How the connections of those ended that stay, and of those that come and go.
+        # The close codes of staying clients, and of visiting clients.
         self.staying: Counter[int | None] = Counter()
         self.visiting: Counter[int | None] = Counter()
-        self._served = [0] * STAYING  # on how many connections each of them was answered often enough
+        self._served = [0] * STAYING  # the number of connections on which each client completed its exchanges
         self._is_over = False
 
     async def run(self) -> None:
-        """Reload the server, again whenever all clients are served anew."""
+        """Reload the server, each time when all clients are served again."""
         clients = [asyncio.ensure_future(self._keep_coming(number)) for number in range(STAYING + VISITING)]
         await self._wait_until_served(1)
         for number in range(RELOADS):
@@ -133,7 +133,7 @@ class Load:
             codes[connection.close_code] += 1
 
     async def _exchange(self, connection: Any, messages: deque[str]) -> None:
-        """Send messages, and take out those that are answered."""
+        """Send messages, and remove those that are answered."""
         for message in messages:
             await connection.send(message)
         while messages:
@@ -144,12 +144,12 @@ class Load:
         written = [entry["message"] for entry in self.server.journal() if entry["event"] == "message"]
         return {
             "reloads": self.server.reloads,
-            "clients that stay": STAYING,
+            "staying clients": STAYING,
             "closes of their connections, by code": dict(self.staying),
-            "clients that come and go": VISITING,
-            "closes of theirs, by code": dict(self.visiting),
+            "visiting clients": VISITING,
+            "closes of visits, by code": dict(self.visiting),
             "messages acknowledged": len(self.acknowledged),
-            "of these lost": len(self.acknowledged - set(written)),
+            "acknowledged messages lost": len(self.acknowledged - set(written)),
             "messages handled and not acknowledged": len(written) - len(self.acknowledged),
             "attempts that failed": dict(self.failures),
         }
@@ -165,7 +165,7 @@ async def until(find: Callable[[], Any], complain: Callable[[], str]) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_ten_reloads_under_a_load_of_clients_that_come_back_lose_nothing_that_was_answered(tmp_path: Path) -> None:
+def test_ten_reloads_under_load_lose_no_message_that_was_answered(tmp_path: Path) -> None:
     async def run(loads: list[Load]) -> None:
         await asyncio.gather(*(load.run() for load in loads))
 
@@ -182,9 +182,9 @@ def test_ten_reloads_under_a_load_of_clients_that_come_back_lose_nothing_that_wa
         for load in loads:
             check_journal(load.server, load.staying + load.visiting)
     for load in loads:
-        assert load.figures()["of these lost"] == 0
+        assert load.figures()["acknowledged messages lost"] == 0
         assert not load.failures
-        # Each client that stays is closed by each reload, and at last closes itself. It is closed twice if it comes
+        # Each reload closes each staying client, and at last the client closes itself. It is closed twice if it comes
         # back to a worker that the signal has not reached yet.
         assert load.staying.keys() == {1012, 1000}
         assert STAYING * RELOADS <= load.staying[1012] <= STAYING * RELOADS * load.server.mode.processes
@@ -193,7 +193,7 @@ def test_ten_reloads_under_a_load_of_clients_that_come_back_lose_nothing_that_wa
 
 
 def check_journal(server: Server, codes: Counter[int | None]) -> None:
-    """Check that the receivers of the signals were told what the clients have seen."""
+    """Check that the receivers of the signals got the same events as the clients."""
     wait_until(lambda: count(server, "torn down") == codes.total(), lambda: server.log[-5000:])
     closed = Counter((entry["initiator"], entry["code"]) for entry in server.journal() if entry["event"] == "closed")
     assert closed == {("shutdown", 1012): codes[1012], ("client", 1000): codes[1000]}
@@ -203,16 +203,16 @@ def count(server: Server, event: str) -> int:
     return sum(entry["event"] == event for entry in server.journal())
 
 
-# Other reasons for which workers are replaced
+# Other reasons to replace workers
 
 
-def test_workers_with_lazy_apps_tell_their_clients_whenever_they_are_replaced(tmp_path: Path) -> None:
+def test_workers_with_lazy_apps_close_their_clients_whenever_they_are_replaced(tmp_path: Path) -> None:
     in_all_modes(tmp_path, check_replacements)
 
 
 def check_replacements(directory: Path, mode: str) -> None:
     files = {option: directory / option for option in ("touch-reload", "touch-chain-reload")}
-    options = ["--master", "--lazy-apps"]  # with SIGTERM to reload, as it does unless there is --die-on-term
+    options = ["--master", "--lazy-apps"]  # SIGTERM reloads, because there is no --die-on-term
     for option, file in files.items():
         file.touch()
         options += [f"--{option}", str(file)]
@@ -244,7 +244,7 @@ def check_replacements(directory: Path, mode: str) -> None:
             check_signals(server, clients, ("shutdown", 1001))
 
 
-def test_a_worker_that_has_served_its_most_requests_tells_its_clients(tmp_path: Path) -> None:
+def test_a_worker_that_has_served_its_maximum_of_requests_closes_its_clients(tmp_path: Path) -> None:
     def check(directory: Path, mode: str) -> None:
         with reserved_port() as port:
             check_most_requests(directory, mode, port)
@@ -263,7 +263,7 @@ def check_most_requests(directory: Path, mode: str, port: int) -> None:
     with serving_and_replacing(directory, MODES[mode], options=options) as server, ExitStack() as stack:
         clients = connect(server, stack)
         wait_until(lambda: count_open() == len(clients), lambda: f"{count_open()} connections are open")
-        for _ in range(9):  # and there was one, which has found that the server is ready
+        for _ in range(9):  # one more request has found that the server is ready
             assert server.get("/").status == 200
         assert ends_of(clients) == {RELOADED}
         check_signals(server, clients, ("shutdown", 1012))
@@ -272,7 +272,7 @@ def check_most_requests(directory: Path, mode: str, port: int) -> None:
         wait_until(lambda: count_open() == 0, lambda: f"{count_open()} connections are still open")
 
 
-def test_an_upgrade_request_on_its_way_when_the_worker_ends_still_becomes_a_connection(tmp_path: Path) -> None:
+def test_an_upgrade_request_that_arrives_while_the_worker_ends_becomes_a_connection(tmp_path: Path) -> None:
     in_all_modes(tmp_path, check_late_request)
 
 
@@ -286,7 +286,7 @@ def check_late_request(directory: Path, mode: str) -> None:
         server.signal(signal.SIGHUP)
         assert ends_of(clients) == {RELOADED}
         check_signals(server, clients, ("shutdown", 1012))
-        time.sleep(4 * INTERVAL)  # so that it has seen that there is no connection any more
+        time.sleep(4 * INTERVAL)  # so that the worker has seen that no connection is left
         assert late.handshake({}).status == 101
         assert expect_the_end(late) == RELOADED
         check_signals(server, [late], ("shutdown", 1012))
@@ -295,17 +295,17 @@ def check_late_request(directory: Path, mode: str) -> None:
 
 @contextmanager
 def half_a_request(server: Server) -> Iterator[Raw]:
-    """Connect a client that has begun to send its request."""
+    """Connect a client that has sent the beginning of its request."""
     client = Raw(server, server.path("/ledger"))
     try:
-        client.send(f"GET {client.path} HTTP/1.1\r\nX-Again: ".encode())  # the value will be this line once more
-        assert server.get("/").status == 200  # so it was accepted: it is one after the other
+        client.send(f"GET {client.path} HTTP/1.1\r\nX-Again: ".encode())  # the value will be the next request line
+        assert server.get("/").status == 200  # so the connection was accepted, because the worker accepts them in order
         yield client
     finally:
         client.close()
 
 
-def test_in_gevent_also_the_first_connection_of_a_worker_is_closed_when_it_ends_already(tmp_path: Path) -> None:
+def test_in_gevent_the_first_connection_of_a_worker_that_already_ends_is_closed_too(tmp_path: Path) -> None:
     with serving(tmp_path, MODES["gevent"], "http-socket", module="live_reloads_app", options=PATIENT) as server:
         with half_a_request(server) as client:
             server.signal(signal.SIGHUP)

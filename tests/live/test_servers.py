@@ -1,6 +1,6 @@
-"""Servers other than uWSGI: how each of them reloads and stops, and how many connections it takes.
+"""Servers other than uWSGI: reloads, stops, and the number of connections.
 
-``every_server`` has what they share with uWSGI.
+``every_server`` has the tests that these servers share with uWSGI.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def debugged(tmp_path_factory: pytest.TempPathFactory, watched: Path) -> Iterato
         yield server
 
 
-def test_the_debugger_shows_what_a_handler_raises_before_the_handshake(debugged: Server) -> None:
+def test_the_debugger_shows_an_exception_of_a_handler_before_the_handshake(debugged: Server) -> None:
     response = debugged.handshake("/raise-before")
     assert response.status == 500
     assert b"Werkzeug Debugger" in response.body
@@ -57,15 +57,13 @@ def test_the_debugger_shows_what_a_handler_raises_before_the_handshake(debugged:
 
 def connect_all(server: Server, stack: ExitStack) -> list[Raw]:
     clients = connect(server, stack)
-    # While the standard library's server hands a connection to a thread, a signal makes it end that connection; and
-    # gunicorn's handler of SIGQUIT waits for ever for a lock of its own main thread, which then holds it.
+    # While the standard library's server passes a connection to a thread, a signal makes the server end that
+    # connection. And gunicorn's handler of SIGQUIT waits for ever for a lock if its own main thread holds it.
     server.wait_until_idle()
     return clients
 
 
-def test_the_reloader_tells_clients_that_the_server_restarts_and_ctrl_c_that_it_stops(
-    debugged: Server, watched: Path
-) -> None:
+def test_a_reload_closes_clients_with_1012_and_ctrl_c_with_1001(debugged: Server, watched: Path) -> None:
     with ExitStack() as stack:
         clients = connect_all(debugged, stack)
         stubborn = stack.enter_context(debugged.raw("/stubborn"))
@@ -79,13 +77,13 @@ def test_the_reloader_tells_clients_that_the_server_restarts_and_ctrl_c_that_it_
         check_service(debugged)
         clients = connect_all(debugged, stack)
         (pid,) = debugged.running_workers()
-        os.kill(pid, signal.SIGINT)  # and not its parent, which gives it a quarter of a second
+        os.kill(pid, signal.SIGINT)  # not its parent, which would give it only a quarter of a second
         assert ends_of(clients) == {STOPPED}
         check_signals(debugged, clients, ("shutdown", 1001))
 
 
 @pytest.mark.parametrize("name", ["flask-run", "flask-run-asyncio", "gevent"])
-def test_a_server_that_stops_tells_its_clients_and_waits_for_its_handlers(tmp_path: Path, name: str) -> None:
+def test_a_server_that_stops_closes_its_clients_and_waits_for_its_handlers(tmp_path: Path, name: str) -> None:
     with serving(tmp_path, OTHERS[name], None, module="live_reloads_app") as server, ExitStack() as stack:
         clients = connect_all(server, stack)
         server.signal(signal.SIGTERM)
@@ -93,7 +91,7 @@ def test_a_server_that_stops_tells_its_clients_and_waits_for_its_handlers(tmp_pa
         check_signals(server, clients, ("shutdown", 1001))
 
 
-#: How each of gunicorn's servers is stopped. In the worker, SIGTERM is what it gets for a reload, too.
+#: The signal that stops each of gunicorn's servers. A worker gets SIGTERM for a reload, too.
 STOPS = {
     "gunicorn-threads": signal.SIGINT,
     "gunicorn-threads-asyncio": signal.SIGTERM,
@@ -101,7 +99,7 @@ STOPS = {
 }
 
 
-def test_workers_of_gunicorn_tell_their_clients_when_they_are_replaced_and_when_they_stop(tmp_path: Path) -> None:
+def test_workers_of_gunicorn_close_their_clients_when_they_are_replaced_and_when_they_stop(tmp_path: Path) -> None:
     def check(name: str) -> None:
         directory = tmp_path / name
         directory.mkdir()
@@ -114,20 +112,20 @@ def test_workers_of_gunicorn_tell_their_clients_when_they_are_replaced_and_when_
             wait_until(lambda: len(server.running_workers()) == 1, lambda: server.log)
             clients = connect_all(server, stack)
             server.signal(STOPS[name])
-            assert ends_of(clients) == {RELOADED}  # a worker cannot know that no other takes its place
+            assert ends_of(clients) == {RELOADED}  # the worker cannot know that no other one replaces it
             check_signals(server, clients, ("shutdown", 1012))
 
     in_threads(len(STOPS), lambda number: check(list(STOPS)[number]))
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
     ("name", "options", "most"),
     [("gunicorn-threads", ["--threads", "10"], 9), ("gunicorn-gevent", ["--worker-connections", "20"], 18)],
 )
-def test_a_worker_of_gunicorn_keeps_some_of_its_threads_and_greenlets_for_http(
+def test_a_worker_of_gunicorn_reserves_some_of_its_threads_and_greenlets_for_http(
     tmp_path: Path, name: str, options: list[str], most: int
 ) -> None:
     with serving(tmp_path, OTHERS[name], None, options=options) as server:
@@ -143,7 +141,7 @@ def test_a_worker_of_gunicorn_keeps_some_of_its_threads_and_greenlets_for_http(
     ],
     ids=["flask-run", "gunicorn", "gevent"],
 )
-def test_a_server_that_cannot_serve_websockets_as_it_was_started_says_so(
+def test_a_server_that_was_started_without_support_for_websockets_says_so(
     tmp_path: Path, mode: Mode, sentence: str
 ) -> None:
     expected = r"RuntimeError|flask_uwsgi_websocket\.exceptions\.AsyncioNotAvailable"
@@ -151,9 +149,9 @@ def test_a_server_that_cannot_serve_websockets_as_it_was_started_says_so(
         assert server.handshake("/echo").status == 500
         assert server.get("/").status == 200
         assert sentence in server.log
-        server.signal(signal.SIGTERM)  # SIGINT could interrupt the sync worker that is still sending its last response
+        server.signal(signal.SIGTERM)  # SIGINT could interrupt the sync worker that still sends its last response
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_documentation_has_the_command_that_is_tested(name: str) -> None:
+def test_the_documentation_has_the_tested_command(name: str) -> None:
     assert " ".join(OTHERS[name].options) in SERVERS_PAGE.read_text()

@@ -1,4 +1,4 @@
-"""The end of the server itself: clients are told, and every connection that was told of is told to have closed."""
+"""When the server stops, clients get a Close frame, and every connected signal is followed by a closed signal."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from support.live import MODES, Server, serving, token_of, wait_until
 
 pytestmark = pytest.mark.covered
 
-#: Handlers that receive, that echo, that only send, and that only look whether the client is there.
+#: Handlers that receive, that echo, that only send, and that only check whether the client is connected.
 HABITS = ["/ends/receive", "/ends/echo", "/ends/push", "/ends/watch"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_server_that_stops_tells_its_clients_and_the_receivers_of_the_closed_signal(
-    tmp_path: Path, mode: str
-) -> None:
+def test_a_server_that_stops_closes_its_clients_and_sends_the_closed_signals(tmp_path: Path, mode: str) -> None:
     with (
         serving(tmp_path, MODES[mode], "http-socket", module="live_blueprints_app") as server,
         ExitStack() as stack,
@@ -29,21 +27,21 @@ def test_a_server_that_stops_tells_its_clients_and_the_receivers_of_the_closed_s
         stubborn = [stack.enter_context(server.raw("/ends/stubborn")) for _ in range(COUNT)]
         for client in stubborn:
             server.wait_for("connected", client)
-        server.signal(signal.SIGTERM)  # with --die-on-term, as service managers have it
+        server.signal(signal.SIGTERM)  # with --die-on-term, like service managers
         assert {expect_the_end(client) for client in clients} == {STOPPED}
         assert {expect_the_end_of_stubborn(client) for client in stubborn} == {STOPPED}
         check_signals(server, clients, ("shutdown", 1001))
         for client in stubborn:
             server.wait_for("closed", client)
         server.stop()
-        for client in stubborn:  # their handlers have not ended, but they are told of all the same, and once
+        for client in stubborn:  # their handlers have not ended, but each client gets one Close frame
             entries = [entry for entry in server.journal() if entry.get("token") == token_of(client)]
             assert [entry["event"] for entry in entries if entry["event"] != "start"] == ["connected", "closed"]
             assert (entries[-1]["initiator"], entries[-1]["code"]) == ("shutdown", 1001)
 
 
 @pytest.mark.parametrize("mode", [name for name, mode in MODES.items() if mode.processes == 1])
-def test_a_server_without_a_master_that_stops_tells_them_too(tmp_path: Path, mode: str) -> None:
+def test_a_server_without_a_master_that_stops_does_the_same(tmp_path: Path, mode: str) -> None:
     with (
         serving(tmp_path, MODES[mode], "http-socket", master=False, module="live_blueprints_app") as server,
         ExitStack() as stack,
@@ -55,9 +53,7 @@ def test_a_server_without_a_master_that_stops_tells_them_too(tmp_path: Path, mod
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_workers_that_reload_tell_their_clients_and_the_receivers_of_the_closed_signal(
-    tmp_path: Path, mode: str
-) -> None:
+def test_workers_that_reload_close_their_clients_and_send_the_closed_signals(tmp_path: Path, mode: str) -> None:
     with (
         serving(tmp_path, MODES[mode], "http-socket", module="live_blueprints_app") as server,
         ExitStack() as stack,
@@ -70,16 +66,16 @@ def test_workers_that_reload_tell_their_clients_and_the_receivers_of_the_closed_
             lambda: len(server.workers) == server.mode.processes * (1 + server.reloads), lambda: server.log[-5000:]
         )
         decorated = {entry["pid"] for entry in server.journal() if entry["event"] == "decorated"}
-        assert decorated == server.workers  # by @postfork, to which nothing is lost either
-        with server.connect("/ends/echo") as client:  # and then it serves again
+        assert decorated == server.workers  # functions with @postfork still run
+        with server.connect("/ends/echo") as client:  # the new workers serve
             client.send("hello")
             assert client.recv() == "hello"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_behind_the_router_the_closed_signal_of_a_server_that_stops_is_sent_too(tmp_path: Path, mode: str) -> None:
-    # The router stops at the same time as the workers, so that clients may see nothing of it, and a worker may first
-    # see that they have gone.
+def test_behind_the_router_a_server_that_stops_also_sends_the_closed_signals(tmp_path: Path, mode: str) -> None:
+    # The router stops at the same time as the workers, so clients may not see the Close frame, and a worker may first
+    # see that the clients have gone.
     with serving(tmp_path, MODES[mode], "http", module="live_blueprints_app") as server, ExitStack() as stack:
         clients = connect(server, stack, HABITS)
         server.signal(signal.SIGINT)
@@ -87,12 +83,12 @@ def test_behind_the_router_the_closed_signal_of_a_server_that_stops_is_sent_too(
 
 
 @pytest.mark.parametrize("mode", ["threads", "gevent-2-processes", "asyncio"])
-def test_a_worker_that_is_told_to_reload_or_to_stop_while_it_starts_ends(tmp_path: Path, mode: str) -> None:
+def test_a_worker_that_gets_the_signal_to_reload_or_stop_while_it_starts_ends(tmp_path: Path, mode: str) -> None:
     server = Server(tmp_path, MODES[mode], "http-socket", module="live_starting_app")
     server.wait_until_ended()
 
 
-def test_a_mule_is_no_worker_and_keeps_its_signals(tmp_path: Path) -> None:
+def test_a_mule_is_not_treated_as_a_worker_and_keeps_its_signals(tmp_path: Path) -> None:
     script, blocked = tmp_path / "mule.py", tmp_path / "blocked"
     script.write_text(
         "import signal, time\n"

@@ -1,4 +1,4 @@
-"""What operators see of a live uWSGI: its metrics, and what it says when it starts with options that hurt."""
+"""Operators of a live uWSGI get metrics, and a warning at its start about options that break WebSockets."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def test_the_counters_of_all_workers_are_metrics_of_uwsgi(tmp_path: Path, port: 
 
 
 @pytest.mark.parametrize("is_lazy", [False, True], ids=["", "lazy-apps"])
-def test_options_that_hurt_are_told_once_when_the_server_starts(tmp_path: Path, is_lazy: bool) -> None:
+def test_harmful_options_are_logged_once_when_the_server_starts(tmp_path: Path, is_lazy: bool) -> None:
     options = ["--harakiri", "600", *(["--lazy-apps"] if is_lazy else [])]
     with serving(tmp_path, MODES["gevent-2-processes"], "http-socket", options=options) as server:
         served: set[str] = set()
-        while len(served) < 2:  # both workers are up
+        while len(served) < 2:  # both workers have started
             with server.connect("/room/everybody") as client:
                 served.add(str(client.recv()))
         assert server.log.count("harakiri = 600 kills a worker with all its connections") == 1

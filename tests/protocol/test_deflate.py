@@ -1,4 +1,4 @@
-"""RFC 7692, permessage-deflate: its examples, its negotiation, and what a hostile peer can do with it."""
+"""RFC 7692, permessage-deflate: its examples, its negotiation, and attacks by hostile peers."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from support.wire import (
     xor,
 )
 
-pytestmark = pytest.mark.usefixtures("engine")
+pytestmark = pytest.mark.usefixtures("functions")
 
 both_roles = pytest.mark.parametrize("is_client", ROLES.values(), ids=ROLES)
 
 RSV1 = 4
 SYNC_TAIL = b"\x00\x00\xff\xff"
 
-#: What a deflating end sends for "Hello" (section 7.2.3.1).
+#: The output of a deflating endpoint for "Hello" (section 7.2.3.1).
 HELLO = bytes.fromhex("f248cdc9c90700")
 
 NO_CONTEXT = DeflateParameters(server_no_context_takeover=True, client_no_context_takeover=True)
@@ -50,7 +50,7 @@ def h(digits: str) -> bytes:
     return bytes.fromhex(digits)
 
 
-def engine_with_deflate(
+def protocol_with_deflate(
     is_client: bool = False,
     parameters: DeflateParameters | None = None,
     *,
@@ -62,20 +62,20 @@ def engine_with_deflate(
 
 
 def compressed(payload: bytes, *, level: int = 6) -> bytes:
-    """Compress a message with the tail removed (section 7.2.1), by zlib alone."""
+    """Compress a message and remove the tail (section 7.2.1), with zlib alone."""
     compressor = zlib.compressobj(level, zlib.DEFLATED, -15)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def final_block(payload: bytes) -> bytes:
-    """Compress to blocks of which the last has BFINAL set."""
+    """Compress to blocks, with BFINAL set on the last one."""
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
     return compressor.compress(payload) + compressor.flush(zlib.Z_FINISH)
 
 
 # Section 7.2.3, Examples.
 
-#: Frames to a client, and the messages in them.
+#: Frames to a client, and their messages.
 EXAMPLES = {
     "7.2.3.1 one block": (h("c107 f248cdc9c90700"), ["Hello"]),
     "7.2.3.1 two fragments": (h("4103 f248cd 8004 c9c90700"), ["Hello"]),
@@ -131,55 +131,55 @@ def masked(data: bytes) -> bytes:
 @examples
 @both_roles
 def test_7_2_3_an_example_gives_its_messages(data: bytes, events: list[object], is_client: bool) -> None:
-    engine = engine_with_deflate(is_client)
-    assert engine.receive_data(data if is_client else masked(data)) == events
-    assert engine.closed is None
+    protocol = protocol_with_deflate(is_client)
+    assert protocol.receive_data(data if is_client else masked(data)) == events
+    assert protocol.closed is None
 
 
 @examples
 @both_roles
-def test_7_2_3_it_does_not_matter_how_the_bytes_of_an_example_are_split(
+def test_7_2_3_every_split_of_an_example_gives_the_same_messages(
     data: bytes, events: list[object], is_client: bool
 ) -> None:
     for parts in splits(data if is_client else masked(data)):
-        engine = engine_with_deflate(is_client)
-        assert feed(engine, parts) == events
-        assert engine.closed is None
+        protocol = protocol_with_deflate(is_client)
+        assert feed(protocol, parts) == events
+        assert protocol.closed is None
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if h("f200110000") not in EXAMPLES[name][0]])
 def test_7_2_3_the_examples_without_a_shared_window_need_no_context(name: str) -> None:
     data, events = EXAMPLES[name]
     for parts in splits(data):
-        assert feed(engine_with_deflate(True, NO_CONTEXT), parts) == events
+        assert feed(protocol_with_deflate(True, NO_CONTEXT), parts) == events
 
 
 def test_7_2_3_1_hello_is_sent_as_in_the_example() -> None:
-    assert engine_with_deflate().send_text("Hello") == h("c107 f248cdc9c90700")
-    assert engine_with_deflate().send_binary(b"Hello") == h("c207 f248cdc9c90700")
+    assert protocol_with_deflate().send_text("Hello") == h("c107 f248cdc9c90700")
+    assert protocol_with_deflate().send_binary(b"Hello") == h("c207 f248cdc9c90700")
 
 
 def test_7_2_3_2_hello_is_sent_with_the_shared_window_as_in_the_example() -> None:
-    engine = engine_with_deflate()
-    assert engine.send_text("Hello") == h("c107 f248cdc9c90700")
-    assert engine.send_text("Hello") == h("c105 f200110000")
+    protocol = protocol_with_deflate()
+    assert protocol.send_text("Hello") == h("c107 f248cdc9c90700")
+    assert protocol.send_text("Hello") == h("c105 f200110000")
 
 
 @pytest.mark.parametrize("is_client", ROLES.values(), ids=ROLES)
-def test_7_2_3_2_hello_is_sent_twice_the_same_without_context_takeover(is_client: bool) -> None:
-    # Each end obeys the parameter that has its own name.
+def test_7_2_3_2_hello_is_sent_twice_in_the_same_bytes_without_context_takeover(is_client: bool) -> None:
+    # Each endpoint obeys the parameter with its own name.
     own = DeflateParameters(server_no_context_takeover=not is_client, client_no_context_takeover=is_client)
-    engine = engine_with_deflate(is_client, own)
-    assert bodies_of_data(engine.send_text("Hello"), is_client) == HELLO
-    assert bodies_of_data(engine.send_text("Hello"), is_client) == HELLO
+    protocol = protocol_with_deflate(is_client, own)
+    assert bodies_of_data(protocol.send_text("Hello"), is_client) == HELLO
+    assert bodies_of_data(protocol.send_text("Hello"), is_client) == HELLO
     other = DeflateParameters(server_no_context_takeover=is_client, client_no_context_takeover=not is_client)
-    engine = engine_with_deflate(is_client, other)
-    assert bodies_of_data(engine.send_text("Hello"), is_client) == HELLO
-    assert bodies_of_data(engine.send_text("Hello"), is_client) == h("f200110000")
+    protocol = protocol_with_deflate(is_client, other)
+    assert bodies_of_data(protocol.send_text("Hello"), is_client) == HELLO
+    assert bodies_of_data(protocol.send_text("Hello"), is_client) == h("f200110000")
 
 
 def bodies_of_data(data: bytes, is_client: bool) -> bytes:
-    """Return the payload of the one compressed frame that an engine of that role sent."""
+    """Return the payload of the only compressed frame that a protocol of this role sent."""
     assert data[0] & 0x70 == 0x40
     size = data[1] & 0x7F
     assert size < 126
@@ -189,21 +189,21 @@ def bodies_of_data(data: bytes, is_client: bool) -> bytes:
 
 
 @both_roles
-def test_7_2_2_without_context_takeover_a_message_that_needs_the_last_one_is_refused(is_client: bool) -> None:
-    engine = engine_with_deflate(is_client, NO_CONTEXT)
+def test_7_2_2_without_context_takeover_a_message_that_refers_to_the_previous_one_is_refused(is_client: bool) -> None:
+    protocol = protocol_with_deflate(is_client, NO_CONTEXT)
     data = h("c107 f248cdc9c90700 c105 f200110000")
-    assert engine.receive_data(data if is_client else masked(data)) == ["Hello"]
-    assert engine.closed is not None
-    assert engine.closed.code == 1007
+    assert protocol.receive_data(data if is_client else masked(data)) == ["Hello"]
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1007
 
 
 @both_roles
-def test_7_2_3_6_an_empty_message_is_sent_compressed_and_understood_again_and_again(is_client: bool) -> None:
-    sender, receiver = engine_with_deflate(is_client), engine_with_deflate(not is_client)
+def test_7_2_3_6_empty_messages_are_sent_compressed_and_received_again_and_again(is_client: bool) -> None:
+    sender, receiver = protocol_with_deflate(is_client), protocol_with_deflate(not is_client)
     for message in ("", "", b"", "a", "", b"b", b"", b"", ""):
         data = sender.send_text(message) if isinstance(message, str) else sender.send_binary(message)
         assert receiver.receive_data(data) == [message]
-    assert engine_with_deflate().send_text("") == h("c101 00")
+    assert protocol_with_deflate().send_text("") == h("c101 00")
 
 
 # Section 6, 6.1, 6.2: framing.
@@ -211,22 +211,22 @@ def test_7_2_3_6_an_empty_message_is_sent_compressed_and_understood_again_and_ag
 
 @pytest.mark.parametrize("threshold", [0, 1, 5, 6])
 def test_6_messages_shorter_than_the_threshold_are_sent_uncompressed(threshold: int) -> None:
-    engine = engine_with_deflate(threshold=threshold)
-    assert engine.send_text("Hello") == (frame(TEXT, b"Hello") if threshold > 5 else h("c107 f248cdc9c90700"))
-    assert engine.send_binary(b"") == (frame(BINARY) if threshold else h("c201 00"))
+    protocol = protocol_with_deflate(threshold=threshold)
+    assert protocol.send_text("Hello") == (frame(TEXT, b"Hello") if threshold > 5 else h("c107 f248cdc9c90700"))
+    assert protocol.send_binary(b"") == (frame(BINARY) if threshold else h("c201 00"))
 
 
 def test_6_the_threshold_counts_bytes_and_not_characters() -> None:
-    engine = engine_with_deflate(threshold=6)
-    assert engine.send_text("ééé")[0] & 0x40
-    assert not engine.send_text("eee")[0] & 0x40
+    protocol = protocol_with_deflate(threshold=6)
+    assert protocol.send_text("ééé")[0] & 0x40
+    assert not protocol.send_text("eee")[0] & 0x40
 
 
 @both_roles
 def test_6_control_frames_are_never_compressed(is_client: bool) -> None:
-    engine = engine_with_deflate(is_client)
-    engine.receive_data(frame(PING, b"p" * 100, key=key_to(is_client)))
-    data = engine.send_ping(b"q" * 100) + engine.replies() + engine.send_close(1000, "r" * 100)
+    protocol = protocol_with_deflate(is_client)
+    protocol.receive_data(frame(PING, b"p" * 100, key=key_to(is_client)))
+    data = protocol.send_ping(b"q" * 100) + protocol.replies() + protocol.send_close(1000, "r" * 100)
     assert bodies(data, is_client=is_client) == [
         (PING, b"q" * 100),
         (PONG, b"p" * 100),
@@ -237,48 +237,46 @@ def test_6_control_frames_are_never_compressed(is_client: bool) -> None:
 @both_roles
 @pytest.mark.parametrize("opcode", [CLOSE, PING, PONG])
 def test_6_1_rsv1_must_not_be_set_on_control_frames(is_client: bool, opcode: int) -> None:
-    engine = engine_with_deflate(is_client)
-    assert engine.receive_data(frame(opcode, rsv=RSV1, key=key_to(is_client))) == []
-    assert engine.closed is not None
-    assert engine.closed.code == 1002
+    protocol = protocol_with_deflate(is_client)
+    assert protocol.receive_data(frame(opcode, rsv=RSV1, key=key_to(is_client))) == []
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1002
 
 
 @both_roles
 @pytest.mark.parametrize("first", [0, RSV1])
 def test_6_1_rsv1_must_not_be_set_on_the_fragments_after_the_first(is_client: bool, first: int) -> None:
-    engine = engine_with_deflate(is_client)
+    protocol = protocol_with_deflate(is_client)
     key = key_to(is_client)
     data = frame(TEXT, HELLO, fin=False, rsv=first, key=key) if first else frame(TEXT, b"a", fin=False, key=key)
-    engine.receive_data(data)
-    assert engine.closed is None
-    engine.receive_data(frame(CONTINUATION, b"\x00", rsv=RSV1, key=key))
-    assert engine.closed is not None
-    assert engine.closed.code == 1002
+    protocol.receive_data(data)
+    assert protocol.closed is None
+    protocol.receive_data(frame(CONTINUATION, b"\x00", rsv=RSV1, key=key))
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1002
 
 
 @both_roles
 @pytest.mark.parametrize("rsv", [1, 2, 3, 5, 6, 7])
 def test_6_the_other_reserved_bits_stay_reserved(is_client: bool, rsv: int) -> None:
-    engine = engine_with_deflate(is_client)
-    engine.receive_data(frame(TEXT, HELLO, rsv=rsv, key=key_to(is_client)))
-    assert engine.closed is not None
-    assert engine.closed.code == 1002
+    protocol = protocol_with_deflate(is_client)
+    protocol.receive_data(frame(TEXT, HELLO, rsv=rsv, key=key_to(is_client)))
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1002
 
 
 @both_roles
 @pytest.mark.parametrize("fin", [True, False])
 @pytest.mark.parametrize("payload", [h("ff"), h("07"), HELLO[:-1] + h("ffffffff"), h("00 0500 0000 48656c6c6f")])
-def test_7_2_2_what_is_not_deflate_data_fails_the_connection_at_once(
-    is_client: bool, fin: bool, payload: bytes
-) -> None:
+def test_7_2_2_invalid_deflate_data_fails_the_connection_at_once(is_client: bool, fin: bool, payload: bytes) -> None:
     key = key_to(is_client)
     data = frame(TEXT, b"before", key=key) + frame(TEXT, payload, rsv=RSV1, fin=fin, key=key)
-    engine = engine_with_deflate(is_client)
-    assert engine.receive_data(data) == ["before"]
-    assert engine.closed is not None
-    assert engine.closed.code == 1007
-    assert engine.receive_data(frame(TEXT, b"after", key=key)) == []
-    ((opcode, body),) = bodies(engine.replies(), is_client=is_client)
+    protocol = protocol_with_deflate(is_client)
+    assert protocol.receive_data(data) == ["before"]
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1007
+    assert protocol.receive_data(frame(TEXT, b"after", key=key)) == []
+    ((opcode, body),) = bodies(protocol.replies(), is_client=is_client)
     assert (opcode, body[:2]) == (CLOSE, close_body(1007))
 
 
@@ -287,35 +285,35 @@ def test_7_2_2_what_is_not_deflate_data_fails_the_connection_at_once(
 def test_8_1_compressed_text_that_is_not_utf8_fails_the_connection_before_its_frame_ends(
     is_client: bool, bad: str
 ) -> None:
-    # A block without compression: each byte of it can be inflated when it has come.
+    # A block without compression: each byte of it can be inflated when it arrives.
     text = b"ok" + h(bad)
     payload = b"\x00" + (1000).to_bytes(2, "little") + (1000 ^ 0xFFFF).to_bytes(2, "little") + text
     data = header(TEXT, 1006, rsv=RSV1, key=key_to(is_client)) + (payload if is_client else xor(payload, KEY))
-    engine = engine_with_deflate(is_client)
+    protocol = protocol_with_deflate(is_client)
     for i in range(len(data)):
-        assert engine.closed is None
-        assert engine.receive_data(data[i : i + 1]) == []
-    assert engine.closed is not None
-    assert engine.closed.code == 1007
+        assert protocol.closed is None
+        assert protocol.receive_data(data[i : i + 1]) == []
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1007
 
 
 @both_roles
 def test_8_1_compressed_binary_need_not_be_utf8(is_client: bool) -> None:
     payload = bytes(range(256)) * 3
     data = frame(BINARY, compressed(payload), rsv=RSV1, key=key_to(is_client))
-    assert engine_with_deflate(is_client).receive_data(data) == [payload]
+    assert protocol_with_deflate(is_client).receive_data(data) == [payload]
 
 
 @both_roles
-def test_7_2_2_the_window_is_kept_over_messages_that_are_dropped_after_our_close(is_client: bool) -> None:
+def test_7_2_2_messages_that_are_dropped_after_our_close_stay_in_the_window(is_client: bool) -> None:
     key = key_to(is_client)
-    engine = engine_with_deflate(is_client)
-    engine.send_close()
-    assert engine.receive_data(frame(TEXT, HELLO, rsv=RSV1, key=key)) == []
-    assert engine.receive_data(frame(TEXT, h("f200110000"), rsv=RSV1, key=key)) == []
-    assert engine.closed is not None
-    assert engine.closed.code == 1000
-    assert not engine.input_ended
+    protocol = protocol_with_deflate(is_client)
+    protocol.send_close()
+    assert protocol.receive_data(frame(TEXT, HELLO, rsv=RSV1, key=key)) == []
+    assert protocol.receive_data(frame(TEXT, h("f200110000"), rsv=RSV1, key=key)) == []
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1000
+    assert not protocol.input_ended
 
 
 # The limit, and bombs.
@@ -331,17 +329,17 @@ def test_10_4_a_message_that_inflates_to_the_limit_passes_and_one_byte_more_is_r
     key = key_to(is_client)
     end = b"\x00" if encode is final_block else b""
     for parts in (1, 3):
-        engine = engine_with_deflate(is_client, max_message_size=limit)
+        protocol = protocol_with_deflate(is_client, max_message_size=limit)
         fits = fragments(opcode, encode(b"x" * limit) + end, key, parts)
-        (message,) = engine.receive_data(fits)
+        (message,) = protocol.receive_data(fits)
         assert len(message) == limit
-        assert engine.receive_data(fragments(opcode, encode(b"x" * (limit + 1)) + end, key, parts)) == []
-        assert engine.closed is not None
-        assert engine.closed.code == 1009
+        assert protocol.receive_data(fragments(opcode, encode(b"x" * (limit + 1)) + end, key, parts)) == []
+        assert protocol.closed is not None
+        assert protocol.closed.code == 1009
 
 
 def fragments(opcode: int, payload: bytes, key: bytes | None, parts: int) -> bytes:
-    """Cut a compressed message into that many frames."""
+    """Cut a compressed message into this number of frames."""
     size = -(-len(payload) // parts)
     data = b""
     for i in range(parts):
@@ -352,35 +350,35 @@ def fragments(opcode: int, payload: bytes, key: bytes | None, parts: int) -> byt
 
 @both_roles
 def test_10_4_many_blocks_with_bfinal_share_one_limit(is_client: bool) -> None:
-    engine = engine_with_deflate(is_client, max_message_size=1000)
+    protocol = protocol_with_deflate(is_client, max_message_size=1000)
     data = frame(BINARY, final_block(b"x" * 100) * 10 + b"\x00", rsv=RSV1, key=key_to(is_client))
-    assert engine.receive_data(data) == [b"x" * 1000]
+    assert protocol.receive_data(data) == [b"x" * 1000]
     data = frame(BINARY, final_block(b"x" * 100) * 11 + b"\x00", rsv=RSV1, key=key_to(is_client))
-    assert engine.receive_data(data) == []
-    assert engine.closed is not None
-    assert engine.closed.code == 1009
+    assert protocol.receive_data(data) == []
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1009
 
 
 @both_roles
 @pytest.mark.parametrize(("limit", "code"), [(3, 1009), (4, None)])
-def test_10_4_what_only_the_removed_tail_completes_counts_as_well(
+def test_10_4_output_that_only_the_removed_tail_completes_counts_too(
     is_client: bool, limit: int, code: int | None
 ) -> None:
     # A block with fixed codes (bits 0 10) of three times "P" (1000 0000) and the first five bits of a fourth.
     bits = "010" + "10000000" * 3 + "10000"
     payload = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
-    engine = engine_with_deflate(is_client, max_message_size=limit)
-    events = engine.receive_data(frame(TEXT, payload, rsv=RSV1, key=key_to(is_client)))
-    assert (engine.closed and engine.closed.code) == code
+    protocol = protocol_with_deflate(is_client, max_message_size=limit)
+    events = protocol.receive_data(frame(TEXT, payload, rsv=RSV1, key=key_to(is_client)))
+    assert (protocol.closed and protocol.closed.code) == code
     assert events == ([] if code else ["PPPP"])
 
 
 @both_roles
 def test_10_4_a_message_may_be_longer_compressed_than_inflated(is_client: bool) -> None:
-    # The limit is on the message: what does not compress is a little longer on the wire.
+    # The limit applies to the message: incompressible data is a little longer on the wire.
     payload = bytes(range(256)) * 4
     data = frame(BINARY, compressed(payload, level=0), rsv=RSV1, key=key_to(is_client))
-    assert engine_with_deflate(is_client, max_message_size=len(payload)).receive_data(data) == [payload]
+    assert protocol_with_deflate(is_client, max_message_size=len(payload)).receive_data(data) == [payload]
 
 
 def gigabyte_bomb() -> bytes:
@@ -396,22 +394,22 @@ def gigabyte_bomb() -> bytes:
 @pytest.mark.parametrize("limit", [1000, 2**20])
 @pytest.mark.parametrize("size", [65536, 2**24], ids=["in reads of 64 kB", "in one read"])
 @pytest.mark.parametrize("frames", [1, 1000])
-def test_8_a_gigabyte_bomb_of_a_megabyte_costs_no_more_memory_than_the_limit(
+def test_8_a_bomb_of_a_megabyte_that_inflates_to_a_gigabyte_costs_no_more_memory_than_the_limit(
     opcode: int, limit: int, size: int, frames: int
 ) -> None:
     data = fragments(opcode, gigabyte_bomb(), None, frames)
-    engine = engine_with_deflate(True, max_message_size=limit)
+    protocol = protocol_with_deflate(True, max_message_size=limit)
     tracemalloc.start()
     try:
         for i in range(0, len(data), size):
-            assert engine.receive_data(data[i : i + size]) == []
+            assert protocol.receive_data(data[i : i + size]) == []
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert engine.closed is not None
-    assert engine.closed.code == 1009
-    # Nothing is kept of a message that failed; on the way there were the output of zlib twice, once in pieces
-    # and once joined, and what was read, twice: by the engine and by zlib.
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1009
+    # The protocol keeps nothing of a failed message. The peak has the output of zlib twice, in pieces and joined, and
+    # the input twice, in the protocol and in zlib.
     assert held < 16 * 1024
     assert peak < 2 * limit + 3 * min(size, len(data)) + 128 * 1024
 
@@ -420,64 +418,64 @@ def test_8_a_gigabyte_bomb_of_a_megabyte_costs_no_more_memory_than_the_limit(
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("parameters", [DeflateParameters(), NO_CONTEXT], ids=["context", "no context"])
 @pytest.mark.parametrize("most", [1, 3, 64])
-def test_a_call_inflates_no_more_than_it_may_and_the_next_ones_the_rest(
+def test_a_call_inflates_no_more_than_its_limit_and_the_next_calls_inflate_the_rest(
     is_client: bool, opcode: int, parameters: DeflateParameters, most: int
 ) -> None:
     key = key_to(is_client)
-    sender = engine_with_deflate(not is_client, parameters)
+    sender = protocol_with_deflate(not is_client, parameters)
     texts = ["x" * 100_000, "", "y" * 1024, "\u2603" * 30_000, "end"]
     send = sender.send_text if opcode == TEXT else lambda text: sender.send_binary(text.encode())
     data = b"".join(send(text) for text in texts)
-    engine = engine_with_deflate(is_client, parameters)
-    messages = engine.receive_some(data, most)
-    while engine.has_input:
-        assert engine.gained <= most * 1024
-        more = engine.receive_some(b"", most)
+    protocol = protocol_with_deflate(is_client, parameters)
+    messages = protocol.receive_some(data, most)
+    while protocol.has_input:
+        assert protocol.gained <= most * 1024
+        more = protocol.receive_some(b"", most)
         assert len(more) <= most
         messages += more
     assert messages == [text if opcode == TEXT else text.encode() for text in texts]
-    assert engine.is_between_messages
-    # A ping behind it is answered, and a limit holds over the pieces.
-    engine.receive_some(frame(PING, b"p", key=key), most)
-    assert bodies(engine.replies(), is_client=is_client) == [(PONG, b"p")]
-    limited = engine_with_deflate(is_client, max_message_size=50_000)
+    assert protocol.is_between_messages
+    # A ping behind the messages is answered, and the limit applies to all pieces of a message together.
+    protocol.receive_some(frame(PING, b"p", key=key), most)
+    assert bodies(protocol.replies(), is_client=is_client) == [(PONG, b"p")]
+    limited = protocol_with_deflate(is_client, max_message_size=50_000)
     assert feed(limited, [frame(opcode, compressed(b"x" * 50_001), rsv=RSV1, key=key)]) == []
     assert limited.closed is not None
     assert limited.closed.code == 1009
 
 
 @both_roles
-def test_a_call_starts_no_more_blocks_afresh_than_it_may(is_client: bool) -> None:
-    payload = b"\x03\x00" * 1000 + b"\x00"  # of each of which zlib needs a new state
-    engine = engine_with_deflate(is_client)
+def test_a_call_starts_no_more_new_blocks_than_its_limit(is_client: bool) -> None:
+    payload = b"\x03\x00" * 1000 + b"\x00"  # zlib needs a new state for each block
+    protocol = protocol_with_deflate(is_client)
     data = frame(BINARY, payload, rsv=RSV1, key=key_to(is_client)) + frame(BINARY, b"next", key=key_to(is_client))
-    events, calls = engine.receive_some(data, 10), 1
-    while engine.has_input:
-        events += engine.receive_some(b"", 10)
+    events, calls = protocol.receive_some(data, 10), 1
+    while protocol.has_input:
+        events += protocol.receive_some(b"", 10)
         calls += 1
     assert events == [b"", b"next"]
     assert calls >= 100
 
 
 @pytest.mark.parametrize("is_text", [True, False])
-def test_8_a_bomb_behind_honest_messages_is_no_better(is_text: bool) -> None:
-    engine = engine_with_deflate(True, max_message_size=2**20)
+def test_8_a_bomb_behind_harmless_messages_is_refused_too(is_text: bool) -> None:
+    protocol = protocol_with_deflate(True, max_message_size=2**20)
     opcode = TEXT if is_text else BINARY
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     for size in (0, 10, 2**20):
         payload = compressor.compress(bytes(size)) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        (message,) = engine.receive_data(frame(opcode, payload[:-4], rsv=RSV1))
+        (message,) = protocol.receive_data(frame(opcode, payload[:-4], rsv=RSV1))
         assert len(message) == size
     payload = compressor.compress(bytes(2**20 + 1)) + compressor.flush(zlib.Z_SYNC_FLUSH)
-    assert engine.receive_data(frame(opcode, payload[:-4], rsv=RSV1)) == []
-    assert engine.closed is not None
-    assert engine.closed.code == 1009
+    assert protocol.receive_data(frame(opcode, payload[:-4], rsv=RSV1)) == []
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1009
 
 
 def test_an_idle_connection_without_context_takeover_holds_no_compression_memory() -> None:
     tracemalloc.start()
     try:
-        server, client = engine_with_deflate(False, NO_CONTEXT), engine_with_deflate(True, NO_CONTEXT)
+        server, client = protocol_with_deflate(False, NO_CONTEXT), protocol_with_deflate(True, NO_CONTEXT)
         before, _ = tracemalloc.get_traced_memory()
         for _ in range(3):
             assert client.receive_data(server.send_text("x" * 5000)) == ["x" * 5000]
@@ -488,7 +486,7 @@ def test_an_idle_connection_without_context_takeover_holds_no_compression_memory
     assert after - before < 4096
 
 
-def test_a_connection_with_context_takeover_costs_what_its_configuration_says() -> None:
+def test_a_connection_with_context_takeover_costs_the_memory_of_its_configuration() -> None:
     tracemalloc.start()
     try:
         server = Protocol(deflate=Deflate(DeflateParameters(server_max_window_bits=12), Compression()))
@@ -499,7 +497,7 @@ def test_a_connection_with_context_takeover_costs_what_its_configuration_says() 
         both, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert compressor - before < 44 * 1024  # a little more or less with each zlib
+    assert compressor - before < 44 * 1024  # the exact number depends on the version of zlib
     assert both - compressor < 44 * 1024
 
 
@@ -507,7 +505,7 @@ def test_a_connection_with_context_takeover_costs_what_its_configuration_says() 
 
 
 def noise(size: int, seed: int = 1) -> bytes:
-    """Return bytes that do not compress but for what they repeat."""
+    """Return bytes that compress only where they repeat."""
     value, output = seed, bytearray()
     for _ in range(size):
         value = (value * 1103515245 + 12345) & 0x7FFFFFFF
@@ -515,24 +513,26 @@ def noise(size: int, seed: int = 1) -> bytes:
     return bytes(output)
 
 
-# A server never agrees to a window of 2**8, which zlib cannot write; a client that is told to stays below it.
+# A server never agrees to a window of 2**8, which zlib cannot write. A client with this window writes within it.
 @pytest.mark.parametrize(
     ("is_client", "bits"),
     [(False, bits) for bits in range(9, 16)] + [(True, bits) for bits in range(8, 16)],
 )
-def test_7_1_2_an_end_writes_what_a_decompressor_with_the_agreed_window_reads(is_client: bool, bits: int) -> None:
+def test_7_1_2_an_endpoint_writes_data_that_a_decompressor_with_the_agreed_window_reads(
+    is_client: bool, bits: int
+) -> None:
     name = "client_max_window_bits" if is_client else "server_max_window_bits"
-    engine = engine_with_deflate(is_client, DeflateParameters(**{name: bits}))
-    # Repeats at every distance, across messages too.
+    protocol = protocol_with_deflate(is_client, DeflateParameters(**{name: bits}))
+    # Repeats at every distance, also across messages.
     message = b"".join(noise(distance) * 3 for distance in (200, 250, 256, 300, 500, 600, 2000, 9000, 20000))
     decompressor = zlib.decompressobj(-bits)
     for _ in range(2):
-        data = engine.send_binary(message)
+        data = protocol.send_binary(message)
         start = len(header(BINARY, len(data) - 14, key=KEY if is_client else None))
         payload = data[start:]
         if is_client:
             payload = xor(payload, data[start - 4 : start])
-        # In small pieces zlib has to copy from its window and cannot look back in its output.
+        # With small pieces zlib has to copy from its window, because it cannot look back in its output.
         output = b"".join(
             decompressor.decompress(payload[i : i + 10]) for i in range(0, len(payload), 10)
         ) + decompressor.decompress(SYNC_TAIL)
@@ -541,21 +541,21 @@ def test_7_1_2_an_end_writes_what_a_decompressor_with_the_agreed_window_reads(is
 
 @pytest.mark.parametrize("bits", range(9, 16))
 @both_roles
-def test_7_1_2_an_end_reads_what_was_written_with_any_window(is_client: bool, bits: int) -> None:
-    engine = engine_with_deflate(is_client)
+def test_7_1_2_an_endpoint_reads_data_that_was_written_with_any_window(is_client: bool, bits: int) -> None:
+    protocol = protocol_with_deflate(is_client)
     compressor = zlib.compressobj(9, zlib.DEFLATED, -bits)
     message = noise(40000) * 2
     for _ in range(2):
         payload = compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH)
         data = frame(BINARY, payload[:-4], rsv=RSV1, key=key_to(is_client))
-        assert engine.receive_data(data) == [message]
+        assert protocol.receive_data(data) == [message]
 
 
 # Section 5 and 7.1: negotiation.
 
 
 def answer(*offers: str, **config: object) -> str | None:
-    """Negotiate about offers as a request has them, and return the answer as the response has it."""
+    """Negotiate with the offers of a request, and return the answer in the response."""
     parsed = [parsed for offer in offers for parsed in parse_extension(offer)]
     parameters = negotiate(parsed, Compression(**config))  # type: ignore[arg-type]
     return None if parameters is None else parameters.header()
@@ -605,7 +605,7 @@ def test_7_1_1_without_context_takeover_the_answer_says_so_for_both_directions()
 
 @pytest.mark.parametrize("bits", range(9, 16))
 @pytest.mark.parametrize("ours", range(9, 16))
-def test_7_1_2_1_an_offer_with_server_max_window_bits_is_answered_with_the_same_or_less(bits: int, ours: int) -> None:
+def test_7_1_2_1_an_offer_of_a_server_window_is_answered_with_the_same_or_a_smaller_one(bits: int, ours: int) -> None:
     expected = f"permessage-deflate; server_max_window_bits={min(bits, ours)}"
     assert answer(f"permessage-deflate; server_max_window_bits={bits}", window_bits=ours) == expected
 
@@ -615,13 +615,13 @@ def test_7_1_2_1_an_offer_of_a_server_window_of_8_bits_is_declined() -> None:
 
 
 @pytest.mark.parametrize("ours", [9, 12, 15])
-def test_7_1_2_2_an_offer_of_a_client_window_of_8_bits_gets_no_larger_answer(ours: int) -> None:
+def test_7_1_2_2_an_offer_of_a_client_window_of_8_bits_is_not_answered_with_a_larger_one(ours: int) -> None:
     parameters = negotiate([("permessage-deflate", [("client_max_window_bits", "8")])], Compression(window_bits=ours))
     assert parameters is not None
     assert parameters.client_max_window_bits is None
 
 
-def test_7_1_2_2_client_max_window_bits_is_not_answered_unless_it_was_offered() -> None:
+def test_7_1_2_2_client_max_window_bits_is_answered_only_if_it_was_offered() -> None:
     for ours in range(9, 16):
         text = answer("permessage-deflate; server_max_window_bits=10", window_bits=ours)
         assert text is not None
@@ -659,9 +659,9 @@ def test_7_1_2_2_client_max_window_bits_is_not_answered_unless_it_was_offered() 
         "client_max_window_bits=10; server_max_window_bits=10; unknown",
     ],
 )
-def test_7_1_an_offer_with_an_unknown_a_repeated_or_an_invalid_parameter_is_declined(offer: str) -> None:
+def test_7_1_an_offer_with_an_unknown_repeated_or_invalid_parameter_is_declined(offer: str) -> None:
     assert answer(f"permessage-deflate; {offer}") is None
-    # "... the server MUST decline" this one, not those after it.
+    # "... the server MUST decline" this offer, but not the next ones.
     assert answer(f"permessage-deflate; {offer}", "permessage-deflate", window_bits=15) == "permessage-deflate"
 
 
@@ -672,7 +672,7 @@ def test_7_1_2_a_window_is_a_decimal_integer_without_leading_zeroes(name: str, v
 
 
 @pytest.mark.parametrize("name", ["server_no_context_takeover", "client_no_context_takeover"])
-def test_7_1_1_an_empty_value_is_a_value(name: str) -> None:
+def test_7_1_1_an_empty_value_counts_as_a_value(name: str) -> None:
     assert negotiate([("permessage-deflate", [(name, "")])], Compression()) is None
 
 
@@ -689,7 +689,7 @@ def test_5_the_first_acceptable_offer_is_answered() -> None:
 FLAGS = (False, True)
 OFFERS = list(
     itertools.product(FLAGS, FLAGS, [None, *range(8, 16)], [None, True, *range(9, 16)])
-)  # all that websockets' client can make
+)  # every offer of websockets' client
 
 
 @pytest.mark.parametrize("context_takeover", FLAGS)
@@ -709,7 +709,7 @@ def test_7_1_websockets_accepts_our_answer_to_every_offer_that_it_can_make(ours:
             theirs = factory.process_response_params(response, [])
         except NegotiationError as error:
             raise AssertionError(f"{factory.get_request_params()} -> {response}: {error}") from error
-        # What we settled on must be enough for both ends to understand each other.
+        # With the agreed parameters, both endpoints have to understand each other.
         assert theirs.remote_no_context_takeover is parameters.server_no_context_takeover
         assert theirs.local_no_context_takeover or not parameters.client_no_context_takeover
         assert theirs.remote_max_window_bits == (parameters.server_max_window_bits or 15)
@@ -732,7 +732,7 @@ def test_a_configured_level_that_zlib_does_not_have_is_a_value_error(options: di
 
 @pytest.mark.parametrize("name", ["threshold", "level", "window_bits", "memory_level"])
 @pytest.mark.parametrize("value", [-1, "9", 9.0, True, None], ids=repr)
-def test_what_is_configured_are_whole_numbers(name: str, value: object) -> None:
+def test_configured_values_must_be_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number from . to .*, not {value!r}"):
         Compression(**{name: value})  # type: ignore[arg-type]
 
@@ -740,7 +740,7 @@ def test_what_is_configured_are_whole_numbers(name: str, value: object) -> None:
 @pytest.mark.parametrize("level", [1, 6, 9])
 @pytest.mark.parametrize("memory_level", [1, 9])
 @pytest.mark.parametrize("bits", [9, 15])
-def test_every_configuration_that_is_accepted_can_compress(level: int, memory_level: int, bits: int) -> None:
+def test_every_accepted_configuration_can_compress(level: int, memory_level: int, bits: int) -> None:
     config = Compression(threshold=0, level=level, memory_level=memory_level, window_bits=bits)
     parameters = negotiate([("permessage-deflate", [])], config)
     assert parameters is not None

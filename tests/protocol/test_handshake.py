@@ -1,4 +1,4 @@
-"""The opening handshake, RFC 6455 section 4, as far as it needs no request: keys, extensions, origins."""
+"""The parts of the opening handshake (RFC 6455 section 4) that need no request: keys, extensions, origins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flask_uwsgi_websocket.protocol.handshake import accept_key, check_origin, p
 from support.inprocess import ACCEPT, REQUEST
 
 
-def test_the_accept_key_is_that_of_section_1_3() -> None:
+def test_the_accept_key_is_the_one_of_section_1_3() -> None:
     assert accept_key(REQUEST["Sec-WebSocket-Key"]) == ACCEPT
 
 
@@ -43,7 +43,7 @@ def test_the_same_origin_may_connect(origin: str | None, host: str) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://example.com", "https://example.com:443"])
-def test_over_tls_the_scheme_counts(origin: str) -> None:
+def test_over_tls_the_scheme_of_the_origin_must_match(origin: str) -> None:
     check_origin(origin, "example.com", "same-origin", secure=True)
     for other in (origin.replace("s", "", 1), "http://example.com", "ftp://example.com:443"):
         with pytest.raises(Forbidden):
@@ -115,7 +115,7 @@ def test_an_origin_that_is_not_listed_may_not_connect(origin: str) -> None:
         ("null", False),
     ],
 )
-def test_an_asterisk_stands_for_the_subdomains(origin: str, is_covered: bool) -> None:
+def test_an_asterisk_stands_for_subdomains(origin: str, is_covered: bool) -> None:
     allowed = ["https://*.example.com", "http://*.dev.example:8080"]
     if is_covered:
         check_origin(origin, "elsewhere.com", allowed)
@@ -125,11 +125,11 @@ def test_an_asterisk_stands_for_the_subdomains(origin: str, is_covered: bool) ->
 
 
 @pytest.mark.parametrize("origin", [None, "null", "http://anywhere.example", "garbage"])
-def test_a_star_lets_everybody_in(origin: str | None) -> None:
+def test_a_star_allows_every_origin(origin: str | None) -> None:
     check_origin(origin, "example.com", "*")
 
 
 @pytest.mark.parametrize("origin", ["null", "example.com", "https://example.com/path", "https://", ""])
-def test_parse_origin_refuses_what_is_none(origin: str) -> None:
+def test_parse_origin_refuses_text_that_is_no_origin(origin: str) -> None:
     with pytest.raises(ValueError, match="is not an origin"):
         parse_origin(origin)

@@ -1,4 +1,4 @@
-"""Hostile input: whatever comes, the engine does not raise, does not grow, and answers with valid frames."""
+"""For any input, the protocol does not raise, does not grow, and answers with valid frames."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from support.wire import (
     xor,
 )
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("functions")]
 
 RSV1 = 4
 
-#: How many examples the Hypothesis profile in use asks for; a longer run takes another profile.
+#: The number of examples in the current profile of Hypothesis. A longer run uses another profile.
 USUAL = settings().max_examples
 
-#: What an engine holds between two calls besides the message that is arriving, in bytes: itself, a part of a
-#: header or of a control frame, and the Close frame that ended it.
+#: The bytes that a protocol holds between two calls, besides the message that is arriving: itself, a part of a header
+#: or of a control frame, and the Close frame that ended it.
 KEPT = 4 * 1024
-#: With permessage-deflate, a decompressor.
+#: The same for a decompressor of permessage-deflate.
 KEPT_BY_DEFLATE = 44 * 1024
 
 both_roles = pytest.mark.parametrize("is_client", ROLES.values(), ids=ROLES)
 
 
 def most_kept(max_message_size: int, *, deflate: bool) -> int:
-    """Return the most bytes that an engine may hold; a ``bytearray`` takes an eighth more when it grows."""
+    """Return the number of bytes that a protocol may hold. A ``bytearray`` takes an eighth more when it grows."""
     return max_message_size * 9 // 8 + KEPT + (KEPT_BY_DEFLATE if deflate else 0)
 
 
@@ -55,11 +55,11 @@ def make(is_client: bool, deflate: bool, limit: int, parameters: DeflateParamete
     return Protocol(is_client=is_client, max_message_size=limit, deflate=extension)
 
 
-def check_behaviour(engine: Protocol, is_client: bool, parts: list[bytes], limit: int) -> None:
-    """Feed *parts* and hold every event, flag and answer to its rule."""
+def check_behaviour(protocol: Protocol, is_client: bool, parts: list[bytes], limit: int) -> None:
+    """Feed *parts*, and check every event, attribute and answer."""
     for part in parts:
-        was_over, was_sent = engine.input_ended, engine.close_sent
-        events = engine.receive_data(part)
+        was_over, was_sent = protocol.input_ended, protocol.close_sent
+        events = protocol.receive_data(part)
         pongs = []
         for event in events:
             if isinstance(event, str):
@@ -73,38 +73,38 @@ def check_behaviour(engine: Protocol, is_client: bool, parts: list[bytes], limit
                 assert len(event.payload) <= 125
             else:
                 assert event is events[-1]
-                assert event == engine.close_received == engine.closed
+                assert event == protocol.close_received == protocol.closed
                 assert event.code == 1005 or is_valid_close_code(event.code)
         if was_over:
             assert events == []
-        assert engine.input_ended == (engine.closed is not None)
-        # Valid frames, by the parser of websockets: the Pongs, and at the end one Close.
-        sent = bodies(engine.replies(), is_client=is_client)
-        if engine.closed is not None and was_sent is None:
+        assert protocol.input_ended == (protocol.closed is not None)
+        # websockets parses valid frames only: here the Pongs, and one Close at the end.
+        sent = bodies(protocol.replies(), is_client=is_client)
+        if protocol.closed is not None and was_sent is None:
             opcode, body = sent.pop()
             assert opcode == CLOSE
             code = int.from_bytes(body[:2], "big") if body else 1005
-            assert Close(code, body[2:].decode()) == engine.closed == engine.close_sent
-            assert engine.close_received is not None or code in {1002, 1007, 1009}
+            assert Close(code, body[2:].decode()) == protocol.closed == protocol.close_sent
+            assert protocol.close_received is not None or code in {1002, 1007, 1009}
         assert sent == pongs
-        assert engine.replies() == b""
-    code_before = engine.closed and engine.closed.code
-    engine.receive_eof()
-    assert engine.closed is not None
-    assert engine.closed.code == (code_before or 1006)
-    assert engine.replies() == b""
+        assert protocol.replies() == b""
+    code_before = protocol.closed and protocol.closed.code
+    protocol.receive_eof()
+    assert protocol.closed is not None
+    assert protocol.closed.code == (code_before or 1006)
+    assert protocol.replies() == b""
 
 
 def most_held(is_client: bool, deflate: bool, limit: int, parts: list[bytes]) -> int:
-    """Return the most memory that an engine, fed with *parts*, held after any of them."""
+    """Return the largest memory that a protocol held after one of *parts*."""
     most = 0
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        engine = make(is_client, deflate, limit)
+        protocol = make(is_client, deflate, limit)
         for part in parts:
-            engine.receive_data(part)
-            engine.replies()
+            protocol.receive_data(part)
+            protocol.replies()
             held, _ = tracemalloc.get_traced_memory()
             most = max(most, held - before)
     finally:
@@ -134,7 +134,7 @@ payloads = st.one_of(
 
 @st.composite
 def soup(draw: st.DrawFn, is_client: bool, deflate: bool) -> bytes:
-    """Draw bytes with frames in them: most of them legal by themselves, few of them where they stand."""
+    """Draw bytes with frames in them. Most frames are legal by themselves, and few are legal at their place."""
     data = b""
     opcodes = st.sampled_from([CONTINUATION, CONTINUATION, TEXT, BINARY, TEXT, BINARY, PING, PONG, CLOSE])
     for _ in range(draw(st.integers(0, 8))):
@@ -175,7 +175,7 @@ def cut(draw: st.DrawFn, data: bytes) -> list[bytes]:
     deflate=st.booleans(),
     limit=limits,
 )
-def test_arbitrary_bytes_are_taken_without_an_exception_and_answered_with_valid_frames(
+def test_arbitrary_bytes_raise_no_exception_and_are_answered_with_valid_frames(
     parts: list[bytes], is_client: bool, deflate: bool, limit: int
 ) -> None:
     check_behaviour(make(is_client, deflate, limit), is_client, parts, limit)
@@ -183,7 +183,7 @@ def test_arbitrary_bytes_are_taken_without_an_exception_and_answered_with_valid_
 
 @settings(deadline=None, max_examples=6 * USUAL)
 @given(data=st.data(), is_client=st.booleans(), deflate=st.booleans(), limit=limits, parameters=parameters)
-def test_a_soup_of_frames_is_taken_without_an_exception_and_answered_with_valid_frames(
+def test_a_soup_of_frames_raises_no_exception_and_is_answered_with_valid_frames(
     data: st.DataObject, is_client: bool, deflate: bool, limit: int, parameters: DeflateParameters
 ) -> None:
     parts = data.draw(cut(data.draw(soup(is_client, deflate))))
@@ -208,41 +208,41 @@ def test_a_soup_of_frames_costs_no_more_memory_than_the_limit(
     chunk=st.integers(1, 300),
     limit=limits,
 )
-def test_arbitrary_deflate_data_is_taken_without_an_exception(
+def test_arbitrary_deflate_data_raises_no_exception(
     data: bytes, is_client: bool, opcode: int, context: bool, chunk: int, limit: int
 ) -> None:
-    engine = make(is_client, True, limit, DeflateParameters(context, context))
+    protocol = make(is_client, True, limit, DeflateParameters(context, context))
     key = key_to(is_client)
-    # What a message left behind in the window is there for the one after it.
+    # The next message can refer to the window of the previous one.
     stream = frame(opcode, deflated(b"Hello", zlib.Z_SYNC_FLUSH)[:-4], rsv=RSV1, key=key)
     stream += frame(opcode, data, rsv=RSV1, key=key) + frame(opcode, data, rsv=RSV1, key=key)
     parts = [stream[i : i + chunk] for i in range(0, len(stream), chunk)]
-    check_behaviour(engine, is_client, parts, limit)
+    check_behaviour(protocol, is_client, parts, limit)
 
 
 @settings(deadline=None, max_examples=USUAL)
 @given(data=st.data(), is_client=st.booleans(), deflate=st.booleans(), limit=limits)
-def test_after_our_close_a_soup_of_frames_brings_no_message_and_no_second_close(
+def test_after_our_close_a_soup_of_frames_causes_no_message_and_no_second_close(
     data: st.DataObject, is_client: bool, deflate: bool, limit: int
 ) -> None:
-    engine = make(is_client, deflate, limit)
-    engine.send_close(1001, "going")
+    protocol = make(is_client, deflate, limit)
+    protocol.send_close(1001, "going")
     for part in data.draw(cut(data.draw(soup(is_client, deflate)))):
-        events = engine.receive_data(part)
+        events = protocol.receive_data(part)
         assert not [event for event in events if isinstance(event, (str, bytes))]
-        assert not [opcode for opcode, _ in bodies(engine.replies(), is_client=is_client) if opcode != PONG]
-        assert engine.closed == engine.close_sent == Close(1001, "going")
+        assert not [opcode for opcode, _ in bodies(protocol.replies(), is_client=is_client) if opcode != PONG]
+        assert protocol.closed == protocol.close_sent == Close(1001, "going")
 
 
-# What a peer can send to make an engine keep much, one by one.
+# Each way in which a peer can try to make a protocol keep much.
 
 LIMIT = 100_000
 
 
 def greedy(key: bytes | None) -> dict[str, tuple[bool, bytes, bytes]]:
-    """Return by name: whether it takes permessage-deflate, the start of a stream, what then comes endlessly.
+    """Return attacks by name: whether they need permessage-deflate, the start of the stream, and a part to repeat.
 
-    :param key: None, or four zeros, which make frames masked and leave payloads as they are.
+    :param key: None, or four zeros, which mask frames without changing their payloads.
     """
 
     def data(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0) -> bytes:
@@ -276,7 +276,9 @@ def greedy(key: bytes | None) -> dict[str, tuple[bool, bytes, bytes]]:
 @both_roles
 @pytest.mark.parametrize("size", [None, 1, 1009])
 @pytest.mark.parametrize("name", greedy(None))
-def test_10_4_what_an_engine_keeps_has_a_ceiling_whatever_is_sent(name: str, size: int | None, is_client: bool) -> None:
+def test_10_4_the_memory_of_a_protocol_has_a_limit_for_every_attack(
+    name: str, size: int | None, is_client: bool
+) -> None:
     deflate, start, again = greedy(None if is_client else bytes(4))[name]
     stream = again * (150 if size != 1 else 5)
     size = size or len(again)
@@ -286,31 +288,33 @@ def test_10_4_what_an_engine_keeps_has_a_ceiling_whatever_is_sent(name: str, siz
 
 @both_roles
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_10_4_a_message_of_the_limit_costs_once_its_size_while_it_arrives(is_client: bool, opcode: int) -> None:
+def test_10_4_a_message_of_the_limit_takes_its_size_in_memory_once_while_it_arrives(
+    is_client: bool, opcode: int
+) -> None:
     limit = 2**20
     data = frame(opcode, b"x" * limit, key=key_to(is_client))
     parts = [data[i : i + 65536] for i in range(0, len(data) - 1, 65536)]
-    parts[-1] = parts[-1][:-1]  # all but the last byte, so that the engine keeps it
+    parts[-1] = parts[-1][:-1]  # without the last byte, so that the protocol keeps the message
     held = most_held(is_client, False, limit, parts)
     assert limit - 1 <= held <= most_kept(limit, deflate=False)
 
 
 @both_roles
-def test_10_4_nothing_is_kept_of_a_message_once_it_is_too_big(is_client: bool) -> None:
+def test_10_4_nothing_of_a_message_that_is_too_big_is_kept(is_client: bool) -> None:
     key = key_to(is_client)
     start = frame(BINARY, bytes(LIMIT), fin=False, key=key)
     tracemalloc.start()
     try:
-        engine = make(is_client, False, LIMIT)
-        engine.receive_data(start)
+        protocol = make(is_client, False, LIMIT)
+        protocol.receive_data(start)
         with_message, _ = tracemalloc.get_traced_memory()
-        engine.receive_data(header(CONTINUATION, 1, key=key))
+        protocol.receive_data(header(CONTINUATION, 1, key=key))
         without, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert with_message > LIMIT
-    assert engine.closed is not None
-    assert engine.closed.code == 1009
+    assert protocol.closed is not None
+    assert protocol.closed.code == 1009
     assert without < KEPT
 
 

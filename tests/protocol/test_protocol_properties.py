@@ -1,20 +1,20 @@
-"""The engine against the sans-I/O engine of ``websockets``, in both directions, on input made by Hypothesis.
+"""Comparison with the sans-I/O protocol of ``websockets``, in both directions, on input made by Hypothesis.
 
-``websockets`` differs from us in these points; the tests account for each of them by its number:
+``websockets`` differs from this package in these points. The tests refer to them by number:
 
-1. Length: it reads lengths that take more bytes than they must, and fails those with the top bit as too
-   big (1009). RFC 6455 section 5.2 forbids both; we fail them with 1002.
-2. Order: it waits for a frame's payload, and checks its size, before it looks at reserved bits, at the rules
-   of control frames and at the order of fragments. We fail such a header with 1002 at once.
+1. Length: it accepts lengths in more bytes than necessary, and fails lengths with the top bit as too
+   big (1009). RFC 6455 section 5.2 forbids both, so we fail them with 1002.
+2. Order: it waits for a frame's payload, and checks its size, before it checks reserved bits, the rules
+   of control frames and the order of fragments. We fail such a header with 1002 at once.
 3. Close within a message: it fails a Close frame between the fragments of a message with 1002. Section 5.4
-   lets control frames come there; we take it.
-4. Close code and reason: of a Close frame with both wrong it reports the reason (1007), we the code (1002).
-5. Text: its engine leaves UTF-8 to the layers above. The oracle here checks the text of each whole frame.
-6. Deflate data: it fails what cannot be inflated with 1002, we with 1007, as invalid data.
-7. Compressed size: it applies the limit to the compressed size, too, we to the message alone.
-8. BFINAL: after a block with BFINAL set it inflates nothing more, we start afresh (RFC 7692, 7.2.3.4).
-9. Two errors at once: a compressed frame may be too big and also be no UTF-8 or no deflate data. We inflate
-   it as it arrives, so the error that comes first in what was read decides; it inflates it as a whole.
+   allows control frames there, so we accept it.
+4. Close code and reason: if both are wrong, it reports the reason (1007), and we report the code (1002).
+5. Text: it leaves UTF-8 to the layers above. The oracle here checks the text of each whole frame.
+6. Deflate data: it fails invalid data with 1002, and we fail it with 1007.
+7. Compressed size: it also limits the compressed size, and we only limit the message.
+8. BFINAL: after a block with BFINAL set it inflates no more data, and we start again (RFC 7692, 7.2.3.4).
+9. Two errors at once: a compressed frame may be too big and also be invalid UTF-8 or deflate data. We inflate
+   it as it arrives, so the first error in the input decides. It inflates the frame as a whole.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from flask_uwsgi_websocket.protocol.deflate import DeflateParameters
 from flask_uwsgi_websocket.protocol.protocol import Close, Ping, Pong, Protocol
 from support.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, bodies, close_body, deflating, feed, frame
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("engine")]
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("functions")]
 
 RSV1 = 4
 
-#: How many examples the Hypothesis profile in use asks for; a longer run takes another profile.
+#: The number of examples in the current profile of Hypothesis. A longer run uses another profile.
 USUAL = settings().max_examples
 
 
 class OracleDeflate(PerMessageDeflate):
-    """permessage-deflate of ``websockets`` that remembers whether BFINAL ended one of its decoders."""
+    """permessage-deflate of ``websockets``. It remembers whether BFINAL ended one of its decoders."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "decoder":
@@ -64,12 +64,12 @@ class OracleDeflate(PerMessageDeflate):
 
 @dataclass
 class Oracle:
-    """``websockets`` at one end of a connection, with messages put together and text decoded."""
+    """``websockets`` at one end of a connection. It joins the fragments of messages, and decodes text."""
 
     is_client: bool
     parameters: DeflateParameters | None = None
     max_size: int | None = 2**20
-    engine: WebsocketsProtocol = field(init=False)
+    protocol: WebsocketsProtocol = field(init=False)
     deflate: OracleDeflate | None = field(init=False, default=None)
     events: list[object] = field(init=False, default_factory=list)
     code: int | None = field(init=False, default=None)
@@ -77,9 +77,9 @@ class Oracle:
     def __post_init__(self) -> None:
         if self.is_client:
             uri = parse_uri("ws://localhost/")
-            self.engine = ClientProtocol(uri, state=OPEN, max_size=self.max_size)
+            self.protocol = ClientProtocol(uri, state=OPEN, max_size=self.max_size)
         else:
-            self.engine = ServerProtocol(state=OPEN, max_size=self.max_size)
+            self.protocol = ServerProtocol(state=OPEN, max_size=self.max_size)
         if self.parameters is not None:
             server = (
                 self.parameters.server_no_context_takeover,
@@ -90,23 +90,23 @@ class Oracle:
                 self.parameters.client_max_window_bits or 15,
             )
             remote, local = (server, client) if self.is_client else (client, server)
-            # With 8 it cannot write, but that is not what a test of reading needs.
+            # It cannot write with 8, but a test of reading does not need that.
             self.deflate = OracleDeflate(remote[0], local[0], remote[1], max(9, local[1]))
-            self.engine.extensions = [self.deflate]
+            self.protocol.extensions = [self.deflate]
         self._message: list[bytes] = []
         self._decoder: codecs.IncrementalDecoder | None = None
 
     def receive(self, data: bytes) -> None:
-        """Take input, as long as nothing ended the connection."""
+        """Receive input until the connection fails."""
         if self.code is not None:
             return
-        self.engine.receive_data(data)
-        for event in self.engine.events_received():
+        self.protocol.receive_data(data)
+        for event in self.protocol.events_received():
             assert isinstance(event, Frame)
             self._take(event)
             if self.code is not None:
                 return
-        error = self.engine.parser_exc
+        error = self.protocol.parser_exc
         if isinstance(error, PayloadTooBig):
             self.code = 1009
         elif isinstance(error, UnicodeDecodeError):
@@ -132,7 +132,7 @@ class Oracle:
                 if self._decoder is not None:
                     self._decoder.decode(payload, event.fin)
                     pending = self._decoder.getstate()[0]
-                    # Python lets the first two bytes of a surrogate pass until the third has come.
+                    # Python accepts the first two bytes of a surrogate until the third has arrived.
                     if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
                         raise UnicodeDecodeError("utf-8", pending, 0, 2, "surrogate")
             except UnicodeDecodeError:  # difference 5
@@ -145,7 +145,7 @@ class Oracle:
                 self.events.append(message if self._decoder is None else message.decode())
 
     def sent(self) -> bytes:
-        return b"".join(self.engine.data_to_send())
+        return b"".join(self.protocol.data_to_send())
 
 
 def ours(
@@ -157,7 +157,7 @@ def ours(
     return Protocol(is_client=is_client, max_message_size=max_size, deflate=deflate)
 
 
-# What is said.
+# Sent data
 
 texts = st.one_of(
     st.text(max_size=40),
@@ -180,7 +180,7 @@ windows = st.one_of(st.none(), st.integers(9, 15))
 parameters = st.one_of(
     st.none(),
     st.builds(DeflateParameters, st.booleans(), st.booleans(), windows, windows),
-    # Our client told to use 8; websockets' server can read it.
+    # Our client with 8 bits, which websockets' server can read.
     st.builds(DeflateParameters, st.booleans(), st.booleans(), windows, st.just(8)),
 )
 items = st.lists(st.one_of(messages, st.builds(Ping, control_payloads), st.builds(Pong, control_payloads)), max_size=8)
@@ -197,7 +197,7 @@ def cut(draw: st.DrawFn, data: bytes, most: int = 6) -> list[bytes]:
 
 @settings(deadline=None, max_examples=3 * USUAL // 2)
 @given(data=st.data(), is_client=st.booleans(), parameters=parameters, items=items, close=closes)
-def test_what_we_send_is_what_websockets_receives(
+def test_websockets_receives_what_we_send(
     data: st.DataObject,
     is_client: bool,
     parameters: DeflateParameters | None,
@@ -205,43 +205,43 @@ def test_what_we_send_is_what_websockets_receives(
     close: tuple[int, str] | None,
 ) -> None:
     threshold = data.draw(st.sampled_from([0, 1, 20, 1024]))
-    engine = ours(is_client, parameters, threshold=threshold)
+    protocol = ours(is_client, parameters, threshold=threshold)
     oracle = Oracle(not is_client, parameters)
     output = b""
     pings = []
     for item in items:
         if isinstance(item, str):
-            output += engine.send_text(item)
+            output += protocol.send_text(item)
         elif isinstance(item, bytes):
-            output += engine.send_binary(item)
+            output += protocol.send_binary(item)
         elif isinstance(item, Ping):
-            output += engine.send_ping(item.payload)
+            output += protocol.send_ping(item.payload)
             pings.append(item.payload)
         else:
-            # A Pong is sent when a Ping has come.
+            # The protocol sends a Pong after a Ping has arrived.
             assert isinstance(item, Pong)
-            oracle.engine.send_ping(item.payload)
-            assert engine.receive_data(oracle.sent()) == [Ping(item.payload)]
-            output += engine.replies()
+            oracle.protocol.send_ping(item.payload)
+            assert protocol.receive_data(oracle.sent()) == [Ping(item.payload)]
+            output += protocol.replies()
     if close is not None:
-        output += engine.send_close(*close)
+        output += protocol.send_close(*close)
     for part in data.draw(cut(output)):
         oracle.receive(part)
     expected = [*items, Close(*close)] if close is not None else items
     assert oracle.events == expected
     assert oracle.code == (close and close[0])
-    # And its answers come back: the Pongs, then the Close.
+    # The answers come back: the Pongs, then the Close.
     answers: list[object] = [Pong(payload) for payload in pings]
     if close is not None:
         answers.append(Close(*close))
-    assert feed(engine, data.draw(cut(oracle.sent()))) == answers
-    assert engine.replies() == b""
-    assert engine.input_ended is (close is not None)
+    assert feed(protocol, data.draw(cut(oracle.sent()))) == answers
+    assert protocol.replies() == b""
+    assert protocol.input_ended is (close is not None)
 
 
 @settings(deadline=None, max_examples=3 * USUAL // 2)
 @given(data=st.data(), is_client=st.booleans(), parameters=parameters, items=items, close=closes)
-def test_what_websockets_sends_is_what_we_receive(
+def test_we_receive_what_websockets_sends(
     data: st.DataObject,
     is_client: bool,
     parameters: DeflateParameters | None,
@@ -250,7 +250,7 @@ def test_what_websockets_sends_is_what_we_receive(
 ) -> None:
     if parameters is not None and parameters.client_max_window_bits == 8 and not is_client:
         parameters = DeflateParameters(client_max_window_bits=9)
-    engine = ours(is_client, parameters)
+    protocol = ours(is_client, parameters)
     oracle = Oracle(not is_client, parameters)
     expected: list[object] = []
     pings: list[bytes] = []
@@ -261,41 +261,41 @@ def test_what_websockets_sends_is_what_we_receive(
             for i, fragment in enumerate(fragments):
                 fin = i == len(fragments) - 1
                 if i:
-                    oracle.engine.send_continuation(fragment, fin)
+                    oracle.protocol.send_continuation(fragment, fin)
                 elif isinstance(item, str):
-                    oracle.engine.send_text(fragment, fin)
+                    oracle.protocol.send_text(fragment, fin)
                 else:
-                    oracle.engine.send_binary(fragment, fin)
+                    oracle.protocol.send_binary(fragment, fin)
                 if not fin and data.draw(st.integers(0, 3)) == 0:
                     ping = data.draw(control_payloads)
-                    oracle.engine.send_ping(ping)
+                    oracle.protocol.send_ping(ping)
                     pings.append(ping)
                     expected.append(Ping(ping))
         elif isinstance(item, Ping):
-            oracle.engine.send_ping(item.payload)
+            oracle.protocol.send_ping(item.payload)
             pings.append(item.payload)
         else:
             assert isinstance(item, Pong)
-            oracle.engine.send_pong(item.payload)
+            oracle.protocol.send_pong(item.payload)
         expected.append(item)
     if close is not None:
-        oracle.engine.send_close(*close)
+        oracle.protocol.send_close(*close)
         expected.append(Close(*close))
-    assert feed(engine, data.draw(cut(oracle.sent()))) == expected
-    assert engine.closed == (close and Close(*close))
-    assert engine.close_received == engine.closed
-    replies = engine.replies()
+    assert feed(protocol, data.draw(cut(oracle.sent()))) == expected
+    assert protocol.closed == (close and Close(*close))
+    assert protocol.close_received == protocol.closed
+    replies = protocol.replies()
     answers = [(PONG, ping) for ping in pings]
     if close is not None:
         answers.append((CLOSE, close_body(close[0], close[1].encode())))
     assert bodies(replies, is_client=is_client) == answers
-    # It takes them without complaint, too.
+    # websockets accepts the answers, too.
     oracle.receive(replies)
-    assert oracle.engine.parser_exc is None
+    assert oracle.protocol.parser_exc is None
     assert oracle.code == (close and close[0])
 
 
-# What is wrong.
+# Errors
 
 #: Small, so that random lengths are often above it.
 LIMIT = 300
@@ -303,7 +303,7 @@ LIMIT = 300
 
 @dataclass(frozen=True)
 class Header:
-    """A frame's header as the bytes have it, read for the test alone."""
+    """The header of a frame in the bytes, parsed for the test alone."""
 
     start: int
     payload: int
@@ -317,7 +317,7 @@ class Header:
 
 
 def headers(data: bytes) -> list[Header]:
-    """Read the headers of all frames of which the header has come."""
+    """Yield the headers of all frames whose header has arrived."""
     found = []
     start = 0
     while len(data) - start >= 2:
@@ -340,7 +340,7 @@ def headers(data: bytes) -> list[Header]:
 
 
 def breaks_a_rule(header: Header, is_client: bool, in_message: bool, deflate: bool) -> bool:
-    """Tell whether RFC 6455 section 5 or RFC 7692 section 6 forbids a header, whatever its payload is."""
+    """Return whether RFC 6455 section 5 or RFC 7692 section 6 forbids a header, whatever its payload is."""
     control = header.opcode >= 8
     return (
         header.masked is is_client
@@ -356,23 +356,23 @@ def breaks_a_rule(header: Header, is_client: bool, in_message: bool, deflate: bo
 
 @dataclass
 class Verdict:
-    """What the oracle makes of a stream; code None means that the connection goes on."""
+    """The result of the oracle for a stream. The code None means that the connection stays open."""
 
     events: list[object]
     code: int | None
-    #: The differences that make the rest of the stream, or the code, incomparable.
+    #: Whether a difference makes the rest of the stream, or the code, incomparable.
     incomparable: bool = False
     other_codes: tuple[int, ...] = ()
 
 
 def judge(data: bytes, is_client: bool, parameters: DeflateParameters | None) -> Verdict:
-    """Feed the oracle frame by frame, with the differences that the module's docstring lists taken out."""
+    """Feed the oracle frame by frame, and compensate for the differences in the module's docstring."""
     oracle = Oracle(is_client, parameters, LIMIT)
     in_message = compressed = False
     for header in headers(data):
         if breaks_a_rule(header, is_client, in_message, parameters is not None):
             if header.minimal:
-                # The oracle must object as well, sooner or later (difference 2).
+                # The oracle must also fail the connection, sooner or later (difference 2).
                 oracle.receive(data[header.start :])
                 assert oracle.code in {1002, 1007, 1009}
             return Verdict(oracle.events, 1002)  # differences 1 and 2
@@ -409,7 +409,7 @@ def acceptable(code: int) -> bool:
 
 
 def resumed(oracle: Oracle, is_client: bool) -> Oracle:
-    """Return an oracle that is not within a message and has seen the same events."""
+    """Return an oracle outside of a message that has seen the same events."""
     other = Oracle(is_client, None, LIMIT)
     other.events = oracle.events
     return other
@@ -417,7 +417,7 @@ def resumed(oracle: Oracle, is_client: bool) -> Oracle:
 
 @st.composite
 def frames(draw: st.DrawFn, is_client: bool, deflate: bool) -> bytes:
-    """Draw frames of a mostly legal stream."""
+    """Draw the frames of a mostly legal stream."""
     stream: list[bytes] = []
     keys = st.just(None) if is_client else st.sampled_from([b"\0\0\0\0", b"\x37\xfa\x21\x3d"])
 
@@ -448,7 +448,7 @@ def frames(draw: st.DrawFn, is_client: bool, deflate: bool) -> bytes:
             stream.append(frame(code, piece, fin=fin, rsv=0 if i else rsv, key=draw(keys)))
             if not fin and draw(st.integers(0, 4)) == 0:
                 stream.append(control())
-    # Whole frames go missing, come twice, or change places.
+    # Remove, repeat or swap whole frames.
     for _ in range(draw(st.integers(0, 2))):
         i, j = draw(st.integers(0, len(stream) - 1)), draw(st.integers(0, len(stream) - 1))
         change = draw(st.sampled_from(["swap", "double", "drop", "truncate"]))
@@ -465,13 +465,13 @@ def frames(draw: st.DrawFn, is_client: bool, deflate: bool) -> bytes:
 
 @st.composite
 def mutated(draw: st.DrawFn, is_client: bool, deflate: bool) -> bytes:
-    """Draw a stream of frames with a few of its bytes changed."""
+    """Draw a stream of frames, and change a few of its bytes."""
     data = bytearray(draw(frames(is_client, deflate)))
     for _ in range(draw(st.integers(0, 3))):
         starts = [header.start for header in headers(bytes(data)) if header.start < len(data)]
         if not starts:
             break
-        # Headers are where the rules are.
+        # Most rules concern headers.
         place = draw(st.sampled_from(starts)) + draw(st.sampled_from([0, 1, 2, 3, 6, 7, 8, 12]))
         place = min(place, len(data) - 1)
         change = draw(st.sampled_from(["bit", "bit", "bit", "byte", "insert", "delete"]))
@@ -483,7 +483,7 @@ def mutated(draw: st.DrawFn, is_client: bool, deflate: bool) -> bytes:
             data[place:place] = draw(st.binary(min_size=1, max_size=3))
         elif len(data) > 1:
             del data[place]
-    # Zeros complete a frame that waits for more, so that no verdict is left open in one and not in the other.
+    # Zeros complete a frame that waits for more, so that neither verdict stays open.
     return bytes(data) + bytes(LIMIT + 20)
 
 
@@ -492,20 +492,20 @@ mutation_parameters = st.one_of(st.none(), st.none(), st.builds(DeflateParameter
 
 @settings(deadline=None, max_examples=6 * USUAL)
 @given(data=st.data(), is_client=st.booleans(), parameters=mutation_parameters)
-def test_our_verdict_on_mutated_frames_is_that_of_websockets(
+def test_we_and_websockets_have_the_same_verdict_on_mutated_frames(
     data: st.DataObject, is_client: bool, parameters: DeflateParameters | None
 ) -> None:
     stream = data.draw(mutated(is_client, parameters is not None))
     verdict = judge(stream, is_client, parameters)
-    engine = ours(is_client, parameters, max_size=LIMIT)
-    events = feed(engine, data.draw(cut(stream)))
+    protocol = ours(is_client, parameters, max_size=LIMIT)
+    events = feed(protocol, data.draw(cut(stream)))
     if verdict.incomparable:
         assert events[: len(verdict.events)] == verdict.events
         return
     assert events == verdict.events
-    code = engine.closed and engine.closed.code
+    code = protocol.closed and protocol.closed.code
     assert code == verdict.code or code in verdict.other_codes
-    assert engine.input_ended is (code is not None)
+    assert protocol.input_ended is (code is not None)
 
 
 @settings(deadline=None, max_examples=2 * USUAL)
@@ -518,6 +518,6 @@ def test_our_verdict_does_not_depend_on_how_the_bytes_are_split(
     assert feed(first, [stream]) == feed(second, data.draw(cut(stream)))
     assert first.close_received == second.close_received
     assert first.input_ended == second.input_ended
-    ends = {engine.closed and engine.closed.code for engine in (first, second)}
-    # Difference 9 is one between ways of splitting, too.
+    ends = {protocol.closed and protocol.closed.code for protocol in (first, second)}
+    # Difference 9 also applies between two splits.
     assert len(ends) == 1 or (parameters is not None and ends == {1007, 1009})

@@ -1,4 +1,4 @@
-"""The end of a process that is not uWSGI's, as far as it need not be one of its own."""
+"""The end of a process that is not uWSGI's, tested inside the process of the test where that is possible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOPS = close_body(1001, b"the server stops")
 
 @pytest.fixture(autouse=True)
 def _reopened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test closes, is not closed for the next one, and a busy machine is no blocked event loop."""
+    """Let each test start with an open process, and do not take a busy machine for a blocked event loop."""
     monkeypatch.setattr(housekeeper, "_is_closed", False)
     monkeypatch.setattr(shutdown, "INTERVAL", 0.01)
     monkeypatch.setattr(ending, "BLOCKED_TIME", DEADLINE)
@@ -43,7 +43,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 @pytest.fixture
 def sigterm() -> Iterator[None]:
-    """The handler of SIGTERM, to be changed."""
+    """The handler of SIGTERM, which a test may change."""
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
@@ -51,7 +51,7 @@ def sigterm() -> Iterator[None]:
 
 
 def open_one(site: Site, **options: Any) -> RawClient:
-    """Connect to a handler that tells of its end."""
+    """Connect to a handler that notes its end."""
 
     @site.route("/", **options)
     async def handler(ws: Any) -> None:
@@ -63,14 +63,14 @@ def open_one(site: Site, **options: Any) -> RawClient:
 
 
 def expect_the_end(site: Site, client: RawClient, body: bytes) -> None:
-    """Expect a Close frame, and that the handler has been waited for, without an answer."""
+    """Expect a Close frame and a handler that has ended, without an answer to the Close frame."""
     assert site.noted() == "ended"
     assert client.read_frame() == (CLOSE, body)
     assert site.refusal().status == 503
 
 
 @pytest.mark.parametrize(("restarts", "body"), [(True, RESTARTS), (False, STOPS)])
-def test_connections_are_closed_and_their_handlers_waited_for(site: Site, restarts: bool, body: bytes) -> None:
+def test_connections_are_closed_and_their_handlers_awaited(site: Site, restarts: bool, body: bytes) -> None:
     client = open_one(site, shutdown_timeout=0.2)
     ending.close_connections(restarts=restarts)
     expect_the_end(site, client, body)
@@ -78,7 +78,7 @@ def test_connections_are_closed_and_their_handlers_waited_for(site: Site, restar
 
 @pytest.fixture
 def other_site() -> Iterator[Site]:
-    """A site with handlers of the other kind, in the same process."""
+    """A site with the other kind of handlers, in the same process."""
     yield from serving("background")
 
 
@@ -110,7 +110,7 @@ def test_connections_of_both_kinds_of_handlers_end_in_one_process(site: Site, ot
 
 
 @pytest.mark.parametrize("site", ["background"], indirect=True)
-def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
+def test_a_coroutine_that_blocks_the_event_loop_does_not_delay_the_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released, finished = threading.Event(), threading.Event()
@@ -139,7 +139,7 @@ def test_a_coroutine_that_blocks_the_event_loop_does_not_hold_up_the_end(
         assert "a coroutine blocks the event loop" in site.logged().getMessage()
     finally:
         released.set()
-    assert finished.wait(DEADLINE)  # else it might close what the next test opens in this event loop
+    assert finished.wait(DEADLINE)  # otherwise it might close connections of the next test in this event loop
 
 
 async def _receive_all(ws: Any) -> None:
@@ -147,7 +147,7 @@ async def _receive_all(ws: Any) -> None:
         pass
 
 
-def test_a_listener_that_hangs_holds_up_neither_the_end_nor_the_news_of_it(site: Site) -> None:
+def test_a_listener_that_hangs_delays_neither_the_end_nor_the_closed_signal(site: Site) -> None:
     released = threading.Event()
 
     def hang(app: Any, **extra: Any) -> None:
@@ -178,7 +178,7 @@ def test_a_listener_that_hangs_holds_up_neither_the_end_nor_the_news_of_it(site:
 @pytest.mark.parametrize(
     ("error", "body"), [(SystemExit(3), RESTARTS), (SystemExit(0), STOPS), (KeyboardInterrupt(), STOPS), (None, STOPS)]
 )
-def test_at_the_end_of_flask_run_connections_are_closed_as_its_exit_code_says(
+def test_the_exit_code_of_flask_run_decides_the_close_code_of_its_connections(
     site: Site, sigterm: None, error: BaseException | None, body: bytes
 ) -> None:
     client = open_one(site, shutdown_timeout=0.2)
@@ -189,7 +189,7 @@ def test_at_the_end_of_flask_run_connections_are_closed_as_its_exit_code_says(
     expect_the_end(site, client, body)
 
 
-def test_flask_run_makes_an_exit_of_sigterm_and_no_other_command_does(sigterm: None) -> None:
+def test_flask_run_turns_sigterm_into_an_exit_and_other_commands_do_not(sigterm: None) -> None:
     with click.Context(shell_command):
         WerkzeugServer.prepare()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -206,7 +206,7 @@ def test_flask_run_makes_an_exit_of_sigterm_and_no_other_command_does(sigterm: N
 
 
 class Worker:
-    """As much as is looked at of gunicorn's."""
+    """The attributes of gunicorn's worker that the package reads."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -236,7 +236,7 @@ def test_a_worker_of_gunicorn_that_is_about_to_end_closes_its_connections(
     try:
         client = open_one(site, shutdown_timeout=0.2)
         others = [site.upgrade() for _ in range(8)]
-        assert site.refusal().status == 503  # one of its ten threads is for HTTP
+        assert site.refusal().status == 503  # one of the worker's ten threads is reserved for HTTP
         signal.raise_signal(signal.SIGTERM)
         assert client.read_frame() == (CLOSE, RESTARTS)
         for _ in range(1 + len(others)):
@@ -245,7 +245,7 @@ def test_a_worker_of_gunicorn_that_is_about_to_end_closes_its_connections(
         gunicorn.watch_worker.cache_clear()
 
 
-def test_an_app_prepares_its_process_when_it_is_initialised(sigterm: None) -> None:
+def test_init_app_prepares_the_process_of_an_app(sigterm: None) -> None:
     with click.Context(run_command):
         WebSocket(Flask("app"))
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

@@ -1,4 +1,4 @@
-"""The sockets of servers other than uWSGI: what is refused, and that they stay as the server has them."""
+"""The sockets of servers other than uWSGI: which are refused, and how the package leaves the others."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from flask_uwsgi_websocket.servers.gunicorn import GunicornPywsgiServer, Gunicor
 from flask_uwsgi_websocket.worker.admission import Capacity
 from support.inprocess import DEADLINE, RawClient
 
-#: gevent's server, by itself and in a worker of gunicorn.
+#: gevent's server, alone and in a worker of gunicorn.
 GEVENTS = {"gevent", "gunicorn's gevent"}
 
 
 def environ_of(server: str, sock: Any, *, has_body_reader: bool = False) -> dict[str, Any]:
-    """Return what a server puts into the environ of a request on *sock*."""
+    """Return the environ of a request on *sock*, as a server creates it."""
     environ: dict[str, Any] = {"wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.input": io.BytesIO()}
-    if server in GEVENTS:  # whose input depends on how the client has written its headers
+    if server in GEVENTS:  # the type of the input depends on the headers of the client
         reader = sock.makefile("rb")
         environ["SERVER_SOFTWARE"] = "gevent/26.9 Python/3.13"
         if server != "gevent":
@@ -52,14 +52,14 @@ def environ_of(server: str, sock: Any, *, has_body_reader: bool = False) -> dict
 
 @pytest.fixture(autouse=True)
 def hub() -> Iterator[None]:
-    """gevent's hub, which its sockets make in this thread."""
+    """gevent's hub, which its sockets create in this thread."""
     yield
     gevent.get_hub().destroy(destroy_loop=True)
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two sockets that are connected."""
+    """Two connected sockets."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -67,7 +67,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.mark.parametrize("server", ["werkzeug", "gunicorn", "gevent"])
 @pytest.mark.parametrize("library", [ssl, gevent.ssl], ids=["ssl", "gevent.ssl"])
-def test_a_socket_that_carries_tls_is_refused_in_words(pair: Any, server: str, library: Any) -> None:
+def test_a_socket_with_tls_is_refused_with_a_reason(pair: Any, server: str, library: Any) -> None:
     context = library.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     wrapped = context.wrap_socket(pair[0], server_side=True, do_handshake_on_connect=False)
     with closing(wrapped), pytest.raises(RuntimeError, match="a proxy such as nginx that terminates TLS"):
@@ -79,7 +79,7 @@ def test_a_socket_that_carries_tls_is_refused_in_words(pair: Any, server: str, l
     [("werkzeug", False), ("gunicorn", False), ("gevent", False), ("gevent", True), ("gunicorn's gevent", True)],
 )
 @pytest.mark.parametrize("default", [None, 5])
-def test_the_servers_own_socket_stays_as_it_is_until_it_is_released(
+def test_the_servers_own_socket_is_unchanged_until_it_is_released(
     pair: Any, server: str, has_body_reader: bool, default: Any
 ) -> None:
     ours, theirs = pair
@@ -110,7 +110,7 @@ class Quiet(WSGIRequestHandler):
     def log_message(self, *args: Any) -> None: ...
 
 
-def test_a_server_that_is_not_known_is_told_which_are() -> None:
+def test_an_unknown_server_gets_an_error_that_lists_the_known_ones() -> None:
     app = Flask(__name__)
     app.testing = True
     websocket = WebSocket(app)
@@ -143,7 +143,7 @@ def test_a_server_that_is_not_known_is_told_which_are() -> None:
 
 
 class Worker:
-    """As much as is looked at of gunicorn's."""
+    """The attributes of gunicorn's worker that the package reads."""
 
     cfg = SimpleNamespace(threads=10, worker_connections=20)
 
@@ -166,7 +166,7 @@ class ThreadWorker(Worker):
         ("unknown", None, Capacity()),
     ],
 )
-def test_each_server_knows_how_many_requests_it_serves_at_once(
+def test_each_server_knows_the_number_of_requests_that_it_serves_at_a_time(
     pair: Any, monkeypatch: pytest.MonkeyPatch, server: str, worker: Any, capacity: Capacity
 ) -> None:
     environ = environ_of(server, pair[0])
@@ -194,7 +194,7 @@ def test_a_thread_of_uwsgi_keeps_a_descriptor_and_a_greenlet_or_task_does_not(
 @pytest.mark.parametrize(
     ("server", "kind"), [("gunicorn", GunicornServer), ("gunicorn's gevent", GunicornPywsgiServer)]
 )
-def test_a_worker_of_gunicorn_is_watched_whichever_server_is_in_it(
+def test_every_kind_of_gunicorns_workers_is_watched(
     pair: Any, monkeypatch: pytest.MonkeyPatch, server: str, kind: type[SocketServer]
 ) -> None:
     watched: list[bool] = []
@@ -210,7 +210,7 @@ def test_a_worker_of_gunicorn_is_watched_whichever_server_is_in_it(
 # Another server
 
 
-def test_another_server_is_one_class_in_the_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_server_is_one_class_in_the_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     class WsgirefServer(SocketServer):
@@ -247,7 +247,7 @@ def test_another_server_is_one_class_in_the_tuple(monkeypatch: pytest.MonkeyPatc
             return {**super().get_environ(), "wsgiref.socket": self.connection}
 
     class ThreadingServer(ThreadingMixIn, WSGIServer):
-        daemon_threads = False  # else their ends would not be waited for
+        daemon_threads = False  # otherwise the server would not wait for their ends
 
     monkeypatch.setattr(find, "SERVERS", (*find.SERVERS, WsgirefServer))
     app = Flask(__name__)
@@ -267,7 +267,7 @@ def test_another_server_is_one_class_in_the_tuple(monkeypatch: pytest.MonkeyPatc
                 assert client.recv(DEADLINE) == "hello"
                 other = RawClient(server.server_port)
                 other.request()
-                assert other.response().status == 503  # one of the two threads is for HTTP
+                assert other.response().status == 503  # one of the two threads is reserved for HTTP
                 other.close()
         finally:
             server.shutdown()

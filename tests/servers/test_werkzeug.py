@@ -1,4 +1,4 @@
-"""Werkzeug's development server, as it is."""
+"""Werkzeug's unchanged development server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def werkzeug_client(werkzeug: int) -> Iterator[RawClient]:
         yield client
 
 
-def test_data_behind_the_handshake_that_werkzeugs_server_has_taken_is_not_lost_in_silence(
+def test_data_after_the_handshake_that_werkzeugs_server_has_read_is_not_lost_silently(
     werkzeug_client: RawClient,
 ) -> None:
     client = werkzeug_client

@@ -1,4 +1,4 @@
-"""The end of a worker, as far as it needs no signal: connections are closed, handlers waited for, the late given up."""
+"""The end of a worker, without signals: it closes connections, waits for handlers, and gives up late ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.wire import CLOSE, close_body
 
 @pytest.fixture
 def uwsgi(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What the end of a worker needs of uWSGI. A test may change it."""
+    """The parts of uWSGI that the end of a worker needs. A test may change them."""
     state = {"delta_requests": 0, "last_spawn": time.time() - 1000, "rss": 0, "vsz": 0}
     uwsgi = SimpleNamespace(
         loop=None, opt={}, state=state, masterpid=lambda: 1, worker_id=lambda: 1, workers=lambda: (state, state, state)
@@ -41,7 +41,7 @@ def uwsgi(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         (signal.SIGTERM, 0, 1001, b"the server stops"),
     ],
 )
-def test_a_worker_that_ends_closes_its_connections_and_gives_up_handlers_that_do_not_end(
+def test_a_worker_that_ends_closes_its_connections_and_gives_up_endless_handlers(
     site: Site, uwsgi: SimpleNamespace, signum: int, masterpid: int, code: int, reason: bytes
 ) -> None:
     uwsgi.masterpid = lambda: masterpid
@@ -58,7 +58,7 @@ def test_a_worker_that_ends_closes_its_connections_and_gives_up_handlers_that_do
             pass
 
     @site.route("/ends-the-worker", shutdown_timeout=0.3)
-    async def end(ws: Any) -> None:  # whose own connection is late, therefore
+    async def end(ws: Any) -> None:  # the worker waits for this handler, so its own connection is late
         client = getattr(ws, "blocking", ws)
         await ws.accept()
         site.note(await worker.make_shutdown(signum, client.loop).finish())
@@ -70,7 +70,7 @@ def test_a_worker_that_ends_closes_its_connections_and_gives_up_handlers_that_do
     client.frame(CLOSE, close_body(code, reason))
     assert ending.read_frame() == (CLOSE, close_body(code, reason))
     assert site.noted() == ("/", "shutdown", code)
-    assert site.noted() == ("/ends-the-worker", "shutdown", code)  # and not again when its handler ends at last
+    assert site.noted() == ("/ends-the-worker", "shutdown", code)  # no second note when its handler ends at last
     assert site.noted() is False
     ending.close()
 
@@ -99,14 +99,16 @@ def test_a_handler_whose_client_does_not_answer_sees_the_end_in_time_to_end_itse
     assert site.noted() == "finished"
 
 
-def test_a_worker_that_ends_at_once_refuses_who_comes_meanwhile(site: Site, uwsgi: SimpleNamespace) -> None:
+def test_a_worker_that_stops_refuses_new_connections_and_one_that_reloads_accepts_them(
+    site: Site, uwsgi: SimpleNamespace
+) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async for message in ws:
             await ws.send(message)
 
     assert end(signal.SIGHUP, Clock())
-    with site.connect() as client:  # uWSGI waits for who comes yet while the worker reloads, and so do we
+    with site.connect() as client:  # uWSGI still accepts connections while the worker reloads, and so does the package
         client.send("hello")
         assert client.recv() == "hello"
     assert end(signal.SIGINT, Clock())
@@ -116,7 +118,7 @@ def test_a_worker_that_ends_at_once_refuses_who_comes_meanwhile(site: Site, uwsg
 
 
 class Clock:
-    """A loop that waits for nothing, and knows what time it would be."""
+    """A loop that does not wait, and whose clock shows the time that it would have waited to."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -131,7 +133,7 @@ def end(signum: int, loop: Any) -> bool:
 
 
 class Connection:
-    """A connection that ends as soon as it is told to. They are all in ``open``."""
+    """A connection that ends as soon as it gets a Close. ``open`` has all open connections."""
 
     shutdown_timeout = 5.0
 
@@ -169,7 +171,7 @@ def test_many_connections_are_closed_one_after_the_other_within_a_second(
     assert not open_connections
     tenths = Counter(
         int(connection.told_at * 10 - 0.11) for connection in connections
-    )  # which are told up to 0.01 late
+    )  # a connection may be closed up to 0.01 s late
     assert sorted(tenths) == list(range(10))
     assert max(tenths.values()) < 200
 
@@ -183,7 +185,7 @@ def test_a_few_connections_are_closed_soon(
     assert clock.now < 0.1
 
 
-def test_who_comes_while_the_others_are_being_closed_is_closed_soon(
+def test_connections_that_come_during_the_end_are_closed_soon(
     uwsgi: SimpleNamespace, clock: Clock, open_connections: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late: list[Connection] = []
@@ -202,7 +204,7 @@ def test_who_comes_while_the_others_are_being_closed_is_closed_soon(
 
 
 @pytest.mark.parametrize(("mercy", "seconds"), [(b"1", 0.5), (b"4", 2), (b"60", 5)])
-def test_handlers_are_given_up_before_uwsgi_loses_its_mercy(
+def test_handlers_are_given_up_before_uwsgi_kills_the_worker(
     uwsgi: SimpleNamespace, clock: Clock, open_connections: list[Connection], mercy: bytes, seconds: float
 ) -> None:
     class Stubborn(Connection):
@@ -250,7 +252,7 @@ def test_a_worker_knows_when_uwsgi_wants_it_to_end(
     assert worker.is_worn_out() is worn_out
 
 
-def test_what_uwsgidecorators_replaces_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_functions_that_uwsgidecorators_replaces_stay_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "uwsgidecorators.py").write_text(
         "from flask_uwsgi_websocket.servers.uwsgi_worker import uwsgi\n"
         "uwsgi.spooler = None\n"

@@ -1,1 +1,1 @@
-"""What the tests share: servers, clients, browsers, frames, ports, and the applications that the servers run."""
+"""Shared parts of the tests: servers, clients, browsers, frames, ports, and the applications that the servers run."""

@@ -1,5 +1,5 @@
-/* A wall clock that can be set, to be preloaded: what CLOCK_OFFSET names holds the seconds that it is off the real one.
-   The monotonic clock stays as it is, as it does when an administrator or NTP sets the time. */
+/* A wall clock to preload, which a test can set: the file CLOCK_OFFSET holds its offset from the real one in seconds.
+   The monotonic clock does not change, as when an administrator or NTP sets the time. */
 
 #define _GNU_SOURCE
 #include <fcntl.h>

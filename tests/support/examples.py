@@ -1,4 +1,4 @@
-"""Examples as they are started by a reader, and the browser that looks at them."""
+"""Examples, started like a reader starts them, and a browser for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,21 +21,26 @@ from selenium.webdriver.support.wait import WebDriverWait
 import flask_uwsgi_websocket
 from support.needs import require
 
-DEADLINE = 30  # seconds, for what takes one or two on an idle machine
+DEADLINE = 30  # seconds, for steps that take one or two on an idle machine
 
-#: Where the examples find the package.
+#: The directories where the examples find the package.
 PACKAGE_PATH = str(Path(flask_uwsgi_websocket.__file__).parents[1])
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of an example."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
+    return {**inherited, "PYTHONPATH": PACKAGE_PATH}
 
 
 @contextmanager
 def serving(directory: Path, port: int, log: Path) -> Iterator[str]:
-    """Serve the example in a directory, and return its host and port."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FLASK_")}
+    """Serve the example in a directory, and yield its host and port."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "app.py"],
             cwd=directory,
-            env={**inherited, "PYTHONPATH": PACKAGE_PATH, "HOST": "127.0.0.1", "PORT": str(port)},
+            env={**environment(), "HOST": "127.0.0.1", "PORT": str(port)},
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -42,7 +48,7 @@ def serving(directory: Path, port: int, log: Path) -> Iterator[str]:
     try:
         deadline = time.monotonic() + DEADLINE
         while True:
-            # Not only TCP, which uWSGI's router accepts long before the application is loaded.
+            # Connecting is not enough, because uWSGI's router accepts long before the application is loaded.
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE):
                 break
             assert process.poll() is None, log.read_text()
@@ -54,11 +60,25 @@ def serving(directory: Path, port: int, log: Path) -> Iterator[str]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        # Otherwise the next server of the same app removes it, and a copy of an example has no next server.
+        for place in ("/dev/shm", tempfile.gettempdir()):
+            for broker in Path(place).glob(f"flask-uwsgi-websocket-{os.getuid()}-*-{process.pid}"):
+                shutil.rmtree(broker, ignore_errors=True)  # a worker may not have ended yet
+
+
+def run_script(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the example in a directory, and return its output and status.
+
+    :param arguments: the name of the script, and its arguments.
+    """
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=directory, env=environment(), capture_output=True, text=True, timeout=DEADLINE
+    )
 
 
 @contextmanager
 def browsing() -> Iterator[webdriver.Chrome]:
-    """Start Chromium without a screen."""
+    """Start Chromium without a window."""
     require("browser")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")

@@ -1,8 +1,7 @@
-"""Machines for the tests of the fronts, on which the files of ``deploy`` in the package are installed as they are.
+"""Machines for the tests of the fronts, on which the unchanged files of ``deploy`` are installed.
 
-A machine is a namespace of processes, mounts and networks. So each has its own ``/run``, its own ports 80 and 443 and
-an address, while its programs are those of this system. When the tests end, however they do, it vanishes with all of
-its processes.
+A machine is a namespace of processes, mounts and networks. It has its own ``/run``, its own ports 80 and 443 and an
+address, and it uses the programs of this system. When the tests end, in any way, it vanishes with all of its processes.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ T = TypeVar("T")
 PACKAGE = Path(flask_uwsgi_websocket.__file__).parent
 DEPLOY = PACKAGE / "cli" / "deploy"
 
-#: The name in the configuration files, and in the certificate.
+#: The host name in the configuration files, and in the certificate.
 NAME = "chat.example.com"
 
 MODES = ["threads", "gevent", "asyncio"]
@@ -48,7 +47,7 @@ class Front(NamedTuple):
     """A way from the client to uWSGI.
 
     :param setup: the key of its machines' setup.
-    :param is_secure: whether clients speak TLS with it.
+    :param is_secure: whether clients use TLS.
     """
 
     setup: str
@@ -66,7 +65,7 @@ FRONTS = {
     "router-https": Front("router-https", True),
 }
 
-#: The user of the services needs no name here, only a number: one of those that systemd gives away itself.
+#: The user of the services needs no name, only a number. This one is in the range that systemd itself assigns.
 _UID = 61184
 
 _INSTALL = """\
@@ -74,7 +73,7 @@ set -eu
 echo entered
 ip link set lo up
 mount -t tmpfs none /run
-replace() {  # a directory by one of our own, with the same directories in it
+replace() {  # mounts a writable copy over a directory, with the same subdirectories
     mkdir -p "/run/replaced$1"
     mount --rbind "$1" "/run/replaced$1"
     mount -t tmpfs -o mode=755 none "$1"
@@ -84,7 +83,7 @@ replace() {  # a directory by one of our own, with the same directories in it
     done
 }
 replace /srv
-# Python looks for its files with access(2), which knows no capabilities. They may be where only root may look.
+# Python checks its files with access(2), which ignores capabilities. Only root may be able to read their directories.
 directory=$PREFIX
 while [ "$directory" != / ]; do
     directory=$(dirname "$directory")
@@ -97,7 +96,7 @@ cp "$DEPLOY/$MODE.ini" /srv/chat/uwsgi.ini
 install --group www-data --mode 640 "$CERTIFICATE" /srv/chat/tls.pem
 """
 
-# As it is installed by the package, but for what logs to a file.
+# As the package of Debian installs it, except for files of logs.
 _NGINX = """\
 for directory in /etc/nginx/sites-enabled /var/log/nginx /var/lib/nginx; do mount -t tmpfs none $directory; done
 ln -s "$LOG" /var/log/nginx/error.log
@@ -116,7 +115,7 @@ cp "$DEPLOY/$SETUP.ini" /srv/chat/router.ini
 
 
 def _settings(unit: Path) -> configparser.SectionProxy:
-    """Return what systemd is told about a service."""
+    """Return the settings of a service for systemd."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(unit)
@@ -127,7 +126,7 @@ def _start(unit: Path) -> str:
     """Return the shell commands that start a service as systemd does."""
     service = _settings(unit)
     group = service["Group"]
-    # This system's Python may be where only root may look.
+    # This system's Python may be in a directory that only root may read.
     capabilities = ",".join(
         f"+{name.lower().removeprefix('cap_')}"
         for name in ["CAP_DAC_READ_SEARCH", *service.get("AmbientCapabilities", "").split()]
@@ -163,7 +162,7 @@ class Loop:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run *coroutine* in the loop, and wait for it."""
+        """Run *coroutine* in the loop, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, DEADLINE), self._loop).result()
 
     def stop(self) -> None:
@@ -176,8 +175,8 @@ class Loop:
 class Client:
     """A WebSocket of the websockets library.
 
-    Not of its client for threads: two threads on one TLS connection of Python, one that reads and one that writes, now
-    and then lose what is written.
+    It does not use the library's client for threads: if two threads use one TLS connection of Python, one to read and
+    one to write, written data is lost now and then.
     """
 
     def __init__(self, loop: Loop, connection: websockets.asyncio.client.ClientConnection) -> None:
@@ -197,22 +196,22 @@ class Client:
 
         async def close() -> None:
             await self._connection.close(code, reason)
-            self._connection.transport.abort()  # for Python 3.10 a TLS connection that the peer ends is still open
+            self._connection.transport.abort()  # for Python 3.10 a TLS connection that the peer has ended is open
 
         self._loop.run(close())
 
     @property
     def ending(self) -> tuple[int | None, str | None]:
-        """The code and reason with which it has closed."""
+        """The code and reason with which the connection was closed."""
         return self._connection.close_code, self._connection.close_reason
 
 
 class Machine:
     """A machine with one front and uWSGI in one mode.
 
-    :param number: tells it from the others of this process.
-    :param certificate: for everybody who speaks TLS: a file with the certificate and its key.
-    :param loop: for its clients.
+    :param number: the number of this machine within this process.
+    :param certificate: a file with the certificate and its key, for all servers and clients that use TLS.
+    :param loop: the event loop of its clients.
     :param deploy: the directory with the configuration.
     """
 
@@ -225,15 +224,15 @@ class Machine:
         self._log = directory / "log"
         self._tls = ssl.create_default_context(cafile=certificate)
         self._tokens = map("t{}".format, itertools.count())
-        # Of 198.18.0.0/15, which is for tests (RFC 2544). The other half is that of the other live tests.
+        # Part of 198.18.0.0/15, which is for tests (RFC 2544). The other live tests use the other half.
         network = ipaddress.ip_network("198.19.0.0/16")[os.getpid() % 1024 * 64 + number * 4]
         self.host, self.client = str(network + 1), str(network + 2)
 
-        # systemd is told when a service is ready; so are we.
+        # Services notify systemd when they are ready. Here they notify this socket.
         self._notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify = directory / "notify"
         self._notifications.bind(str(notify))
-        self._notifications.settimeout(3 * DEADLINE)  # many may start at once
+        self._notifications.settimeout(3 * DEADLINE)  # many machines may start at the same time
         notify.chmod(0o777)
         services = ["chat.service"] + ["chat-router.service"] * setup.startswith("router")
         self._services = len(services)
@@ -258,7 +257,7 @@ class Machine:
         self._interface = f"fr{os.getpid()}x{number}"
 
     def connect_network(self) -> None:
-        """Lay the cable between this system and the machine."""
+        """Connect this system and the machine by a virtual cable."""
         wait_until(lambda: "entered" in self.log, lambda: f"the machine does not start: {self.log}")
         pid = str(self._process.pid)
         inside = ["nsenter", "--target", pid, "--net"]
@@ -273,7 +272,7 @@ class Machine:
             subprocess.run(command, check=True)
 
     def wait_until_ready(self) -> None:
-        """Wait for the services to say that they are, as systemd does, and for the front."""
+        """Wait until the services report that they are ready, as systemd does, and until the front answers."""
         try:
             for _ in range(self._services):
                 while b"READY=1" not in self._notifications.recv(4096):
@@ -303,22 +302,22 @@ class Machine:
         assert (result.returncode, result.stdout) == (0, ""), self.log
 
     def stop(self) -> None:
-        """Turn it off."""
-        # The system would take it away with the network at its other end, some time later, when there may be another.
+        """Stop the machine."""
+        # The system would remove the cable with the network at its other end, but later, when a new one may exist.
         subprocess.run(["ip", "link", "delete", self._interface], capture_output=True)
         self._process.kill()
         self._process.communicate()
         self._notifications.close()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command on it, and return what it says."""
+        """Run a command on the machine, and return its output."""
         pid = str(self._process.pid)
         enter = ["nsenter", "--target", pid, "--mount", "--net", f"--pid=/proc/{pid}/ns/pid_for_children"]
         return subprocess.run([*enter, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     @property
     def log(self) -> str:
-        """What its services and its front have said."""
+        """The output of the services and of the front."""
         return self._log.read_text(errors="replace")
 
     # Clients
@@ -329,7 +328,7 @@ class Machine:
         return self._tls.wrap_socket(sock, server_hostname=NAME) if is_secure else sock
 
     def token(self) -> str:
-        """Return what tells one connection from the others."""
+        """Return the address that distinguishes this connection from others."""
         return next(self._tokens)
 
     @contextmanager
@@ -353,7 +352,7 @@ class Machine:
             client.close()
 
     def get(self, path: str, *, is_secure: bool = False, **headers: str) -> http.client.HTTPResponse:
-        """Request a page through the front, and return the response, which has been read."""
+        """Request a page through the front, and return the response, whose body has been read."""
         connection = http.client.HTTPConnection(NAME, timeout=DEADLINE)
         connection.sock = self.open(is_secure=is_secure)
         try:
@@ -369,14 +368,14 @@ class Machine:
         return json.loads(self.get(path, is_secure=is_secure).body)  # type: ignore[attr-defined]
 
     def check_log(self) -> None:
-        """Check that nothing went wrong unnoticed."""
-        log = re.sub(r"^\[uwsgi-http .*\n", "", self.log, flags=re.MULTILINE)  # of clients that have left its router
+        """Check that the log has no unnoticed errors."""
+        log = re.sub(r"^\[uwsgi-http .*\n", "", self.log, flags=re.MULTILINE)  # about clients that have left the router
         noise = re.search(r"Traceback|\[BUG\]|Segmentation|DAMN|Broken pipe|[Rr]espawn|\[(warn|error|ALERT)", log)
         assert noise is None, f"{noise[0]}:\n{self.log}"
 
 
 def make_certificate(directory: Path) -> Path:
-    """Make a certificate for :data:`NAME`, and return the file with it and its key."""
+    """Create a certificate for :data:`NAME`, and return the file with it and its key."""
     certificate, key = directory / "certificate.pem", directory / "key.pem"
     command = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
@@ -390,7 +389,7 @@ def make_certificate(directory: Path) -> Path:
     return both
 
 
-#: Every machine that there is: its setup and its mode.
+#: All machines, each by its setup and its mode.
 ALL = list(itertools.product(_SETUPS, MODES))
 
 
@@ -398,9 +397,9 @@ ALL = list(itertools.product(_SETUPS, MODES))
 def running(
     directory: Path, kinds: Sequence[tuple[str, str]], *, first: int = 0, deploy: Path = DEPLOY
 ) -> Iterator[dict[tuple[str, str], Machine]]:
-    """Run machines of these *kinds* all at once.
+    """Run machines of these *kinds*, all at the same time.
 
-    :param first: the number of the first one, which no other machine of this process may have; 15 is the last.
+    :param first: the number of the first machine. The numbers in one process must differ. The last number is 15.
     :param deploy: the directory with their configuration.
     """
     certificate = make_certificate(directory)

@@ -1,7 +1,7 @@
-"""A Flask app served over real sockets inside the test process, in each concurrency mode, and clients for it.
+"""A Flask app that the test process serves over real sockets, in each concurrency mode, and clients for it.
 
-A handler is written once, as a coroutine. The blocking modes get a client whose calls are coroutines that never
-suspend, so that one ``send(None)`` runs the handler to its end.
+A handler is written once, as a coroutine. In the blocking modes it gets a client whose calls are coroutines that never
+suspend, so one ``send(None)`` runs the handler to its end.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from flask import Flask
 from websockets.sync.client import ClientConnection, connect
 
 from flask_uwsgi_websocket import AsyncioWebSocket, AsyncioWebSocketClient, GeventWebSocket, WebSocket, WebSocketClient
+from flask_uwsgi_websocket.rooms import exchange
 from flask_uwsgi_websocket.worker import housekeeper
-from support.wire import CONTINUATION, KEY, TEXT, frame
+from support.wire import CONTINUATION, KEY, PING, TEXT, frame
 
-#: Seconds for what takes milliseconds on an idle machine.
+#: Seconds for steps that take milliseconds on an idle machine.
 DEADLINE = 20
 
-#: More bytes than the sockets of a connection hold together.
+#: More bytes than the sockets of a connection can hold together.
 ROOM = 32 * 2**20
 
 #: The request of RFC 6455 section 1.3.
@@ -55,11 +56,13 @@ def run(coroutine: Any) -> Any:
         coroutine.send(None)
     except StopIteration as stop:
         return stop.value
-    raise AssertionError("it has suspended")
+    raise AssertionError("the coroutine has suspended")
 
 
-def wait_until(condition: Callable[[], Any], what: str | Callable[[], str] = "it has not come true") -> None:
-    """Wait for what no event tells; *what* tells that it does not come."""
+def wait_until(
+    condition: Callable[[], Any], what: str | Callable[[], str] = "the condition has not become true"
+) -> None:
+    """Wait for a condition that no event announces. *what* is the error if it does not become true."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, what() if callable(what) else what
@@ -67,14 +70,14 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str] = "it
 
 
 async def for_ever(call: Callable[[], Awaitable[Any]], times: int = sys.maxsize) -> None:
-    """Call until it raises, at most so many times."""
+    """Call a function until it raises, at most this number of times."""
     for _ in range(times):
         await call()
     raise AssertionError(f"called {times} times")
 
 
 class Clock:
-    """A clock of connections that a test puts forward instead of waiting."""
+    """A clock of connections, which a test puts forward instead of waiting."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -128,29 +131,29 @@ class Threads:
         pass
 
     def dispatch(self, call: Callable[[], None]) -> None:
-        """Serve a request. Called from the thread that accepts."""
+        """Serve a request. The thread that accepts calls this method."""
         self._threads.append(threading.Thread(target=call, name="request"))
         self._threads[-1].start()
 
     def stop(self) -> None:
-        """End, once all requests are served."""
+        """End after all requests are served."""
         for thread in self._threads:
             thread.join(DEADLINE)
             assert not thread.is_alive(), "a handler does not end"
 
     def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Make a handler of a coroutine function."""
+        """Turn a coroutine function into a handler."""
 
         @functools.wraps(function)
         def handler(ws: WebSocketClient, **kwargs: Any) -> Any:
             return run(function(AwaitableClient(ws), **kwargs))
 
-        # Else the extension would see the coroutine function behind it.
+        # Otherwise the extension would see the coroutine function in it.
         del handler.__wrapped__  # type: ignore[attr-defined]
         return handler
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> Callable[[], Awaitable[Any]]:
-        """Run a coroutine function beside the caller; return what waits for its result."""
+        """Run a coroutine function in parallel, and return a function that waits for its result."""
         results: queue.Queue[Any] = queue.Queue()
         thread = threading.Thread(target=lambda: results.put(_outcome(lambda: run(function(*args)))))
         thread.start()
@@ -162,17 +165,17 @@ class Threads:
         return join
 
     def gate(self) -> Gate:
-        """Return what a handler can wait for until the test opens it."""
+        """Return a gate: a handler can wait for it until the test opens it."""
         event = threading.Event()
 
         async def passed() -> None:
-            assert event.wait(DEADLINE), "nobody has opened the gate"
+            assert event.wait(DEADLINE), "the test has not opened the gate"
 
         return Gate(event.set, passed)
 
 
 class Gevent(Threads):
-    """A greenlet for each request, in a hub of a thread of its own; nothing is monkey-patched."""
+    """A greenlet for each request, in the hub of another thread. Nothing is monkey-patched."""
 
     name = "gevent"
     extension = GeventWebSocket
@@ -201,7 +204,7 @@ class Gevent(Threads):
 
     def stop(self) -> None:
         wait_until(lambda: all(each.dead for each in self._greenlets), "a handler does not end")
-        wait_for_housekeepers()
+        wait_for_background()
         self._stop.send()
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
@@ -219,13 +222,13 @@ class Gevent(Threads):
         event = gevent.event.Event()
 
         async def passed() -> None:
-            assert event.wait(DEADLINE), "nobody has opened the gate"
+            assert event.wait(DEADLINE), "the test has not opened the gate"
 
         return Gate(lambda: self._hub.loop.run_callback_threadsafe(event.set), passed)
 
 
 class Asyncio(Threads):
-    """A greenlet for each request, whose parent runs an event loop: what uWSGI's asyncio engine does."""
+    """A greenlet for each request, whose parent runs an event loop, as in uWSGI's asyncio engine."""
 
     name = "asyncio"
     extension = AsyncioWebSocket
@@ -253,7 +256,7 @@ class Asyncio(Threads):
 
     def stop(self) -> None:
         wait_until(lambda: all(each.dead for each in self._greenlets), "a handler does not end")
-        wait_for_housekeepers()
+        wait_for_background()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
@@ -282,7 +285,7 @@ MODES: dict[str, type[Threads]] = {mode.name: mode for mode in (Threads, Gevent,
 
 
 class Background(Threads):
-    """A thread for each request, and coroutine handlers in one event loop: what a server with threads does."""
+    """A thread for each request, and coroutine handlers in one event loop, as in a server with threads."""
 
     name = "background"
     extension = AsyncioWebSocket
@@ -290,11 +293,11 @@ class Background(Threads):
     def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
-    spawn = Asyncio.spawn  # from a handler
+    spawn = Asyncio.spawn  # called by a handler
 
 
 class Gate(NamedTuple):
-    """What a handler awaits until the test opens it."""
+    """A gate that a handler awaits until the test opens it."""
 
     open: Callable[[], Any]
     passed: Callable[[], Awaitable[None]]
@@ -314,18 +317,19 @@ def _unpack(outcome: tuple[Any, BaseException | None]) -> Any:
     return result
 
 
-def wait_for_housekeepers() -> None:
-    """Wait until no housekeeper looks after any connection."""
+def wait_for_background() -> None:
+    """Wait until the housekeepers look after no connection, and no room is subscribed."""
     wait_until(
         lambda: not any(each.connections() or each._running for each in list(housekeeper._housekeepers.values())),
         "a connection is left in the housekeeper's registry",
     )
+    wait_until(lambda: not any(each._feed._is_running for each in list(exchange._exchanges)), "a room is left")
 
 
 class Server:
-    """A small WSGI server, with the environ that Werkzeug's server would give.
+    """A small WSGI server with the same environ as Werkzeug's server.
 
-    It reads the head of a request and not a byte more.
+    It reads the head of a request, and not a byte more.
     """
 
     def __init__(self, app: Any, mode: Threads, **environ: Any) -> None:
@@ -333,7 +337,7 @@ class Server:
         self._mode = mode
         self._environ = environ
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._listener.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        self._listener.settimeout(None)  # independent of socket.setdefaulttimeout()
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name="accept")
         self._thread.start()
@@ -343,9 +347,9 @@ class Server:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if error.errno != errno.EMFILE:  # shut down
+                if error.errno != errno.EMFILE:  # the listener was shut down
                     return
-                time.sleep(0.01)  # a test has taken the descriptors away, for one request
+                time.sleep(0.01)  # a test has used up the descriptors for one request
                 continue
             timeout = sock.gettimeout()
             sock.settimeout(None)
@@ -398,13 +402,13 @@ class Server:
             body = b"".join(response)
             if hasattr(response, "close"):
                 response.close()
-            with suppress(OSError):  # the socket of a WebSocket that is done
+            with suppress(OSError):  # the socket of a WebSocket may already be closed
                 sock.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + body)
         finally:
             sock.close()
 
     def stop(self) -> None:
-        """Accept nobody any more."""
+        """Stop accepting connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -419,7 +423,7 @@ class Response(NamedTuple):
     body: bytes
 
     def all(self, name: str) -> list[str]:
-        """Return every value of a header."""
+        """Return all values of a header."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def __getitem__(self, name: str) -> str:
@@ -428,21 +432,21 @@ class Response(NamedTuple):
 
 
 class RawClient:
-    """A client that says what it is told to, byte for byte."""
+    """A client that sends exactly the bytes that a test gives it."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
         self._input = self.sock.makefile("rb")
 
     def request(self, path: str = "/", method: str = "GET", protocol: str = "HTTP/1.1", **changes: str | None) -> None:
-        """Send an upgrade request with changed headers, ``_`` for ``-``; None leaves one out."""
+        """Send an upgrade request. *headers* replace the usual ones, with ``_`` for ``-``; None omits a header."""
         headers: dict[str, str | None] = {name.lower(): value for name, value in REQUEST.items()}
         headers.update((name.replace("_", "-").lower(), value) for name, value in changes.items())
         lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
         self.send("\r\n".join([f"{method} {path} {protocol}", *lines, "", ""]).encode("latin-1"))
 
     def response(self) -> Response:
-        """Read a response; its body, when it is no 101, to the end of the connection."""
+        """Read a response. The body of a response other than 101 extends to the end of the connection."""
         status = int(self._input.readline().split()[1])
         headers = []
         while line := self._input.readline().decode("latin-1").rstrip("\r\n"):
@@ -454,12 +458,12 @@ class RawClient:
         self.sock.sendall(data)
 
     def send_for_ever(self, data: bytes) -> NoReturn:
-        """Send until it raises."""
+        """Send until a send raises."""
         while True:
             self.sock.sendall(data)
 
     def send_until_refused(self, data: bytes) -> None:
-        """Send until the server has taken nothing for some time, and half of the last piece may be missing."""
+        """Send until the server has read nothing for some time. A part of the last piece may not be sent."""
         self.sock.settimeout(0.3)
         sent = 0
         try:
@@ -469,14 +473,14 @@ class RawClient:
         except TimeoutError:
             self.sock.settimeout(DEADLINE)
         else:
-            raise AssertionError(f"it has taken {sent} bytes")
+            raise AssertionError(f"the server has taken {sent} bytes")
 
     def frame(self, opcode: int, payload: bytes = b"", **how: Any) -> None:
         """Send a masked frame."""
         self.send(frame(opcode, payload, key=KEY, **how))
 
     def read_frame(self) -> tuple[int, bytes] | None:
-        """Read a frame: opcode and payload; None at the end of the input."""
+        """Read a frame, and return its opcode and payload, or None at the end of the input."""
         try:
             start = self._input.read(2)
         except ConnectionResetError:
@@ -492,12 +496,18 @@ class RawClient:
             (length,) = struct.unpack("!Q", self._input.read(8))
         return start[0] & 0x0F, self._input.read(length)
 
+    def read_ping(self) -> bytes:
+        """Read a frame, which has to be a Ping, and return its payload."""
+        opcode, payload = self.read_frame() or (None, b"")
+        assert opcode == PING
+        return payload
+
     def read(self, size: int) -> None:
-        """Read so many bytes, whatever they are."""
+        """Read this number of bytes."""
         assert len(self._input.read(size)) == size
 
     def reset(self) -> None:
-        """Vanish without a good-bye: the server gets a RST."""
+        """Vanish without a Close frame: the server gets a RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
@@ -507,17 +517,17 @@ class RawClient:
 
 
 class Site:
-    """A Flask app with WebSockets, served from its first connection on; closed by its fixture."""
+    """A Flask app with WebSockets. It is served from the first connection until its fixture closes it."""
 
     def __init__(self, mode: Threads, **settings: Any) -> None:
         self.mode = mode
         self.app = Flask("site")
         self.app.secret_key = "secret"
         self.websocket = mode.extension(self.app, **settings)
-        #: What handlers have to tell to the test.
+        #: The notes of handlers for the test.
         self.notes: queue.Queue[Any] = queue.Queue()
         self.note = self.notes.put
-        #: What was logged as a warning or worse. A test that expects it, takes it out.
+        #: The logged warnings and errors. A test that expects one takes it out.
         self.log: list[logging.LogRecord] = []
         self._server: Server | None = None
         self._clients = ExitStack()
@@ -539,7 +549,7 @@ class Site:
         return lambda function: self.websocket.route(rule, **options)(self.mode.handler(function))
 
     def noted(self) -> Any:
-        """Return the next thing that a handler has told."""
+        """Return the next note of a handler."""
         return self.notes.get(timeout=DEADLINE)
 
     @property
@@ -555,13 +565,13 @@ class Site:
         return self._clients.enter_context(client)
 
     def raw(self) -> RawClient:
-        """Connect a client that says nothing by itself."""
+        """Connect a client that sends nothing by itself."""
         client = RawClient(self.port)
         self._clients.callback(client.close)
         return client
 
     def upgrade(self, path: str = "/", **headers: str | None) -> RawClient:
-        """Connect a raw client and make its handshake."""
+        """Connect a raw client, and make its handshake."""
         client = self.raw()
         client.request(path, **headers)
         response = client.response()
@@ -569,7 +579,7 @@ class Site:
         return client
 
     def refusal(self, path: str = "/", **request: Any) -> Response:
-        """Send a request and return the response, which is not 101."""
+        """Send a request, and return the response, which must not be 101."""
         client = self.raw()
         client.request(path, **request)
         response = client.response()
@@ -578,14 +588,18 @@ class Site:
         return response
 
     def logged(self) -> logging.LogRecord:
-        """Wait for something to be logged, and take it."""
+        """Wait for a log record, and take it."""
         wait_until(lambda: self.log, "nothing was logged")
         return self.log.pop(0)
 
+    def disconnect(self) -> None:
+        """Close the clients."""
+        self._clients.close()
+
     def close(self) -> None:
-        """Let the clients leave, and end when all handlers have ended."""
+        """Close the clients, and wait until all handlers have ended."""
         try:
-            self._clients.close()
+            self.disconnect()
         finally:
             if self._server is not None:
                 self._server.stop()
@@ -599,7 +613,7 @@ class Site:
 
 
 def serving(mode: str, **settings: Any) -> Iterator[Site]:
-    """Yield a site; the body of a fixture."""
+    """Yield a site, as the body of a fixture."""
     site = Site({**MODES, Background.name: Background}[mode](), **settings)
     try:
         yield site
@@ -608,7 +622,7 @@ def serving(mode: str, **settings: Any) -> Iterator[Site]:
 
 
 def hold(site: Site, **options: Any) -> None:
-    """Declare a handler at ``/`` that lasts as long as its connection."""
+    """Declare a handler at ``/`` that ends with its connection."""
 
     @site.route("/", **options)
     async def handler(ws: Any) -> None:
@@ -617,26 +631,34 @@ def hold(site: Site, **options: Any) -> None:
             pass
 
 
+async def wait_at_gate(site: Site) -> None:
+    """Note a gate, and wait until the test opens it."""
+    gate = site.mode.gate()
+    site.note(gate)
+    await gate.passed()
+
+
 async def tick(site: Site) -> None:
-    """Give the others some time, as a handler does that only looks at its connection now and then."""
+    """Let other tasks run, like a handler that only checks its connection now and then."""
     gate = site.mode.gate()
     gate.open()
     await gate.passed()
 
 
 async def send_to(site: Site, connection: Any, message: str) -> None:
-    """Send to a connection as its mode's handlers get it."""
+    """Send to a connection, in the way of its mode's handlers."""
     sent = connection.send(message)
     if site.mode.name == "asyncio":
         await sent
 
 
 class Flood:
-    """Sends empty frames as fast as it can, and reads what comes back, until the block ends."""
+    """Send empty frames as fast as possible, and read all answers, until the block ends."""
 
     def __init__(self, client: RawClient, opcode: int = TEXT) -> None:
         self._client = client
-        # Megabytes of such frames would be left at its end, which the slowest of interpreters reads for half a minute.
+        # Otherwise megabytes of such frames would be left at the end, which the slowest interpreter reads for half a
+        # minute.
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
         self._data = frame(opcode, key=KEY, fin=opcode != CONTINUATION) * 10_000
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._read)]
@@ -655,7 +677,7 @@ class Flood:
             thread.start()
 
     def __exit__(self, *error: object) -> None:
-        with suppress(OSError):  # it has been dropped
+        with suppress(OSError):  # the server dropped the connection
             self._client.sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(DEADLINE)

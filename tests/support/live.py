@@ -1,7 +1,8 @@
-"""Servers for the live tests, uWSGI's for each mode and front, and some others, and clients for them.
+"""Servers for the live tests (uWSGI in each mode behind each front, and others), and clients for them.
 
-A server stays up for all tests that use it. They wait for what its workers write into their journal, and for its
-access log. When it goes down, its log must hold no crash, no noise, and no traceback that was not deliberate.
+A server stays up for all tests that use it. The tests wait for the events that its workers write into their journal,
+and for its access log. After the server has stopped, its log may have no crash, no unexpected message, and no traceback
+of an exception that was not raised on purpose.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ PATHS = [str(APPS), str(Path(flask_uwsgi_websocket.__file__).parents[1])]
 SERVERS_PAGE = DOCS / "servers.md"
 UWSGI = Path(sys.executable).with_name("uwsgi")
 
-#: Seconds for whatever takes much less on an idle machine.
+#: Seconds for steps that take much less on an idle machine.
 DEADLINE = 30
 
-#: How many clients the concurrent modes are to serve at once.
+#: The number of clients that the concurrent modes have to serve at the same time.
 CROWD = 100
 
 
 class Mode(NamedTuple):
-    """A concurrency mode: the extension, its uWSGI options, the module with its ``sleep()``."""
+    """A concurrency mode: the extension, its uWSGI options, and the module with its ``sleep()``."""
 
     extension: str
     options: Sequence[str]
@@ -67,21 +68,21 @@ MODES = {
     "asyncio": Mode("AsyncioWebSocket", ["--asyncio", "300", "--greenlet"], "asyncio"),
 }
 
-#: Options with which uWSGI does not give up a request that it has only half of, as it does after 4 s.
+#: Options with which uWSGI keeps an incomplete request. By default it gives up such a request after 4 s.
 PATIENT = ["--socket-timeout", "3600"]
 
 FRONTS = {"http-socket": ["--http-socket"], "http": ["--http-websockets", "--http"]}
 
 MATRIX = [pytest.param((mode, front), id=f"{mode}-{front}") for mode in MODES for front in FRONTS]
 
-# The router, [uwsgi-http ...], tells of every client that vanishes: that is its own business.
+# The router, [uwsgi-http ...], logs each client that vanishes, which is no fault.
 _NOISE = re.compile(
     r"^(?!\[uwsgi-http ).*(\[BUG\]|Segmentation|SIGPIPE|Broken pipe|DAMN|[Rr]espawn|never awaited|stack is not)",
     re.MULTILINE,
 )
 
 
-#: Servers other than uWSGI: the mode of their handlers, and how they are started, as docs/servers.md says.
+#: Servers other than uWSGI: the mode of their handlers, and their commands from docs/servers.md.
 OTHERS = {
     "flask-run": Mode("WebSocket", ["flask", "--app", "app", "run"], "time"),
     "flask-run-asyncio": Mode("AsyncioWebSocket", ["flask", "--app", "app", "run"], "asyncio"),
@@ -95,18 +96,18 @@ OTHERS = {
 class Server:
     """A running server.
 
-    :param mode: its mode.
+    :param mode: the concurrency mode.
     :param front: the key of uWSGI's front, or None for another server.
-    :param options: more options on its command line.
+    :param options: more options for its command line.
     :param hosts: more addresses to listen on.
     :param master: whether uWSGI has its master process.
     :param module: the module of the application.
-    :param expected: the exceptions whose tracebacks may be in the log, as a regular expression.
+    :param expected: a regular expression of the exceptions whose tracebacks may be in the log.
     """
 
     host = "127.0.0.1"
 
-    #: Where a line of the access log has the status.
+    #: The status in a line of the access log.
     _status = re.compile(r"\(HTTP/1\.1 (\d+)\)")
 
     def __init__(
@@ -133,7 +134,7 @@ class Server:
         self.reloads = 0
         self._is_stopping = False
         self._reading = threading.Lock()
-        self._read = 0  # of its bytes
+        self._read = 0  # the number of bytes of the journal that were read
         self._entries: list[dict[str, Any]] = []
         arguments = [*self._arguments(directory, module, hosts, master=master), *options]
         environ = {
@@ -177,8 +178,13 @@ class Server:
         wait_until(answers, lambda: f"the server does not answer:\n{self.log}")
         wait_until(lambda: len(self.workers) == self.mode.processes, lambda: f"workers are missing:\n{self.log}")
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server, which is uWSGI's master."""
+        return self._process.pid
+
     def signal(self, signum: signal.Signals) -> None:
-        """Tell it to stop or to reload, as an administrator does."""
+        """Send the signal to stop or to reload, like an administrator."""
         self._save_coverage()
         os.kill(self._process.pid, signum)
         if signum == signal.SIGHUP:
@@ -187,14 +193,14 @@ class Server:
             self._is_stopping = True
 
     def stop(self) -> None:
-        """Stop it, and check what it leaves behind."""
+        """Stop the server, and check what it leaves behind."""
         if self._process.poll() is None and not self._is_stopping:
             self._save_coverage()
             self._interrupt()
         self.wait_until_ended()
 
     def wait_until_ended(self) -> None:
-        """Wait until it has stopped, and see to it that nothing of it is left."""
+        """Wait until the server has stopped, and make sure that no process of it is left."""
         try:
             self._process.wait(DEADLINE)
         finally:
@@ -208,7 +214,7 @@ class Server:
         os.killpg(self._process.pid, signal.SIGINT)
 
     def check_log(self) -> None:
-        """Check that no worker has died, and that nothing went wrong unnoticed."""
+        """Check that no worker has died, and that the log has no unnoticed errors."""
         log = self.log
         noise = _NOISE.search(log)
         assert noise is None, f"{noise[0]}:\n{log}"
@@ -227,7 +233,7 @@ class Server:
                 lambda: f"a worker has not saved its coverage:\n{self.log}",
             )
 
-    # What is known of it
+    # State
 
     @property
     def log(self) -> str:
@@ -235,17 +241,17 @@ class Server:
 
     @property
     def workers(self) -> set[int]:
-        """The process ids of all workers that have ever started."""
+        """The process ids of all workers that have started so far."""
         return {entry["pid"] for entry in self.journal() if entry["event"] == "worker"}
 
     def running_workers(self) -> set[int]:
-        """Return the process ids of the workers that are there now."""
+        """Return the process ids of the workers that are running."""
         return {pid for pid in self.workers if Path(f"/proc/{pid}").exists()}
 
     def wait_until_idle(self) -> None:
         """Wait until no thread of any worker runs or waits for the interpreter's lock.
 
-        One that is about to get that lock may look asleep for a moment, so it has to stay so.
+        A thread that is about to get this lock may look asleep for a moment, so all of them have to stay asleep.
         """
         times = 0
         while times < 5:
@@ -253,7 +259,7 @@ class Server:
             time.sleep(0.01)
 
     def journal(self) -> list[dict[str, Any]]:
-        """Return what the workers have noted."""
+        """Return the events that the workers have written."""
         with self._reading, self._journal.open("rb") as journal:
             journal.seek(self._read)
             lines, newline, _ = journal.read().rpartition(b"\n")
@@ -262,7 +268,7 @@ class Server:
             return self._entries[:]
 
     def wait_for(self, event: str, client: Any) -> dict[str, Any]:
-        """Wait for an *event* of the handler that serves *client*."""
+        """Wait for an *event* of the handler of *client*, and return it."""
         token = token_of(client)
 
         def find() -> dict[str, Any] | None:
@@ -272,23 +278,23 @@ class Server:
         return wait_until(find, lambda: f"no {event!r} of the handler of {token}:\n{self.log[-5000:]}")
 
     def wait_for_access_log(self, client: Any) -> int:
-        """Wait for the line in the access log about the request of *client*, and return the status in it."""
+        """Wait for the line of *client* in the access log, and return the status in it."""
         token = token_of(client)
 
         def find() -> re.Match[str] | None:
             line = next((line for line in self.log.splitlines() if f"token={token} " in line), "")
-            return self._status.search(line)  # there may be only half of the line yet
+            return self._status.search(line)  # the line may be incomplete
 
         return int(wait_until(find, lambda: f"no request {token} in the access log:\n{self.log[-5000:]}")[1])
 
     def open_files(self) -> dict[int, int]:
-        """Return how many descriptors each worker has open."""
+        """Return the number of open descriptors of each worker."""
         return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in self.workers}
 
     # Clients
 
     def path(self, path: str) -> str:
-        """Return *path* with a token that tells its handler in the journal, unless it has one."""
+        """Return *path* with a token that identifies its handler in the journal, unless *path* has one."""
         if "token=" in path:
             return path
         return f"{path}{'&' if '?' in path else '?'}token={next(self._tokens)}"
@@ -322,7 +328,7 @@ class Server:
     async def open_many(
         self, paths: Sequence[str], options: Callable[[int], Mapping[str, Any]] = lambda _: {}
     ) -> AsyncIterator[list[websockets.asyncio.client.ClientConnection]]:
-        """Open a WebSocket to each of *paths*, all at once, and close them all at once."""
+        """Open a WebSocket to each of *paths*, all at the same time, and close them all at the same time."""
         async with AsyncExitStack() as stack:
             opening = (stack.enter_async_context(self.open(path, **options(i))) for i, path in enumerate(paths))
             clients = await asyncio.gather(*opening)
@@ -331,7 +337,7 @@ class Server:
 
     @contextmanager
     def raw(self, path: str = "/echo", headers: Mapping[str, str | None] | None = None) -> Iterator[Raw]:
-        """Open a WebSocket that sends exactly what it is told."""
+        """Open a WebSocket that sends exactly the bytes that a test gives it."""
         client = Raw(self, self.path(path))
         try:
             response = client.handshake(headers or {})
@@ -348,7 +354,7 @@ class Server:
         method: str = "GET",
         rest: bytes = b"",
     ) -> Response:
-        """Send a handshake, changed by *headers* and with *rest* behind it, and return the response."""
+        """Send a handshake, changed by *headers* and followed by *rest*, and return the response."""
         client = Raw(self, self.path(path))
         try:
             return client.handshake(headers or {}, method=method, rest=rest)
@@ -370,9 +376,9 @@ class Server:
 
 
 class OtherServer(Server):
-    """A running server that is not uWSGI, but one of ``OTHERS``."""
+    """A running server other than uWSGI: one of ``OTHERS``."""
 
-    _status = re.compile(r'HTTP/1\.1\S*" (\d+) ')  # Werkzeug's is in colours
+    _status = re.compile(r'HTTP/1\.1\S*" (\d+) ')  # Werkzeug's line has colours
 
     def _arguments(self, directory: Path, module: str, hosts: Sequence[str], *, master: bool) -> list[str]:
         (directory / "serve.py").write_text(script(module, self.port))
@@ -389,11 +395,12 @@ class OtherServer(Server):
         }
 
     def _interrupt(self) -> None:
-        # Not all at once: gunicorn replaces a worker that ends before itself, and the new one does not hear of the end.
+        # One after the other: gunicorn replaces a worker that ends before it, and the new worker does not get the
+        # signal.
         os.kill(self._process.pid, signal.SIGINT)
 
     def check_log(self) -> None:
-        """Check that nothing went wrong unnoticed."""
+        """Check that the log has no unnoticed errors."""
         super().check_log()
         assert not re.search(r"\[(ERROR|CRITICAL)\]", self.log), self.log
 
@@ -414,7 +421,7 @@ class Response(NamedTuple):
 
 
 class Raw:
-    """A client that sends exactly what it is told. ``path`` is where it goes."""
+    """A client that sends exactly the bytes that a test gives it. ``path`` is its URL."""
 
     def __init__(self, server: Server, path: str) -> None:
         self.path = path
@@ -424,7 +431,7 @@ class Raw:
         self.file = self.sock.makefile("rb")
 
     def handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> Response:
-        """Send the handshake and return the response; see :meth:`send_handshake`."""
+        """Send the handshake, and return the response; see :meth:`send_handshake`."""
         self.send_handshake(headers, method=method, rest=rest)
         status_line = self.file.readline()
         if not status_line:
@@ -434,14 +441,14 @@ class Raw:
         while line := self.file.readline().strip().decode():
             name, _, value = line.partition(": ")
             answered[name] = value
-        size = int(answered.get("Content-Length", -1))  # Werkzeug's server ends TCP only when the client has
+        size = int(answered.get("Content-Length", -1))  # Werkzeug's server ends TCP only after the client has
         return Response(status, answered, b"" if status == 101 else self.file.read(size))
 
     def send_handshake(self, headers: Mapping[str, str | None], *, method: str = "GET", rest: bytes = b"") -> None:
         """Send the handshake.
 
-        :param headers: replaces and adds headers; None leaves one out.
-        :param rest: sent in the same segment.
+        :param headers: replaces and adds headers; None omits one.
+        :param rest: bytes in the same segment.
         """
         fields = {
             "Host": self.host,
@@ -461,7 +468,7 @@ class Raw:
         self.send(frame(opcode, payload, key=KEY, **options))
 
     def receive(self) -> tuple[int, bytes]:
-        """Return the opcode and payload of the next frame, which has to be whole."""
+        """Return the opcode and payload of the next frame, which has to be complete."""
         first, length = self.file.read(2)
         assert first & 0xF0 == 0x80
         if length == 126:
@@ -471,7 +478,7 @@ class Raw:
         return first & 0x0F, self.file.read(length)
 
     def receive_close(self) -> tuple[int, str]:
-        """Return the code and reason of the Close frame that has to be next, and last."""
+        """Return the code and reason of the Close frame, which has to be the next and last frame."""
         opcode, payload = self.receive()
         assert opcode == CLOSE, (opcode, payload)
         return int.from_bytes(payload[:2], "big"), payload[2:].decode()
@@ -487,7 +494,7 @@ class Raw:
 
 
 class Network(NamedTuple):
-    """A network of its own for clients: the server's address in it, and how it is entered and cut."""
+    """A network for clients. It has the server's address in it, and the commands to enter and cut it."""
 
     name: str
     host: str
@@ -496,17 +503,17 @@ class Network(NamedTuple):
         return ["ip", "netns", "exec", self.name, *arguments]
 
     def link(self, state: str) -> None:
-        """Plug its cable in ("up") or out ("down"): nobody is told, packets are just lost."""
+        """Plug the cable in ("up") or out ("down"). Neither side is notified: packets are just lost."""
         subprocess.run(self.command("ip", "link", "set", f"{self.name}c", state), check=True)
 
 
 def request_in_a_row(connect: Callable[[], socket.socket], *paths: str) -> list[int]:
-    """Request *paths* as a client does that keeps its connection as long as it may, and return the statuses.
+    """Request *paths* like a client that keeps its connection as long as it may, and return the statuses.
 
-    It sends the next request at once, without a look whether the server has ended TCP.
+    The client sends the next request at once, and does not check whether the server has ended TCP.
 
     :param connect: opens a connection.
-    :raises OSError: when a request is lost: a server has ended a connection that it has not said to end.
+    :raises OSError: when a request is lost, because the server ended a connection without an announcement.
     """
 
     class Client(http.client.HTTPConnection):
@@ -525,7 +532,7 @@ def request_in_a_row(connect: Callable[[], socket.socket], *paths: str) -> list[
 
 
 def token_of(client: Any) -> str:
-    """Return what tells a client's handler in the journal: *client* is a connection, or the path that it went to."""
+    """Return the token that identifies a client's handler in the journal. *client* is a connection or its path."""
     if not isinstance(client, str):
         client = client.path if isinstance(client, Raw) else client.request.path
     return parse_qs(urlsplit(client).query)["token"][0]
@@ -541,14 +548,14 @@ def wait_until(find: Callable[[], T], complain: Callable[[], str]) -> T:
 
 
 def coverage_config() -> str:
-    """Return the configuration file if coverage of these tests is being measured, so that the workers', too, is."""
+    """Return the configuration file if coverage is measured. The workers then measure their coverage, too."""
     coverage = sys.modules.get("coverage")
     current = coverage and coverage.Coverage.current()
     return str(current.config.config_file) if current else ""
 
 
 def _is_asleep(pid: int) -> bool:
-    """Tell whether all threads of a process sleep, its main thread last."""
+    """Return whether all threads of a process sleep. The main thread is checked last."""
     tasks = sorted(map(int, os.listdir(f"/proc/{pid}/task")), reverse=True)
     try:
         stats = [Path(f"/proc/{pid}/task/{task}/stat").read_text() for task in tasks]
@@ -559,7 +566,7 @@ def _is_asleep(pid: int) -> bool:
 
 @contextmanager
 def processes(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Run clients in processes of their own, and return them when they are connected."""
+    """Run each client in its own process, and yield the processes when the clients are connected."""
     clients = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for command in commands
     ]
@@ -575,7 +582,7 @@ def processes(*commands: Sequence[str]) -> Iterator[list[subprocess.Popen[str]]]
 
 
 def in_threads(count: int, function: Callable[[int], object]) -> None:
-    """Call *function* with 0, 1, ... in as many threads, and raise what one of them raises."""
+    """Call *function* with 0, 1, ... in this number of threads, and raise the first error of them."""
     errors = []
 
     def run(number: int) -> None:
@@ -600,7 +607,7 @@ def serving(
     """Run a server, and check what it leaves behind.
 
     :param front: the key of uWSGI's front, or None for another server.
-    :param trouble: what may not be in its log, for one whose workers die or are replaced, of which uWSGI tells.
+    :param trouble: faults that must not be in the log. It replaces the usual check if workers die or are replaced.
     """
     server = (OtherServer if front is None else Server)(directory, mode, front, **options)
     try:
@@ -615,7 +622,7 @@ def serving(
 
 
 def check_room(server: Server, most: int) -> None:
-    """Check that a server takes so many connections and no more, and serves HTTP all the time."""
+    """Check that a server accepts this number of connections and no more, and always serves HTTP."""
     with ExitStack() as stack:
         clients = [stack.enter_context(server.raw("/echo")) for _ in range(most)]
         for _ in range(3):

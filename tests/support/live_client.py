@@ -1,4 +1,4 @@
-"""A client in a process of its own, to be stopped, killed or cut off: ``python live_client.py HOST PORT PATH...``
+"""A client in its own process, which a test can stop, kill or cut off: ``python live_client.py HOST PORT PATH...``
 
 It opens a WebSocket to each path, writes a line, and waits for the end of its input.
 """

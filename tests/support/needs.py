@@ -1,7 +1,7 @@
-"""What the tests need of a machine besides Python's packages, in one table.
+"""The requirements of the tests on a machine, besides Python's packages, in one table.
 
-A fixture that uses something of it calls :func:`require`. ``.ci/install`` runs ``needs.py [NAME...]``, which prints a
-line for what is missing: Debian's packages or "root", a tab, and the tests that are left out without them.
+A fixture that needs an entry calls :func:`require`. ``.ci/install`` runs ``needs.py [NAME...]``, which prints a line
+for each missing entry: Debian's packages or "root", a tab, and the tests that are left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NamedTuple
 class Need(NamedTuple):
     """Something that a machine may lack.
 
-    :param tests: what is tested with it.
-    :param packages: the Debian packages that it comes in; none if it is not installed.
-    :param commands: the programs that it is.
-    :param files: files that it has.
-    :param namespaces: whether it is the right to make namespaces.
+    :param tests: the tests that need it.
+    :param packages: the Debian packages that contain it; none if it cannot be installed.
+    :param commands: the programs in it.
+    :param files: the files in it.
+    :param namespaces: whether it is the right to create namespaces.
     """
 
     tests: str
@@ -47,9 +47,10 @@ NEEDS = {
     "proxies": Need(
         "proxies in front of uWSGI", "nginx haproxy openssl systemd", "nginx haproxy openssl systemd-analyze"
     ),
-    # uWSGI has TLS if this is here when it is compiled.
+    "redis": Need("rooms with Redis", "redis-server openssl", "redis-server openssl"),
+    # uWSGI supports TLS if these files exist when it is compiled.
     "TLS": Need("TLS in uWSGI", "libssl-dev", files="/usr/include/openssl/ssl.h"),
-    "namespaces": Need("what has a network or a root directory of its own", namespaces=True),
+    "namespaces": Need("tests with their own network or root directory", namespaces=True),
 }
 
 
@@ -60,8 +61,8 @@ def _may_make_namespaces() -> bool:
 
 
 def require(*names: str) -> None:
-    """Skip a test on a machine that lacks something of :data:`NEEDS`. In CI that is a failure."""
-    import pytest  # which .ci/install does not have
+    """Skip a test on a machine that lacks one of :data:`NEEDS`. In CI that is a failure."""
+    import pytest  # .ci/install runs without pytest
 
     missing = [str(NEEDS[name]) for name in names if not NEEDS[name].is_here()]
     if missing:

@@ -10,8 +10,8 @@ from support.paths import DOCS, ROOT
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
-#: What the pages install as long as 0.7.0 is not on PyPI: installation.md says so. The release makes it
-#: "Flask-uWSGI-WebSocket" here, and everywhere else with
+#: The package that the pages install until 0.7.0 is on PyPI, as installation.md says. For the release, write
+#: "Flask-uWSGI-WebSocket" here, and run this command for the pages:
 #: sed -i 's|\.\./flask-uwsgi-websocket|Flask-uWSGI-WebSocket|' README.md docs/*.md
 PACKAGE = "../flask-uwsgi-websocket"
 
@@ -21,7 +21,7 @@ class Block(NamedTuple):
 
     :param page: the path of its page.
     :param line: the number of its first line.
-    :param where: what the line before it says if it is a file, such as ```app.py`:``.
+    :param where: the line before it if the block is a file, such as ```app.py`:``.
     """
 
     page: str
@@ -48,5 +48,5 @@ BLOCKS = {str(path.relative_to(ROOT)): blocks_of(path) for path in PAGES}
 
 
 def block_not_run(start: str) -> str:
-    """Return the text of the block that begins like this."""
+    """Return the text of the block that begins with *start*."""
     return next(block.text for blocks in BLOCKS.values() for block in blocks if block.name.startswith(start))

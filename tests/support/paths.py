@@ -1,4 +1,4 @@
-"""Where things are in the checkout."""
+"""Directories and files of the checkout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 SUPPORT = Path(__file__).parent
 
-#: The applications of the live tests, which servers import by their names.
+#: The applications of the live tests. Servers import them by their names.
 APPS = SUPPORT / "apps"
 
 ROOT = SUPPORT.parents[1]

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Yield a port on which nobody but a server that is told of it can listen.
+    """Yield a port on which only a server of the test can listen.
 
-    As long as a socket is bound to it, the system gives it to nobody who asks for any port, and to no client. A server
-    can be bound to it besides, as both have ``SO_REUSEADDR`` and only one of them listens.
+    A bound socket keeps the port: the system gives it to no client, and to no program that asks for any port. A server
+    can bind to the same port, because both sockets have ``SO_REUSEADDR`` and only one of them listens.
     """
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Projects in directories of their own, and Python processes that run in them."""
+"""Projects in their own directories, and Python processes that run in them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import flask_uwsgi_websocket
 
-DEADLINE = 30  # seconds, for what takes one or two on an idle machine
+DEADLINE = 30  # seconds, for steps that take one or two on an idle machine
 
-# What scripts may start themselves with: they serve the application, or only tell where they found it.
+# Scripts call this to start themselves. It serves the application, or prints where the package found it.
 START = """
 import json, os
 from flask_uwsgi_websocket.cli.runner import locate_app, run_uwsgi
@@ -38,7 +38,7 @@ def write(project: Path, files: Mapping[str, str]) -> None:
 
 
 def environment(project: Path, **variables: object) -> dict[str, str]:
-    """Return the environment for a project's processes, where the package and ``start`` can be imported."""
+    """Return the environment for a project's processes, in which the package and ``start`` can be imported."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "PORT"))}
     paths = [str(Path(flask_uwsgi_websocket.__file__).parents[1]), str(project.parent / "library")]
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths), **{k: str(v) for k, v in variables.items()}}
@@ -63,7 +63,7 @@ class Server(NamedTuple):
     url: str
 
     def get(self) -> str:
-        """Return what the server answers, as soon as it does."""
+        """Return the answer of the server, as soon as it answers."""
         deadline = time.monotonic() + DEADLINE
         while True:
             try:
@@ -100,12 +100,12 @@ def serving(project: Path, port: int, *arguments: str, **variables: object) -> I
 
 
 def change(path: Path, text: str, server: Server, expected: str) -> None:
-    """Change a module, and wait until the server serves it."""
+    """Change a module, and wait until the server serves the change."""
     path.write_text(text)
     deadline = time.monotonic() + DEADLINE
     while server.get() != expected:
         assert time.monotonic() < deadline, server.log.read_text()
-        # The reloader compares whole seconds, and knows only the times it has seen itself.
+        # The reloader compares whole seconds, and only with the times that it has seen itself.
         later = path.stat().st_mtime + 1
         os.utime(path, (later, later))
         time.sleep(0.1)

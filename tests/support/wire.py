@@ -1,4 +1,4 @@
-"""Frames as bytes, legal and illegal, for the tests of the protocol engine."""
+"""Frames as bytes, legal and illegal, for the tests of the protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 #: The masking key of the examples of RFC 6455 section 5.7.
 KEY = bytes.fromhex("37fa213d")
 
-#: Every role by name: what ``is_client`` is for it.
+#: Every role by its name, with the value of ``is_client``.
 ROLES = {"server": False, "client": True}
 
 
@@ -60,7 +60,7 @@ def frame(
 
 
 def key_to(is_client: bool) -> bytes | None:
-    """Return the masking key for frames to that role: clients mask, servers do not."""
+    """Return the masking key of frames to this role: clients mask, servers do not."""
     return None if is_client else KEY
 
 
@@ -74,16 +74,16 @@ def deflating(parameters: DeflateParameters | None = None, *, threshold: int = 0
     return Deflate(parameters or DeflateParameters(), config, is_client=is_client)
 
 
-def feed(engine: Protocol, parts: list[bytes]) -> list[object]:
-    """Feed *parts* one after the other and return all events."""
+def feed(protocol: Protocol, parts: list[bytes]) -> list[object]:
+    """Feed *parts* one after the other, and return all events."""
     events: list[object] = []
     for part in parts:
-        events += engine.receive_data(part)
+        events += protocol.receive_data(part)
     return events
 
 
 def splits(data: bytes) -> list[list[bytes]]:
-    """Return every way of receiving *data* in two parts, and the way of one byte at a time.
+    """Return each way to receive *data* in two parts, and the way to receive it one byte at a time.
 
     Long data is split in its first and last bytes and at a few places between them.
     """
@@ -95,7 +95,7 @@ def splits(data: bytes) -> list[list[bytes]]:
 
 
 def read_frames(data: bytes, *, masked: bool) -> list[Frame]:
-    """Parse *data* with the parser of ``websockets``, which must find whole and valid frames only."""
+    """Parse *data* with the parser of ``websockets``, which must find only whole and valid frames."""
     reader = StreamReader()
     reader.feed_data(data)
     reader.feed_eof()
@@ -112,5 +112,5 @@ def read_frames(data: bytes, *, masked: bool) -> list[Frame]:
 
 
 def bodies(data: bytes, *, is_client: bool) -> list[tuple[int, bytes]]:
-    """Return the opcode and payload of each frame that an engine of that role sent."""
+    """Return the opcode and payload of each frame that a protocol of this role sent."""
     return [(int(each.opcode), bytes(each.data)) for each in read_frames(data, masked=is_client)]

@@ -1,4 +1,4 @@
-"""What handlers call: of a connection, of the extension; settings."""
+"""The methods that handlers call, of the connection and of the extension, and the settings."""
 
 from __future__ import annotations
 

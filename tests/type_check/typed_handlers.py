@@ -1,4 +1,4 @@
-"""Handlers of the three extensions. mypy checks these files; that an error is missing is an error, too."""
+"""Handlers of the three extensions. mypy checks these files, and a missing error is an error, too."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def take_anything(ws: Any, /, **variables: Any) -> Any: ...  # a variable may be
 def receive(ws: WebSocketClient) -> None: ...
 
 
-# So do coroutine functions.
+# Coroutine functions keep it, too.
 
 
 @aio.route("/<room>")
@@ -97,7 +97,7 @@ async def call_coroutine(ws: AsyncioWebSocketClient) -> None:
     (await answer_later(ws)).upper()  # type: ignore[union-attr]
 
 
-# Whatever can be called is a handler.
+# Every callable can be a handler.
 
 
 class Echo:
@@ -142,7 +142,7 @@ aio.add_url_rule("/add/<room>", view_func=listen)
 aio.add_url_rule("/add/partial", "add-partial", partial(listen, room="lobby"))
 
 
-# A client of one's own.
+# A custom class of clients.
 
 
 class User(GeventWebSocketClient):
@@ -179,7 +179,7 @@ async def greet_later(ws: AsyncioUser, greeting: str) -> None:
     await ws.send(greeting + ws.name)
 
 
-# What is no handler.
+# Objects that are no handlers.
 
 
 @websocket.route("/no-client")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tests of an application, with the test client."""
+"""Tests of an application with the test client."""
 
 from __future__ import annotations
 

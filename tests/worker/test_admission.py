@@ -1,4 +1,4 @@
-"""How many connections a worker takes."""
+"""A worker limits the number of its connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.inprocess import DEADLINE, Site, hold, serving, wait_until
 
 
 def refusal(site: Site, path: str = "/") -> tuple[int, str | None]:
-    """Return the status of the response to an upgrade request, and its Retry-After."""
+    """Return the status and the Retry-After header of the response to an upgrade request."""
     client = site.raw()
     client.request(path)
     response = client.response()
@@ -28,13 +28,13 @@ def refusal(site: Site, path: str = "/") -> tuple[int, str | None]:
 
 
 def connect_until_admitted(site: Site) -> None:
-    """Connect once the server has noticed that others have left."""
+    """Connect, after the server has detected that other clients have left."""
     while True:
         client = site.raw()
         client.request()
         if client.response().status == 101:
             return
-        client.close()  # there may be hundreds, if it takes a while
+        client.close()  # the loop may open hundreds of sockets
 
 
 def test_above_max_connections_a_handshake_is_answered_with_503_and_http_goes_on(site: Site) -> None:
@@ -61,7 +61,7 @@ def test_above_max_connections_per_ip_a_handshake_is_answered_with_429(site: Sit
     connect_until_admitted(site)
 
 
-def test_a_connection_that_is_refused_or_fails_is_not_counted(site: Site) -> None:
+def test_a_refused_or_failed_connection_is_not_counted(site: Site) -> None:
     site.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
 
     @site.route("/")
@@ -72,7 +72,7 @@ def test_a_connection_that_is_refused_or_fails_is_not_counted(site: Site) -> Non
         assert refusal(site) == (403, None)
 
 
-def test_a_route_may_be_limited_further(site: Site) -> None:
+def test_a_route_may_have_lower_limits(site: Site) -> None:
     hold(site)
 
     @site.route("/more", max_connections=1)
@@ -121,7 +121,7 @@ UPGRADE = {
 
 @pytest.mark.parametrize(("limit", "refused"), [("MAX_CONNECTIONS", 503), ("MAX_CONNECTIONS_PER_IP", 429)])
 @pytest.mark.parametrize("end", ["answer", "raise", "raise in teardown"])
-def test_a_request_is_counted_from_its_beginning_to_its_end_however_it_ends(limit: str, refused: int, end: str) -> None:
+def test_a_request_is_counted_from_its_beginning_to_any_end(limit: str, refused: int, end: str) -> None:
     app = Flask(__name__)
     app.config[f"WEBSOCKET_{limit}"] = 1
     statuses = []
@@ -149,11 +149,11 @@ def test_a_request_is_counted_from_its_beginning_to_its_end_however_it_ends(limi
         statuses.append(request_upgrade())
     ended = 403 if end == "answer" else 500
     if end == "raise in teardown":
-        refused = 500  # all that a client sees, but look_up() was not called
+        refused = 500  # the client sees only this status, but look_up() was not called
     assert statuses == [refused, ended] * 2
 
 
-def test_pages_and_upgrades_of_pages_are_not_counted() -> None:
+def test_pages_and_upgrade_requests_for_pages_are_not_counted() -> None:
     app = Flask(__name__)
     app.config["WEBSOCKET_MAX_CONNECTIONS"] = 1
     WebSocket(app).add_url_rule("/", "handler", lambda ws: None)
@@ -161,7 +161,7 @@ def test_pages_and_upgrades_of_pages_are_not_counted() -> None:
     assert app.test_client().get("/outer").text == "500"  # not 503: the test client has no socket for the handler
 
 
-def test_a_view_that_is_put_around_that_of_a_route_is_limited_as_the_route_is() -> None:
+def test_a_view_that_wraps_the_view_of_a_route_is_limited_like_the_route() -> None:
     app = Flask(__name__)
     WebSocket(app).add_url_rule("/", "handler", lambda ws: None, max_connections=1)
     view = app.view_functions["handler"]
@@ -174,7 +174,7 @@ def test_a_view_that_is_put_around_that_of_a_route_is_limited_as_the_route_is() 
     assert app.test_client().get("/", headers=UPGRADE).status_code == 503
 
 
-def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_the_log_has_one_line(
+def test_without_free_descriptors_a_handshake_is_answered_with_503_and_the_log_has_one_line(
     blocking: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "_logged_at", -admission.SILENCE)
@@ -185,13 +185,13 @@ def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_
     @blocking.app.before_request
     def use_up() -> None:
         if is_starving:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # the standard streams have these
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # the standard streams take all three
 
     @blocking.app.teardown_request
     def give_back(error: BaseException | None) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    blocking.upgrade()  # what the first connection needs is there from now on
+    blocking.upgrade()  # opens the descriptors that the first connection needs, and that stay open
     is_starving = True
     for _ in range(3):
         assert refusal(blocking) == (503, "10")
@@ -202,11 +202,13 @@ def test_where_no_more_files_can_be_opened_a_handshake_is_answered_with_503_and_
 @pytest.mark.parametrize(
     ("limit", "queues", "most"), [(64, 0, 14), (64, 12, 8), (64, 100, 1), (1024, 0, 464), (8192, 0, 3824)]
 )
-def test_each_connection_takes_two_descriptors_and_some_are_for_other_files(limit: int, queues: int, most: int) -> None:
+def test_each_connection_takes_two_descriptors_and_some_are_reserved_for_other_files(
+    limit: int, queues: int, most: int
+) -> None:
     assert most_by_descriptors(limit, queues) == most
 
 
-def test_no_setting_makes_more_room_than_there_are_descriptors_for() -> None:
+def test_no_setting_allows_more_connections_than_the_descriptors_suffice_for() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     admissions = Admissions()
     with ExitStack() as stack:
@@ -219,7 +221,7 @@ def test_no_setting_makes_more_room_than_there_are_descriptors_for() -> None:
 
 
 @pytest.mark.parametrize("address", [None, ""])
-def test_who_has_no_address_is_counted_for_the_worker_only(address: str | None) -> None:
+def test_a_client_without_an_address_counts_only_for_the_worker(address: str | None) -> None:
     admissions = Admissions()
     with (
         admissions.admit(address, 2, 1),
@@ -232,7 +234,7 @@ def test_who_has_no_address_is_counted_for_the_worker_only(address: str | None) 
         pass
 
 
-def test_many_threads_never_get_in_together_where_one_has_room() -> None:
+def test_many_threads_never_get_more_places_than_there_are() -> None:
     admissions = Admissions()
     inside: list[int] = []
     most = 0
@@ -258,25 +260,25 @@ def test_many_threads_never_get_in_together_where_one_has_room() -> None:
 
 
 @pytest.mark.parametrize(("cores", "reserved"), [(1, 1), (10, 1), (16, 1), (100, 10), (200, 20), (2_100, 20)])
-def test_a_tenth_of_the_cores_is_kept_for_http(cores: int, reserved: int) -> None:
+def test_a_tenth_of_the_cores_is_reserved_for_http(cores: int, reserved: int) -> None:
     assert reserved_cores(cores) == reserved
 
 
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_ip"])
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "1"], ids=repr)
-def test_a_number_of_connections_is_a_whole_one_above_0_or_none(name: str, value: Any) -> None:
+def test_a_limit_of_connections_is_a_whole_number_above_0_or_none(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number above 0, not"):
         Settings(**{name: value})
 
 
-def test_connections_are_counted_where_the_app_runs_only_when_its_response_is_iterated(
+def test_connections_are_counted_if_the_app_runs_only_when_its_response_is_iterated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FLASK_UWSGI_DEBUG", "1")  # as below Werkzeug's debugger
+    monkeypatch.setenv("FLASK_UWSGI_DEBUG", "1")  # as with Werkzeug's debugger
     for site in serving("threads", max_connections=1):
         hold(site)
         for _ in range(2):
             with site.connect() as client:
                 assert client.recv(DEADLINE) == "hello"
                 assert refusal(site) == (503, "10")
-            wait_until(lambda: not admissions._total, "it is still counted")
+            wait_until(lambda: not admissions._total, "the connection is still counted")

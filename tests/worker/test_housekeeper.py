@@ -1,4 +1,4 @@
-"""What the housekeeper does for each connection, and that it gives way meanwhile."""
+"""The housekeeper looks after each connection, and lets handlers run meanwhile."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 
 from flask_uwsgi_websocket.worker import housekeeper
 from flask_uwsgi_websocket.worker.housekeeper import INTERVAL, PAUSE, SLICE, Housekeeper
-from support.inprocess import ROOM, Clock, Site, wait_until
+from support.inprocess import ROOM, Clock, RawClient, Site, wait_at_gate, wait_until
 from support.wire import BINARY, CLOSE, TEXT, close_body
 
 
 def kept_client(site: Site) -> Any:
-    """Return the client that a handler has noted, without what makes its calls awaitable."""
+    """Return the client that a handler has noted, without the wrapper that makes its calls awaitable."""
     ws = site.noted()
     return getattr(ws, "blocking", ws)
 
 
-def test_pings_of_connections_that_start_at_once_are_spread(blocking: Site, clock: Clock) -> None:
+def test_pings_of_connections_that_start_at_the_same_time_are_spread(blocking: Site, clock: Clock) -> None:
     blocking.app.config.update(WEBSOCKET_PING_INTERVAL=20, WEBSOCKET_PING_TIMEOUT=None)
 
     @blocking.route()
@@ -57,7 +57,7 @@ def round_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_round_among_many_connections_gives_way_every_few_milliseconds(round_clock: Clock) -> None:
+def test_a_round_of_many_connections_lets_handlers_run_every_few_milliseconds(round_clock: Clock) -> None:
     looked_after: list[Any] = []
 
     class Connection:
@@ -82,13 +82,13 @@ def test_a_round_among_many_connections_gives_way_every_few_milliseconds(round_c
         assert len(looked_after) == 2 * slices
     assert delays == [PAUSE] * 99 + [housekeeper.INTERVAL]
     assert len({connection for connection, _ in looked_after}) == 200
-    # There is no time in a round to read for all of so many.
+    # A round has no time to read for so many connections.
     reads = [read_ahead for _, read_ahead in looked_after]
     assert reads == [True] * 100 + [False] * 100
 
 
 def test_a_round_does_not_touch_all_connections_at_once() -> None:
-    # Objects that were idle for a second are in no cache: to copy a set of 9,500 took 30 ms.
+    # Objects that were idle for a second are in no cache: to copy a set of 9,500 connections took 30 ms.
     class Connection:
         def tick(self, *, read_ahead: bool) -> None:
             touched.append(sum(map(gt, references(), untouched)))
@@ -110,12 +110,12 @@ def test_a_round_does_not_touch_all_connections_at_once() -> None:
     assert max(touched) < 100
 
 
-def test_the_housekeeper_comes_once_a_second() -> None:
+def test_the_housekeeper_runs_once_a_second() -> None:
     assert INTERVAL == 1.0
     assert SLICE <= 0.005
 
 
-def test_a_connection_that_has_nothing_due_is_not_touched(blocking: Site) -> None:
+def test_a_connection_with_nothing_due_is_not_touched(blocking: Site) -> None:
     @blocking.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
@@ -125,7 +125,7 @@ def test_a_connection_that_has_nothing_due_is_not_touched(blocking: Site) -> Non
     client = blocking.upgrade()
     ws = kept_client(blocking)
     wait_until(lambda: ws._transport.is_receiving)
-    with ws._transport.read_lock, ws._transport.write_lock:  # which it would ask for in vain
+    with ws._transport.read_lock, ws._transport.write_lock:  # tick() would fail to get these locks
         ws.tick()
     client.close()
 
@@ -152,7 +152,7 @@ def test_a_connection_without_messages_is_closed_after_the_idle_timeout(site: Si
         clock.put_forward(80)
         client.frame(TEXT, b"still here")
         assert client.read_frame() == (TEXT, b"still here")
-        clock.put_forward(11)  # it looks every ten seconds
+        clock.put_forward(11)  # the housekeeper checks every ten seconds
         wait_until(lambda since=since: ws._transport._lifespan._idle_since > since, "the messages were not noticed")
     clock.put_forward(101)
     assert client.read_frame() == (CLOSE, close_body(1001, b"no message for 100 s"))
@@ -160,7 +160,7 @@ def test_a_connection_without_messages_is_closed_after_the_idle_timeout(site: Si
     assert {site.noted(), site.noted()} == {(1001, "no message for 100 s"), "timeout"}
 
 
-def test_a_connection_without_messages_is_closed_also_while_its_handler_is_busy(blocking: Site, clock: Clock) -> None:
+def test_a_connection_without_messages_is_also_closed_while_its_handler_is_busy(blocking: Site, clock: Clock) -> None:
     blocking.app.config.update(WEBSOCKET_IDLE_TIMEOUT=100, WEBSOCKET_PING_INTERVAL=None)
     gate = blocking.mode.gate()
 
@@ -172,7 +172,7 @@ def test_a_connection_without_messages_is_closed_also_while_its_handler_is_busy(
 
     client = blocking.upgrade()
     ws = kept_client(blocking)
-    for _ in range(12):  # more often than it has to be looked at
+    for _ in range(12):  # more often than a check is due
         clock.put_forward(9)
         ws.tick()
     assert client.read_frame() == (CLOSE, close_body(1001, b"no message for 100 s"))
@@ -203,14 +203,14 @@ def test_a_connection_whose_messages_wait_for_a_busy_handler_is_not_idle(blockin
     assert blocking.noted() == ["still here"] * 3
 
 
-def test_pongs_are_no_messages(site: Site, clock: Clock) -> None:
+def test_pongs_do_not_count_as_messages(site: Site, clock: Clock) -> None:
     site.app.config.update(WEBSOCKET_IDLE_TIMEOUT=100, WEBSOCKET_PING_INTERVAL=60)
 
     @site.route()
     async def handler(ws: Any) -> None:
         assert await ws.receive() is None
 
-    with site.connect() as client:  # which answers pings
+    with site.connect() as client:  # the client answers pings
         clock.put_forward(60)
         clock.put_forward(51)
         wait_until(lambda: client.protocol.close_rcvd, "it is not closed")
@@ -218,7 +218,7 @@ def test_pongs_are_no_messages(site: Site, clock: Clock) -> None:
         assert client.protocol.close_rcvd.code == 1001
 
 
-def test_a_connection_that_has_lasted_long_enough_is_closed(site: Site, clock: Clock) -> None:
+def test_a_connection_is_closed_at_the_end_of_its_lifetime(site: Site, clock: Clock) -> None:
     site.app.config.update(WEBSOCKET_MAX_LIFETIME=1000, WEBSOCKET_PING_INTERVAL=None)
 
     @site.route()
@@ -237,30 +237,14 @@ def test_a_connection_that_has_lasted_long_enough_is_closed(site: Site, clock: C
     assert site.noted() == 1012
 
 
-def test_a_peer_that_reads_drop_by_drop_is_dropped(site: Site, clock: Clock) -> None:
-    site.app.config.update(WEBSOCKET_MIN_READ_RATE=10**6, WEBSOCKET_SEND_TIMEOUT=30, WEBSOCKET_PING_INTERVAL=None)
+def slow_reader(site: Site, min_read_rate: int) -> tuple[RawClient, Any]:
+    """Connect a client to a handler that sends ROOM bytes, and return client and connection when the send waits.
 
-    @site.route()
-    async def handler(ws: Any) -> None:
-        await ws.accept()
-        site.note(ws)
-        await ws.send(b"x" * ROOM)
-        assert await ws.receive() is None
-        site.note((ws.close_code, ws.close_reason, ws.was_slow))
-
-    client = site.upgrade()
-    ws = kept_client(site)
-    wait_until(lambda: ws._transport.outbox)
-    clock.put_forward(16)
-    before = ws._transport.bytes_sent
-    client.read(ROOM // 8)
-    wait_until(lambda: ws._transport.bytes_sent > before, "the rest is not sent")  # so it is not one that reads nothing
-    clock.put_forward(15)
-    assert site.noted() == (1006, "the peer has read less than 1000000 bytes/s for 30 s", True)
-
-
-def test_a_peer_that_reads_fast_enough_stays_however_long_it_takes(site: Site, clock: Clock) -> None:
-    site.app.config.update(WEBSOCKET_MIN_READ_RATE=1000, WEBSOCKET_SEND_TIMEOUT=30, WEBSOCKET_PING_INTERVAL=None)
+    The handler then notes what it receives, and how the connection ended.
+    """
+    site.app.config.update(
+        WEBSOCKET_MIN_READ_RATE=min_read_rate, WEBSOCKET_SEND_TIMEOUT=30, WEBSOCKET_PING_INTERVAL=None
+    )
 
     @site.route()
     async def handler(ws: Any) -> None:
@@ -268,10 +252,27 @@ def test_a_peer_that_reads_fast_enough_stays_however_long_it_takes(site: Site, c
         site.note(ws)
         await ws.send(b"x" * ROOM)
         site.note(await ws.receive())
+        site.note((ws.close_code, ws.close_reason, ws.was_slow))
 
     client = site.upgrade()
     ws = kept_client(site)
     wait_until(lambda: ws._transport.outbox)
+    return client, ws
+
+
+def test_a_peer_that_reads_less_than_the_minimum_is_dropped(site: Site, clock: Clock) -> None:
+    client, ws = slow_reader(site, 10**6)
+    clock.put_forward(16)
+    before = ws._transport.bytes_sent
+    client.read(ROOM // 8)
+    wait_until(lambda: ws._transport.bytes_sent > before, "the rest is not sent")  # so the peer has read something
+    clock.put_forward(15)
+    assert site.noted() is None
+    assert site.noted() == (1006, "the peer has read less than 1000000 bytes/s for 30 s", True)
+
+
+def test_a_peer_that_reads_fast_enough_stays_however_long_it_takes(site: Site, clock: Clock) -> None:
+    client, ws = slow_reader(site, 1000)
     header = 10
     for _ in range(8):
         before = ws._transport.bytes_sent
@@ -285,15 +286,13 @@ def test_a_peer_that_reads_fast_enough_stays_however_long_it_takes(site: Site, c
     assert site.noted() == "all is here"
 
 
-def test_no_more_messages_wait_for_the_handler_than_the_queue_takes(site: Site) -> None:
+def test_no_more_messages_wait_for_the_handler_than_the_queue_holds(site: Site) -> None:
     site.app.config["WEBSOCKET_MAX_QUEUE"] = 100
 
     @site.route()
     async def handler(ws: Any) -> None:
         await ws.accept()
-        gate = site.mode.gate()
-        site.note(gate)
-        await gate.passed()
+        await wait_at_gate(site)
         site.note(len(ws._transport.inbox))
         for number in range(5000):
             assert await ws.receive() == b"%d" % number

@@ -1,4 +1,4 @@
-"""What operators are told: counters, and one line in the log for each connect and each close."""
+"""Operators get counters, and one line in the log for each connect and each close."""
 
 from __future__ import annotations
 
@@ -12,9 +12,23 @@ from flask import Flask
 from flask_uwsgi_websocket import RateLimit, WebSocket
 from support.inprocess import DEADLINE, Site, wait_until
 
+#: The counters of rooms in an app without any.
+NO_ROOMS = {
+    "rooms": 0,
+    "members": 0,
+    "published": 0,
+    "delivered": 0,
+    "slow": 0,
+    "gaps": 0,
+    "waiting": 0,
+    "lost": 0,
+    "broker_losses": 0,
+    "broker_errors": [],
+}
+
 
 def wait_for(site: Site, **expected: object) -> dict[str, Any]:
-    """Return the counters once they have some values."""
+    """Return the counters once they have the expected values."""
     stats: dict[str, Any] = {}
 
     def have_come() -> bool:
@@ -36,12 +50,13 @@ def test_before_the_first_connection_all_counters_are_zero() -> None:
         "rejected": 0,
         "slow_consumers": 0,
         "closes": {},
+        "rooms": NO_ROOMS,
     }
     assert WebSocket().stats() == expected
     assert WebSocket(Flask(__name__)).stats() == expected
 
 
-def test_connections_messages_and_bytes_are_counted_while_they_go_and_afterwards(site: Site) -> None:
+def test_connections_messages_and_bytes_are_counted_during_a_connection_and_after_it(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> None:
         async for message in ws:
@@ -53,7 +68,7 @@ def test_connections_messages_and_bytes_are_counted_while_they_go_and_afterwards
             assert client.recv(DEADLINE) == "hellohello"
         stats = wait_for(site, messages_sent=3)
         response = stats["bytes_sent"] - 3 * 12
-        assert response > 100  # the 101
+        assert response > 100  # the 101 response
         assert stats == {
             "open": 1,
             "total": 1,
@@ -64,6 +79,7 @@ def test_connections_messages_and_bytes_are_counted_while_they_go_and_afterwards
             "rejected": 0,
             "slow_consumers": 0,
             "closes": {},
+            "rooms": NO_ROOMS,
         }
     stats = wait_for(site, open=0)
     assert (stats["total"], stats["messages_received"], stats["messages_sent"]) == (1, 3, 3)
@@ -72,7 +88,7 @@ def test_connections_messages_and_bytes_are_counted_while_they_go_and_afterwards
     assert stats["closes"] == {1000: 1}
 
 
-def test_closes_are_counted_by_their_codes(site: Site) -> None:
+def test_closes_are_counted_by_code(site: Site) -> None:
     @site.route("/<int:code>", rate_limit=RateLimit(messages=1, burst=1))
     async def handler(ws: Any, code: int) -> None:
         await ws.close(code)
@@ -86,7 +102,7 @@ def test_closes_are_counted_by_their_codes(site: Site) -> None:
     assert stats["closes"][4001] == 2
 
 
-def test_upgrade_requests_with_another_answer_are_counted(site: Site) -> None:
+def test_upgrade_requests_with_other_answers_are_counted(site: Site) -> None:
     @site.route()
     async def handler(ws: Any) -> Any:
         return "no", 403

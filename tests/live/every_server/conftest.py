@@ -1,4 +1,4 @@
-"""Tests that run on every server: on uWSGI in each of its modes behind each of its fronts, and on the others.
+"""Fixtures that run each test on every server: on uWSGI in each mode behind each front, and on the other servers.
 
 A server stays up for all tests that use it.
 """
@@ -15,8 +15,7 @@ import pytest
 from support.live import MATRIX, MODES, OTHERS, Network, Server, serving
 from support.needs import NEEDS
 
-#: In the background there is the same event loop for coroutines, whichever server has the threads: one of them
-#: suffices.
+#: One server of coroutine handlers in the background suffices, because all have the same event loop.
 ON_OTHERS = [
     pytest.param((name, None), id=name, marks=pytest.mark.once) for name in OTHERS if name != "flask-run-asyncio"
 ]
@@ -31,12 +30,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network | None]:
-    """A network for clients that can be cut off from the server, where the system lets us make one."""
+    """A network of clients that can be cut off from the server; None where the system does not allow one."""
     if not (NEEDS["ip"].is_here() and NEEDS["namespaces"].is_here()):
         yield None
         return
     name = f"live{os.getpid()}"
-    # Of 198.18.0.0/15, which is for tests (RFC 2544).
+    # Part of 198.18.0.0/15, which is for tests (RFC 2544).
     ours, theirs = list(ipaddress.ip_network("198.18.0.0/16").subnets(new_prefix=30))[os.getpid() % 2**14].hosts()
     network = Network(name, str(ours))
     commands = [
@@ -51,12 +50,12 @@ def network() -> Iterator[Network | None]:
             subprocess.run(command, check=True)
         yield network
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)  # and with it both ends of the cable
+        subprocess.run(["ip", "netns", "delete", name], check=True)  # removes both ends of the cable, too
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server: uWSGI's mode and front, or the name of another one and no front."""
+    """A running server. The parameter is uWSGI's mode and front, or the name of another server and None."""
     name, front = request.param
     if front is None:
         with serving(tmp_path_factory.mktemp(name), OTHERS[name], None) as server:

@@ -1,4 +1,4 @@
-"""How connections end on real uWSGI: by either side, by accident, by neglect; and that nothing is left of them."""
+"""Connections end by either side, by accident and by neglect, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.needs import require
 from support.paths import SUPPORT
 from support.wire import BINARY, CLOSE, KEY, PING, PONG, TEXT, frame
 
-#: Handlers that receive, that only send, and that only look whether the client is there.
+#: Handlers that receive, that only send, and that only check whether the client is connected.
 HABITS = ["/receive", "/push", "/watch"]
 
 
@@ -39,18 +39,18 @@ def test_the_close_code_of_the_handler_reaches_the_client(server: Server) -> Non
     assert server.wait_for("end", client)["code"] == 4002
 
 
-def test_a_client_that_resets_right_behind_its_request_is_no_error(server: Server) -> None:
+def test_a_client_that_resets_directly_after_its_request_is_no_error(server: Server) -> None:
     for moment in range(100):
         client = Raw(server, server.path("/receive"))
         client.send_handshake({})
         time.sleep(moment * 0.00002)  # the answer takes about a millisecond
         client.reset()
-        if server.front != "http":  # the router need not pass it on
+        if server.front != "http":  # the router may not pass the request on
             server.wait_for_access_log(client)
     assert "chunked_input" not in server.log
 
 
-def test_a_close_frame_without_a_code_is_answered_and_known_as_1005(server: Server) -> None:
+def test_a_close_frame_without_a_code_is_answered_and_reported_as_1005(server: Server) -> None:
     with server.raw("/receive") as client:
         client.send_frame(CLOSE)
         opcode, _ = client.receive()
@@ -117,7 +117,7 @@ def client_process(server: Server, paths: list[str], network: Network | None = N
         yield process
 
 
-def test_a_reset_is_noticed_whatever_the_handler_does(server: Server) -> None:
+def test_a_reset_is_detected_whatever_the_handler_does(server: Server) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(server.raw(habit)) for habit in HABITS]
         for client in clients:
@@ -126,7 +126,7 @@ def test_a_reset_is_noticed_whatever_the_handler_does(server: Server) -> None:
         expect_the_end(server, clients)
 
 
-def test_the_end_of_tcp_without_a_close_frame_is_noticed_whatever_the_handler_does(server: Server) -> None:
+def test_the_end_of_tcp_without_a_close_frame_is_detected_whatever_the_handler_does(server: Server) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(server.raw(habit)) for habit in HABITS]
         for client in clients:
@@ -135,30 +135,30 @@ def test_the_end_of_tcp_without_a_close_frame_is_noticed_whatever_the_handler_do
         expect_the_end(server, clients)
 
 
-def test_a_client_in_the_middle_of_a_frame_may_vanish(server: Server) -> None:
+def test_a_client_that_vanishes_in_the_middle_of_a_frame_ends_its_connection(server: Server) -> None:
     with server.raw("/receive") as client:
         client.send(frame(BINARY, bytes(1000), key=KEY)[:500])
         client.reset()
         expect_the_end(server, [client])
 
 
-def test_a_killed_client_is_noticed_whatever_the_handler_does(server: Server) -> None:
+def test_a_killed_client_is_detected_whatever_the_handler_does(server: Server) -> None:
     paths = [server.path(habit) for habit in HABITS]
     with client_process(server, paths) as process:
         process.send_signal(signal.SIGKILL)
         expect_the_end(server, paths)
 
 
-@pytest.mark.only_uwsgi  # takes long, and does not meet the server
-def test_a_client_that_stops_answering_is_noticed_whatever_the_handler_does(server: Server) -> None:
+@pytest.mark.only_uwsgi  # slow, and independent of the server
+def test_a_client_that_stops_answering_is_detected_whatever_the_handler_does(server: Server) -> None:
     paths = [server.path(f"/pinged{habit}") for habit in HABITS]
     with client_process(server, paths) as process:
         process.send_signal(signal.SIGSTOP)
         expect_the_end(server, paths)
 
 
-@pytest.mark.only_uwsgi  # takes long, and does not meet the server
-def test_a_client_whose_network_is_cut_is_noticed_whatever_the_handler_does(
+@pytest.mark.only_uwsgi  # slow, and independent of the server
+def test_a_client_whose_network_is_cut_is_detected_whatever_the_handler_does(
     server: Server, network: Network | None
 ) -> None:
     require("ip", "namespaces")
@@ -170,11 +170,11 @@ def test_a_client_whose_network_is_cut_is_noticed_whatever_the_handler_does(
         expect_the_end(server, paths)
 
 
-@pytest.mark.only_uwsgi  # takes long, and does not meet the server
+@pytest.mark.only_uwsgi  # slow, and independent of the server
 def test_a_client_that_answers_pings_stays_whatever_the_handler_does(server: Server) -> None:
     def stay(number: int) -> None:
         with server.raw(f"/answered{HABITS[number]}") as client:
-            for _ in range(8):  # takes longer than the ping timeout
+            for _ in range(8):  # longer than the ping timeout
                 while (message := client.receive()) == (TEXT, b"push"):
                     pass
                 opcode, payload = message
@@ -190,7 +190,7 @@ def test_a_client_that_answers_pings_stays_whatever_the_handler_does(server: Ser
 
 
 def memory_peak(server: Server) -> int:
-    """Return the most memory that any worker has had, in bytes."""
+    """Return the largest memory of all workers so far, in bytes."""
     peaks = []
     for pid in server.workers:
         with open(f"/proc/{pid}/status") as status:
@@ -198,11 +198,11 @@ def memory_peak(server: Server) -> int:
     return max(peaks)
 
 
-@pytest.mark.only_uwsgi  # takes long, and does not meet the server
-def test_a_client_that_does_not_read_is_dropped_and_costs_no_more_memory_than_stated(server: Server) -> None:
+@pytest.mark.only_uwsgi  # slow, and independent of the server
+def test_a_client_that_does_not_read_is_dropped_and_costs_no_more_memory_than_documented(server: Server) -> None:
     count = 10
-    # A connection keeps at most WEBSOCKET_SEND_BUFFER and the one message that went over it: here a mebibyte and a
-    # quarter. Twice that allows for the copies made on the way.
+    # A connection keeps at most WEBSOCKET_SEND_BUFFER and the one message that exceeded it: here a mebibyte and a
+    # quarter. Twice that allows for copies that are made on the way.
     ceiling = count * 2 * (2**20 + 2**18) + 2**23
     with ExitStack() as stack:
         bystander = stack.enter_context(server.connect("/echo"))
@@ -220,11 +220,11 @@ def test_a_client_that_does_not_read_is_dropped_and_costs_no_more_memory_than_st
         assert bystander.recv(DEADLINE) == "still served"
 
 
-# What is left
+# Nothing is left behind
 
 
 def ways(server: Server, rng: random.Random) -> list[Callable[[], None]]:
-    """Return ways in which a connection can begin and end."""
+    """Return functions that open and end connections in different ways."""
 
     def closed_by_client() -> None:
         with server.raw() as client:
@@ -287,7 +287,7 @@ def ways(server: Server, rng: random.Random) -> list[Callable[[], None]]:
 
 def test_five_hundred_connections_that_ended_in_every_way_leave_no_descriptor_open(server: Server) -> None:
     rng = random.Random(500)
-    for end in ways(server, rng):  # what is opened once, is open from now on
+    for end in ways(server, rng):  # descriptors that open only once stay open from now on
         end()
     idle = settled(server)
     todo = ways(server, rng) * 50
@@ -305,7 +305,7 @@ def test_five_hundred_connections_that_ended_in_every_way_leave_no_descriptor_op
     wait_until_ended(server)
     starts = [entry["token"] for entry in server.journal() if entry["event"] == "start"]
     ends = [entry["token"] for entry in server.journal() if entry["event"] == "end"]
-    assert sorted(starts) == sorted(ends)  # every handler has ended, and once
+    assert sorted(starts) == sorted(ends)  # every handler has ended, and only once
 
 
 def wait_until_ended(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The opening handshake on real uWSGI: what is accepted, what is refused and how, and what the access log tells."""
+"""The opening handshake on real servers: accepted requests, refused requests, and the access log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.live import DEADLINE, Raw, Server
 from support.wire import CLOSE, KEY, TEXT, close_body, frame
 
 
-def test_the_handshake_is_answered_as_the_rfc_says(server: Server) -> None:
+def test_the_handshake_is_answered_as_the_rfc_demands(server: Server) -> None:
     with server.connect("/echo") as client:
         assert client.response.status_code == 101
         assert client.response.reason_phrase == "Switching Protocols"
@@ -21,19 +21,19 @@ def test_the_handshake_is_answered_as_the_rfc_says(server: Server) -> None:
     assert response.headers["Sec-WebSocket-Accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-def test_one_subprotocol_of_the_routes_is_agreed_on(server: Server) -> None:
+def test_a_subprotocol_of_the_route_is_agreed(server: Server) -> None:
     with server.connect("/echo-subprotocol", subprotocols=["x", "a", "b"]) as client:
         assert client.subprotocol == "a"
         assert client.recv(DEADLINE) == "a"
 
 
-def test_without_a_subprotocol_in_common_there_is_none(server: Server) -> None:
+def test_without_a_common_subprotocol_there_is_none(server: Server) -> None:
     with server.connect("/echo-subprotocol", subprotocols=["x"]) as client:
         assert client.subprotocol is None
         assert client.recv(DEADLINE) == "None"
 
 
-def test_the_access_log_has_status_101_once_the_connection_has_closed(server: Server) -> None:
+def test_the_access_log_has_status_101_after_the_connection_has_closed(server: Server) -> None:
     with server.connect("/echo") as client:
         client.send("hello")
         client.recv(DEADLINE)
@@ -62,15 +62,15 @@ def test_a_handler_may_answer_with_an_http_response_instead(server: Server) -> N
     assert (response.status, response.body) == (200, b"no WebSocket today")
 
 
-def test_an_exception_before_the_handshake_is_a_500(server: Server) -> None:
+def test_an_exception_before_the_handshake_gets_500(server: Server) -> None:
     assert server.handshake("/raise-before").status == 500
 
 
-def test_an_unknown_url_is_a_404(server: Server) -> None:
+def test_an_unknown_url_gets_404(server: Server) -> None:
     assert server.handshake("/unknown").status == 404
 
 
-def test_a_plain_request_for_a_websocket_url_is_told_to_upgrade(server: Server) -> None:
+def test_a_plain_request_for_a_websocket_url_gets_426(server: Server) -> None:
     response = server.get("/echo")
     assert response.status == 426
     assert response.headers["Upgrade"] == "websocket"
@@ -96,24 +96,26 @@ def test_a_malformed_handshake_is_refused_with_400(server: Server, name: str) ->
     assert server.handshake("/echo", MALFORMED[name], rest=rest).status == 400
 
 
-def test_another_version_of_the_protocol_is_told_which_one_is_spoken(server: Server) -> None:
+def test_another_version_of_the_protocol_gets_the_supported_version(server: Server) -> None:
     response = server.handshake("/echo", {"Sec-WebSocket-Version": "8"})
     assert response.status == 426
     assert response.headers["Sec-WebSocket-Version"] == "13"
 
 
-def test_another_method_than_get_is_refused(server: Server) -> None:
+def test_other_methods_than_get_are_refused(server: Server) -> None:
     assert server.handshake("/echo", method="POST").status in {400, 405}
 
 
-def test_pages_of_another_origin_are_refused_and_those_of_the_same_accepted(server: Server) -> None:
+def test_pages_of_another_origin_are_refused_and_pages_of_the_same_origin_accepted(server: Server) -> None:
     assert server.handshake("/echo", {"Origin": "http://evil.example"}).status == 403
     assert server.handshake("/echo", {"Origin": "null"}).status == 403
     assert server.handshake("/echo", {"Origin": f"http://{server.host}:{server.port}"}).status == 101
 
 
 @pytest.mark.parametrize("size", [1, 125, 3000])
-def test_data_sent_with_the_handshake_is_refused_in_words_or_dropped_by_the_router(server: Server, size: int) -> None:
+def test_data_sent_with_the_handshake_is_refused_with_a_reason_or_dropped_by_the_router(
+    server: Server, size: int
+) -> None:
     early = frame(TEXT, b"e" * size, key=KEY)
     with closing(Raw(server, server.path("/echo"))) as client:
         response = client.handshake({}, rest=early)
@@ -121,18 +123,18 @@ def test_data_sent_with_the_handshake_is_refused_in_words_or_dropped_by_the_rout
             assert response.status == 400
             assert b"must wait for the response" in response.body
         else:
-            # The router reads it together with the request, takes it for a body and never passes it on: no worker
-            # can know. The connection must be that of a client that has waited (RFC 6455 section 4.1).
+            # The router reads it together with the request, takes it for a body and never passes it on, so no worker
+            # sees it. The connection must be usable like that of a client that has waited (RFC 6455 section 4.1).
             client.send_frame(TEXT, b"after")
             assert client.receive() in {(TEXT, b"after"), (TEXT, b"e" * size)}
 
 
-def test_a_lot_of_data_sent_with_the_handshake_is_never_lost_silently(server: Server) -> None:
+def test_much_data_sent_with_the_handshake_is_never_lost_silently(server: Server) -> None:
     message = b"e" * 200_000
     with closing(Raw(server, server.path("/echo"))) as client:
         try:
             response = client.handshake({}, rest=frame(TEXT, message, key=KEY))
-        except ConnectionError:  # uWSGI closes with input unread, so TCP may throw away the response
+        except ConnectionError:  # uWSGI closes with unread input, so TCP may discard the response
             return
         if response.status == 101:
             opcode, payload = client.receive()
@@ -158,7 +160,7 @@ def test_a_handshake_in_many_pieces_and_in_any_case_is_accepted(server: Server) 
         assert client.receive() == (TEXT, b"hello")
 
 
-def test_a_client_that_leaves_before_the_handshake_is_noticed(server: Server) -> None:
+def test_a_client_that_leaves_before_the_handshake_is_detected(server: Server) -> None:
     client = Raw(server, server.path("/wait"))
     client.send_handshake({})
     server.wait_for("start", client)

@@ -1,4 +1,4 @@
-"""No client reaches another one, or the worker, whatever it sends: on one worker, interleaved, malformed."""
+"""No client can affect another client or the worker, whatever it sends: on one worker, interleaved, malformed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pieces_of(rng: random.Random, message: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_interleaved_fragments_of_twenty_clients_reach_nobody_else(server: Server, seed: int) -> None:
+def test_interleaved_fragments_of_twenty_clients_do_not_mix(server: Server, seed: int) -> None:
     rng = random.Random(seed)
     with ExitStack() as stack:
         clients = [stack.enter_context(server.raw()) for _ in range(20)]
@@ -52,8 +52,8 @@ def test_interleaved_fragments_of_twenty_clients_reach_nobody_else(server: Serve
             assert received == messages[number]
 
 
-def test_what_is_kept_of_a_closed_connection_never_becomes_that_of_another(server: Server) -> None:
-    # uWSGI has one environ for each of its cores, which it empties and fills again for the next request.
+def test_data_of_a_closed_connection_never_reaches_another_connection(server: Server) -> None:
+    # uWSGI has one environ for each core, which it clears and fills again for the next request.
     told = []
     for _ in range(5):
         with server.connect("/previous") as client:
@@ -63,19 +63,19 @@ def test_what_is_kept_of_a_closed_connection_never_becomes_that_of_another(serve
     assert all(before == after for before, after in told), told
 
 
-def test_the_sequence_that_crashes_uwsgis_own_parser_does_nothing_here(server: Server) -> None:
-    # unbit/uwsgi#2225: its parser has one buffer for the fragments of all clients. A leaves a fragment there, B's
-    # whole message takes it away, and the rest of A's message finds a null pointer.
+def test_the_frames_that_crash_uwsgis_own_parser_do_no_harm(server: Server) -> None:
+    # unbit/uwsgi#2225: uWSGI's parser has one buffer for the fragments of all clients. Client A leaves a fragment
+    # there, a whole message of client B empties it, and the rest of A's message finds a null pointer.
     with server.raw() as a, server.raw() as b, server.raw() as bystander:
         for _ in range(10):
             a.send_frame(TEXT, b"of A ", fin=False)
-            a.send_frame(PING, b"A is there")  # so that the fragment has arrived before B's message is sent
+            a.send_frame(PING, b"A is there")  # so that the fragment arrives before B's message is sent
             assert a.receive() == (PONG, b"A is there")
             b.send_frame(TEXT, b"of B")
             assert b.receive() == (TEXT, b"of B")
             a.send_frame(CONTINUATION, b"and the rest")
             assert a.receive() == (TEXT, b"of A and the rest")
-        # A continuation of nothing at all.
+        # A continuation without a message.
         b.send_frame(CONTINUATION, b"of what?")
         assert b.receive_close()[0] == 1002
         bystander.send_frame(TEXT, b"alive")
@@ -94,7 +94,7 @@ MALFORMED = {
     "a length of 16 bits that fits in 7": (1002, frame(TEXT, b"x", wide=16, key=KEY)),
     "a length of 64 bits that fits in 16": (1002, frame(TEXT, b"x", wide=64, key=KEY)),
     "a length with the top bit": (1002, struct.pack("!BBQ", 0x81, 0xFF, 2**63 + 1) + KEY),
-    "a continuation of nothing": (1002, frame(CONTINUATION, b"x", key=KEY)),
+    "a continuation without a message": (1002, frame(CONTINUATION, b"x", key=KEY)),
     "a message within a message": (1002, frame(TEXT, b"x", fin=False, key=KEY) + frame(TEXT, b"y", key=KEY)),
     "text that is not UTF-8": (1007, frame(TEXT, b"\xff", key=KEY)),
     "text that ends within a character": (1007, frame(TEXT, "☃".encode()[:2], key=KEY)),
@@ -106,14 +106,14 @@ MALFORMED = {
         frame(BINARY, bytes(2**20), fin=False, key=KEY) + header(CONTINUATION, 1, key=KEY),
     ),
     "a close code of one byte": (1002, frame(CLOSE, b"\x03", key=KEY)),
-    "a close code that may not be sent": (1002, frame(CLOSE, struct.pack("!H", 1005), key=KEY)),
+    "a close code that must not be sent": (1002, frame(CLOSE, struct.pack("!H", 1005), key=KEY)),
     "a close code below 1000": (1002, frame(CLOSE, struct.pack("!H", 999), key=KEY)),
     "a close reason that is not UTF-8": (1007, frame(CLOSE, b"\x03\xe8\xff", key=KEY)),
     "an HTTP request": (1002, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
 }
 
 
-def test_malformed_frames_end_their_own_connection_and_nothing_else(server: Server) -> None:
+def test_malformed_frames_end_only_their_own_connection(server: Server) -> None:
     with server.connect("/echo") as bystander:
         for name, (code, data) in MALFORMED.items():
             with server.raw() as client:
@@ -121,13 +121,13 @@ def test_malformed_frames_end_their_own_connection_and_nothing_else(server: Serv
                 assert client.receive() == (TEXT, b"before"), name
                 client.send(data)
                 assert client.receive_close()[0] == code, name
-                assert client.file.read() == b"", name  # and then the end
+                assert client.file.read() == b"", name  # the server ends TCP
             bystander.send(name)
             assert bystander.recv(DEADLINE) == name
     assert len(server.workers) == server.mode.processes
 
 
-def test_random_bytes_end_their_own_connection_and_nothing_else(server: Server) -> None:
+def test_random_bytes_end_only_their_own_connection(server: Server) -> None:
     rng = random.Random(6455)
     with server.connect("/echo") as bystander:
         for _ in range(50):

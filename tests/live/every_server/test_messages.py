@@ -1,4 +1,4 @@
-"""Messages through real uWSGI: whole, in pieces, many at once, of many clients at once."""
+"""Messages through real servers: whole, in pieces, many at a time, and from many clients at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("path", ["/echo", "/old"])
-def test_messages_come_back_as_they_were_sent(server: Server, path: str) -> None:
+def test_messages_come_back_unchanged(server: Server, path: str) -> None:
     with server.connect(path) as client:
         for name, message in SAMPLES.items():
             client.send(message)
@@ -45,7 +45,7 @@ def test_a_hundred_messages_in_one_segment_come_back_in_order(server: Server) ->
         assert [client.receive() for _ in range(100)] == [(TEXT, b"%d" % i) for i in range(100)]
 
 
-def test_frames_arrive_one_byte_at_a_time(server: Server) -> None:
+def test_frames_may_arrive_one_byte_at_a_time(server: Server) -> None:
     with server.raw() as client:
         pieces = (
             frame(BINARY, b"one", key=KEY, fin=False),
@@ -74,17 +74,17 @@ def test_a_ping_is_answered_while_the_handler_does_not_receive(server: Server, p
         assert answer == (PONG, b"payload")
 
 
-def test_no_small_message_waits_for_an_acknowledgement_of_the_one_before(server: Server) -> None:
+def test_a_small_message_does_not_wait_for_an_acknowledgement_of_the_previous_one(server: Server) -> None:
     with server.connect("/delay") as client:
         assert json.loads(client.recv(DEADLINE)) == {"family": "AF_INET", "waits": False}
 
 
-def test_a_handler_learns_the_round_trip_of_its_ping(server: Server) -> None:
+def test_a_handler_gets_the_round_trip_time_of_its_ping(server: Server) -> None:
     with server.connect("/latency") as client:
         assert client.recv(DEADLINE) == "answered"
 
 
-def test_a_hundred_clients_at_once_exchange_messages_while_http_is_served(server: Server) -> None:
+def test_a_hundred_clients_exchange_messages_while_http_is_served(server: Server) -> None:
     async def exchange(client: object, number: int) -> None:
         for i in range(10):
             message = f"{number}: {i} " + "x" * (number * i)
@@ -138,12 +138,12 @@ def test_each_of_a_hundred_clients_sees_its_own_request_session_and_g(server: Se
 
 
 def wait_until_over(server: Server, paths: list[str]) -> None:
-    """Wait until the worker has done with connections that have closed: it has no room for as many again."""
+    """Wait until the worker has finished with closed connections, because it has no room for as many new ones."""
     for path in paths:
         assert server.wait_for_access_log(path) == 101
 
 
-def test_a_client_that_never_pauses_does_not_starve_the_others(server: Server) -> None:
+def test_a_client_that_never_pauses_does_not_starve_other_clients(server: Server) -> None:
     done = False
 
     def flood(_: int) -> None:
@@ -151,7 +151,7 @@ def test_a_client_that_never_pauses_does_not_starve_the_others(server: Server) -
             messages = frame(TEXT, b"x", key=KEY) * 1000
             while not done:
                 client.send(messages)
-            client.reset()  # and with it what is on its way
+            client.reset()  # discards the messages that are on their way
             server.wait_for("end", client)
 
     def others(_: int) -> None:
@@ -184,14 +184,14 @@ def test_one_connection_sends_to_all_others(server: Server) -> None:
     asyncio.run(main())
 
 
-def test_the_first_message_may_come_from_another_connection(server: Server) -> None:
+def test_another_connection_may_send_the_first_message(server: Server) -> None:
     async def main() -> None:
         name = f"/late/{id(server)}"
         paths = [server.path(name) for _ in range(3)]
         late = [asyncio.ensure_future(client_of(path)) for path in paths]
         entries = [await asyncio.to_thread(server.wait_for, "in the room", path) for path in paths]
 
-        # The one who speaks has to be served by the same worker. Many that come at once meet them all.
+        # The speaker has to be served by the same worker. Many speakers at the same time reach all workers.
         workers = {str(entry["pid"]) for entry in entries}
         while workers:
             async with server.open_many([f"/room/{id(server)}"] * 20) as speakers:
@@ -213,7 +213,7 @@ def test_the_first_message_may_come_from_another_connection(server: Server) -> N
     asyncio.run(main())
 
 
-def test_the_first_message_may_come_from_another_thread(server: Server) -> None:
+def test_another_thread_may_send_the_first_message(server: Server) -> None:
     with server.connect("/other-thread") as client:
         assert client.recv(DEADLINE) == "from another thread"
         client.send("and back")
@@ -221,14 +221,14 @@ def test_the_first_message_may_come_from_another_thread(server: Server) -> None:
 
 
 @pytest.mark.only_uwsgi
-def test_what_is_in_shared_memory_is_sent_as_text_and_as_binary(server: Server) -> None:
+def test_shared_memory_is_sent_as_text_and_as_binary(server: Server) -> None:
     with server.connect("/sharedarea") as client:
         assert client.recv(DEADLINE) == "tür ☃"
         assert client.recv(DEADLINE) == "☃".encode()
 
 
 @pytest.mark.only_uwsgi
-def test_the_module_of_uwsgi_itself_is_exported(server: Server) -> None:
+def test_the_package_exports_the_module_uwsgi(server: Server) -> None:
     answer = server.json("/uwsgi")
     assert answer["version"].startswith("2.")
     assert answer["pid"] in server.workers

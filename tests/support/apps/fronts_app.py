@@ -14,7 +14,7 @@ EXTENSIONS = {"gevent": "GeventWebSocket", "asyncio": "AsyncioWebSocket", "threa
 MODE = next(mode for mode in EXTENSIONS if mode in uwsgi.opt)
 
 app = Flask(__name__)
-# Everything that it can be told to believe, so that nothing of it may come from a client.
+# The application believes all forwarding headers, so the tests see whether a front passes on any of a client's own.
 app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1, x_port=1, x_prefix=1)  # type: ignore[method-assign]
 websocket: WebSocket = getattr(flask_uwsgi_websocket, EXTENSIONS[MODE])(app)
 
@@ -23,12 +23,12 @@ closings: dict[str, tuple[int, str]] = {}
 
 @websocket_closed.connect
 def note_closing(app: Flask, code: int, reason: str, **extra: Any) -> None:
-    """Note how a connection has closed."""
+    """Note how a connection was closed."""
     closings[request.args.get("token", "")] = code, reason
 
 
 def what_is_seen() -> dict[str, str]:
-    """Return what the application sees of the client."""
+    """Return the data of the client that the application sees."""
     return {"client": str(request.remote_addr), "url": url_for("seen", _external=True)}
 
 
@@ -92,5 +92,5 @@ def index() -> dict[str, str]:
 
 @app.route("/closing/<token>")
 def closing(token: str) -> dict[str, Any]:
-    """Tell how a connection has closed."""
+    """Return how a connection was closed."""
     return {"closing": closings.get(token)}

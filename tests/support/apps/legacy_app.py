@@ -1,10 +1,10 @@
-"""The examples of 0.6.1, with the handlers as they were; only their URLs differ, as here they share one app.
+"""The examples of 0.6.1, with unchanged handlers. Only their URLs differ, because they share one app here.
 
 https://github.com/zeekay/flask-uwsgi-websocket/tree/master/examples, and the first example of its README.
 """
 
 from collections import deque
-from types import coroutine  # of asyncio in the examples, where it is gone since Python 3.11
+from types import coroutine  # the examples import it from asyncio, which lacks it since Python 3.11
 
 from flask import Blueprint
 from live_app import IS_ASYNCIO, app, websocket

@@ -1,4 +1,4 @@
-"""One more of the examples of 0.6.1, in legacy_app.py: it never forgets a user."""
+"""Another example of 0.6.1, in addition to legacy_app.py. It never forgets a user."""
 
 from flask import Blueprint
 from live_app import MODULE
@@ -11,7 +11,7 @@ def sleep(seconds):  # gevent's in the example
 
 
 class Users(dict):
-    """The users of an example: a dict to which threads may add while others iterate over it, as greenlets did not."""
+    """The users of an example: a dict that threads may change while others iterate over it. Greenlets did not do that."""
 
     def __iter__(self):
         return iter(list(self.keys()))

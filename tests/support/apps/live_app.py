@@ -1,7 +1,7 @@
-"""The application of the live tests, run by uWSGI or another server.
+"""The application of the live tests, which uWSGI or another server runs.
 
-``LIVE_CLASS`` names the extension, ``LIVE_SLEEP`` the module whose ``sleep()`` lets other connections run. To
-``LIVE_JOURNAL`` each worker appends what happens in it, a JSON object a line: the tests wait for that.
+``LIVE_CLASS`` names the extension, and ``LIVE_SLEEP`` the module whose ``sleep()`` lets other connections run. Each
+worker appends its events to the file ``LIVE_JOURNAL``, one JSON object in a line. The tests wait for these events.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from flask_uwsgi_websocket import ConnectionClosed, WebSocketClient, uwsgi
 from flask_uwsgi_websocket.servers import gunicorn
 from flask_uwsgi_websocket.worker import housekeeper
 
-housekeeper.INTERVAL = gunicorn.CHECK_INTERVAL = 0.1  # ten times as often as usual, so that the tests need not wait
+housekeeper.INTERVAL = gunicorn.CHECK_INTERVAL = 0.1  # ten times as often as usual, so that the tests wait less
 
 MODULE = importlib.import_module(os.environ["LIVE_SLEEP"])
 IS_ASYNCIO = os.environ["LIVE_CLASS"] == "AsyncioWebSocket"
@@ -35,7 +35,7 @@ _journal = os.open(os.environ["LIVE_JOURNAL"], os.O_WRONLY | os.O_APPEND)
 
 
 class Deliberate(Exception):
-    """What handlers raise here on purpose; any other traceback in the log is a failure."""
+    """The exception that handlers raise on purpose. Any other traceback in the log is a failure."""
 
 
 def journal(event, **fields):
@@ -43,7 +43,7 @@ def journal(event, **fields):
     os.write(_journal, json.dumps(fields).encode() + b"\n")
 
 
-# Coverage of a worker is measured from its start, and saved when the tests ask for it.
+# The coverage of a worker is measured from its start, and saved when the tests ask for it.
 
 measurement = None
 
@@ -59,9 +59,9 @@ def start_worker():
 
 
 if uwsgi is None:
-    if is_running_from_reloader() or not get_debug_flag():  # else the reloader will start another process to serve
+    if is_running_from_reloader() or not get_debug_flag():  # otherwise the reloader starts the process that serves
         start_worker()
-elif uwsgi.worker_id() > 0:  # with --lazy-apps, that is after the fork
+elif uwsgi.worker_id() > 0:  # with --lazy-apps, this runs after the fork
     start_worker()
 else:
     uwsgi.post_fork_hook = lambda: uwsgi.worker_id() and start_worker()  # mules are forked, too
@@ -73,7 +73,7 @@ websocket.init_app(app)
 
 
 class Awaitable:
-    """A blocking client with the calls of the asyncio one, so that each handler need be written only once."""
+    """A blocking client with the calls of the asyncio client, so that each handler is written only once."""
 
     def __init__(self, ws):
         self._ws = ws
@@ -103,11 +103,11 @@ def run(coroutine):
         coroutine.send(None)
     except StopIteration as stop:
         return stop.value
-    raise AssertionError("it has suspended")
+    raise AssertionError("the coroutine has suspended")
 
 
 def for_mode(function):
-    """Return a coroutine function as one for this mode: a handler, a hook, or a receiver of a signal."""
+    """Return a coroutine function in the form for this mode: a handler, a hook, or a receiver of a signal."""
     if IS_ASYNCIO:
         return function
 
@@ -118,7 +118,7 @@ def for_mode(function):
     def blocking(*args, **kwargs):
         return run(function(*map(awaitable, args), **{key: awaitable(value) for key, value in kwargs.items()}))
 
-    del blocking.__wrapped__  # it is no coroutine function
+    del blocking.__wrapped__  # otherwise the extension would take it for a coroutine function
     return blocking
 
 
@@ -130,7 +130,7 @@ async def sleep(seconds):
 
 
 def followed(coroutine):
-    """Return a handler for this mode that is followed in the journal."""
+    """Return a handler for this mode that writes its events to the journal."""
 
     @wraps(coroutine)
     async def follow(ws, **kwargs):
@@ -149,7 +149,7 @@ def followed(coroutine):
 
 
 def handler(rule, **options):
-    """Declare the handler of a URL, in whichever mode. It is followed in the journal."""
+    """Declare the handler of a URL, in any mode. It writes its events to the journal."""
 
     def decorator(coroutine):
         websocket.add_url_rule(rule, rule, followed(coroutine), **options)
@@ -158,14 +158,14 @@ def handler(rule, **options):
     return decorator
 
 
-# A request that comes when no more files can be opened
+# A request that arrives when no more files can be opened
 
 
 @app.before_request
 def use_up_descriptors():
     if request.path == "/starve":
         g.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, g.limits[1]))  # the standard streams have these
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, g.limits[1]))  # the standard streams take all three
 
 
 @app.teardown_request
@@ -176,10 +176,10 @@ def give_back_descriptors(error):
 
 @handler("/starve")
 async def starve(ws):
-    await ws.send("there is a descriptor yet")
+    await ws.send("there is still a descriptor")
 
 
-# Echoes, the way that applications write them
+# Echoes, written in the ways of applications
 
 
 if IS_ASYNCIO:
@@ -251,7 +251,7 @@ async def delay(ws):
 
 @handler("/silent")
 async def silent(ws):
-    """End without a word."""
+    """End without a call."""
 
 
 @handler("/refuse/<int:status>")
@@ -287,10 +287,10 @@ async def close(ws, code, reason):
     await ws.close(code, reason)
 
 
-# Handlers that receive, that only send, and that only look now and then
+# Handlers that receive, that only send, and that only check their connection now and then
 
 PINGED = {"ping_interval": 0.3, "ping_timeout": 0.5}
-ANSWERED = {"ping_interval": 0.3, "ping_timeout": 2}  # by clients, which may have to wait for the processor
+ANSWERED = {"ping_interval": 0.3, "ping_timeout": 2}  # clients may wait for the processor before they answer
 
 
 @handler("/receive")
@@ -323,7 +323,7 @@ async def watch(ws):
 @handler("/wait-briefly", handshake_timeout=0.3)
 @handler("/wait-early", accept="early")
 async def wait(ws):
-    """Wait for something that does not come, and send nothing, not even the handshake."""
+    """Wait for an event that never comes, and send nothing, not even the handshake."""
     while ws.connected:
         await sleep(0.02)
 
@@ -379,13 +379,13 @@ released = set()
 
 @handler("/room/<name>")
 async def room(ws, name):
-    """Send what comes to everybody in the room."""
+    """Send each message to everybody in the room."""
     rooms[name].add(ws)
     try:
         await ws.send(str(os.getpid()))
         async for message in ws:
             for member in list(rooms[name]):
-                with suppress(ConnectionClosed):  # it is about to leave
+                with suppress(ConnectionClosed):  # the member is about to leave
                     await member.send(message)
             if message == "release":
                 released.add(name)
@@ -395,7 +395,7 @@ async def room(ws, name):
 
 @handler("/late/<name>")
 async def late(ws, name):
-    """Be in the room, and call nothing of the client until it is released."""
+    """Stay in the room without a call of the client, until a message releases this handler."""
     rooms[name].add(ws)
     journal("in the room", token=request.args["token"])
     try:
@@ -412,20 +412,20 @@ previous = []
 
 @handler("/previous")
 async def tell_previous(ws):
-    """Tell what the query string of the last connection was, and what it is now that it has closed."""
+    """Send the query string of the previous connection: its value then, and its value now, after the end."""
     await ws.send_json([[query, other.environ.get("QUERY_STRING")] for query, other in previous])
     previous[:] = [(ws.environ["QUERY_STRING"], ws)]
 
 
 @handler("/other-thread")
 async def other_thread(ws):
-    """Let a thread of the interpreter's own make the handshake."""
+    """Let a thread of the interpreter make the handshake."""
 
     def send():
         run(ws.send("from another thread"))
 
     if IS_ASYNCIO:
-        await ws.send("from another thread")  # its calls belong to the loop's thread
+        await ws.send("from another thread")  # the calls belong to the thread of the loop
     else:
         thread = threading.Thread(target=send)
         thread.start()
@@ -436,7 +436,7 @@ async def other_thread(ws):
 
 @handler("/sharedarea")
 async def sharedarea(ws):
-    """Send what is at the end of the shared memory: that is how far uWSGI reads."""
+    """Send the end of the shared memory, because uWSGI reads up to the end."""
     uwsgi.sharedarea_write(0, 4096 - 8, "tür ☃".encode())
     await ws.send_from_sharedarea(0, 4096 - 8)
     await ws.send_binary_from_sharedarea(0, 4096 - 3)
@@ -467,13 +467,13 @@ def save_coverage():
 
 
 def make_live(app):
-    """Add to an app what the live tests need of each."""
+    """Add to an app the routes that all live tests need."""
     app.add_url_rule("/", view_func=index)
     app.add_url_rule("/save-coverage", view_func=save_coverage, methods=["POST"])
     wsgi_app = app.wsgi_app
 
     def traced(environ, start_response):
-        """Trace uWSGI's own threads and greenlets, too: the interpreter has not seen them start."""
+        """Trace uWSGI's own threads and greenlets, too. The interpreter does not see them start."""
         if measurement is not None and sys.gettrace() is None and threading.gettrace() is not None:
             sys.settrace(threading.gettrace())
         return wsgi_app(environ, start_response)

@@ -1,7 +1,7 @@
-"""The application of the live tests of blueprints, built like large ones: by a factory, with the usual extensions.
+"""The application of the live tests of blueprints, built like a large one: by a factory, with the usual extensions.
 
-As in ``live_app.py``, handlers, hooks and receivers are coroutine functions, written once for all modes, and what
-happens is noted in the journal.
+As in ``live_app.py``, handlers, hooks and receivers are coroutine functions, written once for all modes, and write
+their events to the journal.
 """
 
 import os
@@ -46,7 +46,7 @@ def handler(blueprint, rule, *decorators, **options):
     return decorator
 
 
-# Who is who: what a connection sees of itself, wherever the application is called
+# Identity: the values that a connection sees wherever the application is called
 
 
 def who(ws=None):
@@ -67,7 +67,7 @@ def who(ws=None):
 
 
 async def see(place, ws=None):
-    """Look twice, and let other connections run in between."""
+    """Record the values twice, and let other connections run in between."""
     if "n" in request.args:
         g.seen.append((place, who(ws)))
         await sleep(0.001)
@@ -75,7 +75,7 @@ async def see(place, ws=None):
 
 
 async def note(place, ws=None):
-    """Look once more when nobody can be told any more."""
+    """Record the values once more, when no message can be sent any more."""
     if "n" in request.args:
         await see(place, ws)
         journal("seen", place=place, n=request.args["n"], seen=take(g.seen))
@@ -102,7 +102,7 @@ present = []
 
 
 async def exchange(ws, **view_args):
-    """Answer with all that was seen. Who else is there gets a word, perhaps its first one, from here."""
+    """Answer with all records. This handler also sends a message, maybe the first one, to the other connections."""
     seen = g.seen
     present.append(ws)
     try:
@@ -123,7 +123,7 @@ async def exchange(ws, **view_args):
 
 
 def note_each(registrar, name):
-    """Look around in each hook and listener of a blueprint, or of the whole app."""
+    """Record the values in each hook and listener of a blueprint, or of the whole app."""
 
     @registrar.before_websocket
     @for_mode
@@ -166,7 +166,7 @@ def make_talk(name, prefix):
 
 
 def page(name, **others):
-    """The page at the URL of the WebSocket, to whose script it tells the address."""
+    """The page at the URL of the WebSocket. Its script gets the address of the WebSocket."""
     query = request.args.to_dict()
     return {
         "address": url_for(".exchange", name=name, _external=True, **others, **query),
@@ -281,7 +281,7 @@ class Visit(db.Model):
 
 
 def visit(name):
-    """Leave a row, and count them: after that, the session holds the connection."""
+    """Store a row, and count all rows. After that, the session holds a database connection."""
     db.session.add(Visit(name=name))
     db.session.commit()
     count_visits_to(name)
@@ -291,8 +291,8 @@ def count_visits_to(name):
     return db.session.scalar(select(func.count()).where(Visit.name == name))
 
 
-# Whoever holds the connection must not await: in the modes with one thread, the next one to ask for it would wait
-# for all of them.
+# A handler that holds the database connection must not await. In modes with one thread, the next handler that asks for
+# a connection would block all of them.
 
 
 @handler(store, "/<name>/messages")
@@ -384,7 +384,7 @@ async def torn_down(error):
     journal("torn down", token=request.args["token"], error=error and type(error).__name__)
 
 
-# Listeners. One of them fails whenever it is asked to, and is called before the others.
+# Listeners. The first one fails whenever the request asks for it.
 
 
 @for_mode
@@ -480,12 +480,12 @@ def create_app():
     make_live(app)
     with app.app_context():
         db.create_all()
-        db.engine.dispose()  # no worker may inherit it
+        db.engine.dispose()  # no worker may inherit the connection
     return app
 
 
 app = create_app()
-if uwsgi is not None and uwsgi.masterpid() > 0:  # many import it that late, and its own hook replaces what is there
+if uwsgi is not None and uwsgi.masterpid() > 0:  # many applications import it this late, and it replaces the hook
     import uwsgidecorators
 
     uwsgidecorators.postfork(lambda: journal("decorated"))

@@ -1,4 +1,4 @@
-"""The application of the live tests of faults: that of the others, and handlers that do what none should."""
+"""The application of the live tests of faults: the usual one, and handlers with faults."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from flask_uwsgi_websocket.worker import housekeeper
 
 @handler("/impatient", ping_interval=0.5, ping_timeout=2.5)
 async def impatient(ws):
-    """Send everything back, and expect a sign of life within 3 s."""
+    """Echo each message, and expect a message or a Pong within 3 s."""
     async for message in ws:
         await ws.send(message)
 
 
 @handler("/hang/<where>", shutdown_timeout=0.5)
 async def hang(ws, where):
-    """Never end, nor look at the connection again."""
+    """Never end, and never call the connection again."""
     await ws.accept()
     if IS_ASYNCIO:
         await {"sleep": asyncio.Event().wait, "lock": deadlock}[where]()
@@ -67,7 +67,7 @@ for kind in ("before_websocket", "after_websocket", "teardown_websocket", "on_co
 
 @handler("/who")
 async def who(ws):
-    """Tell who serves, once the peer has answered a ping, which the housekeeper sees; and send everything back."""
+    """Send the process id when the housekeeper has seen the answer to a ping, and then echo each message."""
     await ws.ping()
     while ws.latency is None:
         await sleep(0.01)
@@ -78,7 +78,7 @@ async def who(ws):
 
 @handler("/patience")
 async def patience(ws):
-    """Wait a second for a message, and tell how long it was."""
+    """Wait a second for a message, and send how long it took."""
     await ws.send("waiting")
     began = time.monotonic()
     try:

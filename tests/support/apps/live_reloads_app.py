@@ -1,4 +1,4 @@
-"""The application of the tests of reloads. Of each connection the journal has the beginning and the end."""
+"""The application of the tests of reloads. The journal has the beginning and the end of each connection."""
 
 from flask import request
 from live_app import app, for_mode, handler, journal, sleep, websocket
@@ -8,10 +8,10 @@ __all__ = ["app"]
 
 @handler("/ledger")
 async def ledger(ws):
-    """Write each message into the journal, and only then answer."""
+    """Write each message into the journal, and answer after that."""
     async for message in ws:
         journal("message", message=message)
-        await sleep(0.002)  # within which the worker may end
+        await sleep(0.002)  # the worker may end meanwhile
         await ws.send(message)
 
 

@@ -1,4 +1,4 @@
-"""The application of the test of signals within the start: a worker has its server reload; the next one, stop."""
+"""The application of the test of signals during the start. A worker reloads the server, the next one stops it."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from flask_uwsgi_websocket import uwsgi
 
 def signal_the_master():
     signum = signal.SIGHUP if os.environ["UWSGI_RELOADS"] == "0" else signal.SIGINT
-    while True:  # the master itself hears of it only when it has forked all its workers
+    while True:  # the master handles the signal only after it has forked all its workers
         os.kill(uwsgi.masterpid(), signum)
         time.sleep(0.05)
 
