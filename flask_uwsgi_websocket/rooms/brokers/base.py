@@ -7,7 +7,7 @@ message is bytes. It keeps no promise that it cannot keep: what it may lose, the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -133,3 +133,21 @@ class Broker(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the broker holds in this process."""
+
+
+def batches(messages: Sequence[Outgoing], most: int, most_bytes: int) -> Iterator[Sequence[Outgoing]]:
+    """Split messages into those that a broker publishes at a time.
+
+    :param most: the most messages of a batch.
+    :param most_bytes: the most bytes of their data. A larger message has a batch of its own.
+    """
+    batch: list[Outgoing] = []
+    size = 0
+    for message in messages:
+        if batch and (len(batch) == most or size + len(message.data) > most_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message.data)
+    if batch:
+        yield batch

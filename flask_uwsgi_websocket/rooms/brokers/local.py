@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from ...exceptions import BrokerUnavailable
-from .base import Broker, Compared, Delivered, Event, Outgoing, Position, Subscribed, Subscription
+from .base import Broker, Compared, Delivered, Event, Outgoing, Position, Subscribed, Subscription, batches
 from .local_bells import Bell, Bells
 from .local_directory import Directory
 from .local_log import (
@@ -139,7 +139,7 @@ class _Opened:
         self._bells.check()
         fresh = self._fresh(messages, publisher)
         self._last = None
-        for batch in _batches(fresh):
+        for batch in batches(fresh, TRANSACTION_MESSAGES, TRANSACTION_BYTES):
             self._log.publish(batch, publisher)
             self._messages += len(batch)
             self._bytes += sum(len(message.data) + OVERHEAD for message in batch)
@@ -275,17 +275,3 @@ class LocalSubscription(Subscription):
             self._bell.close()
             self._log.close()
         self._directory.close()
-
-
-def _batches(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
-    """Split messages into those of one transaction."""
-    batch: list[Outgoing] = []
-    size = 0
-    for message in messages:
-        if batch and (len(batch) == TRANSACTION_MESSAGES or size + len(message.data) > TRANSACTION_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(message)
-        size += len(message.data)
-    if batch:
-        yield batch

@@ -33,7 +33,7 @@ from urllib.parse import unquote_plus
 
 from ...exceptions import BrokerUnavailable
 from ...loops.base import allocate_lock
-from .base import Broker, Compared, Delivered, Event, Outgoing, Position, Subscribed, Subscription
+from .base import Broker, Compared, Delivered, Event, Outgoing, Position, Subscribed, Subscription, batches
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -350,7 +350,7 @@ class RedisBroker(Broker):
     def publish(self, messages: Sequence[Outgoing], publisher: str) -> Sequence[int]:
         counts: list[int] = []
         with self._lock:
-            for batch in _batches(messages):
+            for batch in batches(messages, BATCH, BATCH_SIZE):
                 counts += self._publish(self._arguments(batch, publisher))
         return counts
 
@@ -536,17 +536,3 @@ class _RedisSubscription(Subscription):
 
 def _encode(room: str) -> bytes:
     return room.encode("utf-8", "surrogatepass")
-
-
-def _batches(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
-    """Split messages into batches for one call of the script."""
-    batch: list[Outgoing] = []
-    size = 0
-    for message in messages:
-        if batch and (len(batch) == BATCH or size + len(message.data) > BATCH_SIZE):
-            yield batch
-            batch, size = [], 0
-        batch.append(message)
-        size += len(message.data)
-    if batch:
-        yield batch
