@@ -23,6 +23,7 @@ from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, W
 from .middleware import WebSocketMiddleware as AsyncWebSocketMiddleware
 from .protocol.deflate import Compression
 from .rooms.brokers.base import Broker
+from .rooms.presence import Member
 from .rooms.rooms import Room, Rooms
 from .settings import RateLimit
 from .signals import (
@@ -30,6 +31,8 @@ from .signals import (
     websocket_connected,
     websocket_error,
     websocket_gap,
+    websocket_joined,
+    websocket_left,
     websocket_message,
     websocket_pong,
     websocket_rejected,
@@ -59,6 +62,7 @@ __all__ = [
     "GeventWebSocketClient",
     "GeventWebSocketMiddleware",
     "HandshakeRejected",
+    "Member",
     "RateLimit",
     "Room",
     "Rooms",
@@ -78,6 +82,8 @@ __all__ = [
     "websocket_connected",
     "websocket_error",
     "websocket_gap",
+    "websocket_joined",
+    "websocket_left",
     "websocket_message",
     "websocket_pong",
     "websocket_rejected",

@@ -3,7 +3,7 @@
     WebSocketError
     ├── ConnectionClosed            the connection has ended: code, reason, connection
     ├── ConcurrencyError            two callers in receive() at once (also a RuntimeError)
-    ├── BrokerUnavailable           the broker of the rooms cannot be reached
+    ├── BrokerUnavailable           the broker of the rooms cannot be reached (also a 503)
     ├── BadRoomName                 the name of a room is empty or too long (also a ValueError and a 404)
     ├── HandshakeRejected           the test client got another response than 101: response
     ├── GeventNotInstalled          (also an ImportError)
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import NotFound, ServiceUnavailable
 
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
@@ -77,11 +77,20 @@ class ConcurrencyError(WebSocketError, RuntimeError):
     """Two threads, greenlets or tasks were in ``receive()`` of one connection at the same time."""
 
 
-class BrokerUnavailable(WebSocketError):
+class BrokerUnavailable(WebSocketError, ServiceUnavailable):
     """The broker of the rooms cannot be reached, or has refused a command.
 
-    Inside a worker, ``publish()`` does not raise it: the message waits for the broker.
+    Inside a worker, ``publish()`` does not raise it: the message waits for the broker. It is also the HTTP error 503: a
+    view or handler that does not catch it answers with 503, or closes with 4503 after the handshake. What the client
+    sees does not tell why.
     """
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__()
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class BadRoomName(WebSocketError, NotFound, ValueError):

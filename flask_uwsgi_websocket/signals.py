@@ -51,5 +51,14 @@ websocket_gap = _signals.signal("websocket-gap")
 the room, in an app context.
 """
 
+websocket_joined = _signals.signal("websocket-joined")
+"""Sent when ``member``, a :class:`.Member`, has come to a ``room`` with presence, in one process of all.
+
+There is no ``ws``, and no request: the receivers run in an app context, in a thread or greenlet of their own.
+"""
+
+websocket_left = _signals.signal("websocket-left")
+"""Sent when ``member`` is gone from a ``room`` with presence, after its grace. Like ``websocket_joined``."""
+
 websocket_error = _signals.signal("websocket-error")
 """Sent when ``exception`` has left the handler after the handshake. The connection closes with 1011."""

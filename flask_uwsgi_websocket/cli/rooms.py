@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any, NoReturn
 
 import click
@@ -75,14 +77,19 @@ def list_rooms() -> None:
 @click.option("--user", metavar="ID", help="List all connections of a user, in place of ROOM.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def list_members(room: str | None, user: str | None, is_json: bool) -> None:
-    """List the members of ROOM, with the process ids of their workers.
+    """List the members of ROOM: of a room with presence, who is there, since when, and what each says of itself.
+    Otherwise the connections, with the process ids of their workers.
 
     ROOM is "chat:lobby" for the room "lobby" of the blueprint "chat", otherwise the name of a room of the app.
     """
     if room is not None and user is not None:
         raise click.UsageError("--user takes the place of ROOM: name one of them.")
     with _explained():
-        answers = _ask(_room(room, user).key)
+        target = _room(room, user)
+        if target.has_presence:
+            _list_present(target, is_json)
+            return
+        answers = _ask(target.key)
     members = [{**member, "pid": answer["pid"]} for answer in answers for member in answer["members"]]
     if is_json:
         click.echo(json.dumps(members, indent=2))
@@ -92,6 +99,26 @@ def list_members(room: str | None, user: str | None, is_json: bool) -> None:
     else:
         click.echo("The room has no members.")
     _note_rest(answers, len(members))
+
+
+def _list_present(room: Room, is_json: bool) -> None:
+    """Print the members of a room with presence."""
+    members = room.members()
+    if is_json:
+        click.echo(json.dumps([asdict(member) for member in members], indent=2))
+    elif members:
+        times = (datetime.fromtimestamp(member.since, timezone.utc) for member in members)
+        rows = [
+            [
+                each.id,
+                time.strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "-" if each.info is None else _app().json.dumps(each.info),
+            ]
+            for each, time in zip(members, times, strict=True)
+        ]
+        _show_table(["MEMBER", "SINCE", "INFO"], rows)
+    else:
+        click.echo("The room has no members.")
 
 
 @rooms_cli.command("close")

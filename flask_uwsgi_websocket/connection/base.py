@@ -577,6 +577,10 @@ class BaseClient:
             with self._transport.write_lock:
                 self._early.popleft()
 
+    async def send_message(self, message: str | bytes) -> None:
+        """Send a message, as a coroutine in every mode; see :meth:`_send`."""
+        await self._send(message)
+
     async def _ping(self) -> None:
         """Send a Ping. :attr:`.latency` has the round trip once the Pong is read (RFC 6455 section 5.5.2).
 

@@ -14,6 +14,22 @@ T = TypeVar("T")
 Tick = Callable[[], "float | None"]
 
 
+class Watch(Protocol):
+    """Waits for a descriptor again and again, and for a clock that ticks. One at a time uses it, in its loop.
+
+    It costs less than a wait with a timeout, because the clock goes on between two waits.
+    """
+
+    def wait(self) -> Awaitable[bool]:
+        """Wait until the descriptor is readable or has ended, or until the next tick. Return False for a tick.
+
+        A tick that nobody was waiting for comes with the next wait. Several of them are one.
+        """
+
+    def close(self) -> None:
+        """Stop the clock, and let the descriptor go."""
+
+
 class Loop(Protocol):
     """The operations of every mode.
 
@@ -26,6 +42,12 @@ class Loop(Protocol):
 
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         """Wait until *fd* is readable or has ended. Return False when *timeout* seconds have passed."""
+
+    def watch(self, fd: int, interval: float) -> Watch:
+        """Wait for a descriptor for long. Called where the waits will be.
+
+        :param interval: the seconds between two ticks.
+        """
 
     def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         """Wait until *fd* is writable or has ended. Return False when *timeout* seconds have passed."""
@@ -53,6 +75,16 @@ class Loop(Protocol):
 
     async def call_blocking(self, function: Callable[[], T]) -> T:
         """Call *function*, which may block for long, without blocking other connections of this worker."""
+
+
+class EventLoop(Loop, Protocol):
+    """The operations of the modes that have an event loop: gevent and asyncio."""
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once, after the others that are ready have run. It may not wait.
+
+        Only the thread of the event loop may call this.
+        """
 
 
 class BlockingLoop(Loop, Protocol):

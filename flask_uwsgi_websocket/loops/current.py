@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from .base import BlockingLoop, Loop, T, run
+from .base import BlockingLoop, EventLoop, Loop, T, run
 from .greenlets import GeventLoop, is_in_gevent, warn_if_unpatched
-from .tasks import current_asyncio_loop, is_in_loop, parent_greenlet, run_in_greenlet
+from .tasks import current_asyncio_loop, is_in_loop, parent_greenlet, run_in_greenlet, served_asyncio_loop
 from .threads import ThreadLoop
 
 _thread_loop = ThreadLoop()
@@ -35,6 +35,16 @@ def current_blocking_loop() -> BlockingLoop:
     if loop is None:
         loop = _gevent_loops[id(hub)] = GeventLoop(hub)
     return loop
+
+
+def served_loop() -> EventLoop | None:
+    """Return the event loop of the caller, if connections already use it: one that is likely to go on.
+
+    None in a thread without one.
+    """
+    if is_in_gevent():
+        return _gevent_loops.get(id(sys.modules["gevent"].get_hub()))  # without an import statement, which costs more
+    return served_asyncio_loop()
 
 
 def wait_for(call: Callable[[Loop], Coroutine[Any, Any, T]]) -> T:

@@ -6,13 +6,15 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .base import T, Tick, run, settle
 
 if TYPE_CHECKING:
+    from gevent import Greenlet
+    from gevent.event import Event
     from gevent.hub import Hub
 
 
@@ -62,6 +64,9 @@ class GeventLoop:
                 timer.close()
             if self._readers.get(fd) is not watcher:  # forget() was called meanwhile
                 watcher.close()
+
+    def watch(self, fd: int, interval: float) -> GeventWatch:
+        return GeventWatch(self._get_hub(), fd, interval)
 
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
         from gevent.socket import wait_write
@@ -116,6 +121,9 @@ class GeventLoop:
             watcher.stop()
             watcher.close()
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._hub.loop.run_callback(callback)
+
     def run_aside(self, function: Callable[[], None]) -> None:
         from gevent import spawn
 
@@ -149,10 +157,102 @@ class GeventLoop:
             delay = tick()
 
 
+class GeventWatch:
+    """Waits for a descriptor with one watcher and one timer. Only the thread of its hub uses it."""
+
+    def __init__(self, hub: Hub, fd: int, interval: float) -> None:
+        from gevent import getcurrent
+
+        self._hub = hub
+        self._getcurrent = getcurrent
+        self._watcher = hub.loop.io(fd, 1)
+        self._is_due = False
+        self._waiting: Callable[[bool], object] | None = None
+        self._timer = hub.loop.timer(interval, interval)
+        self._timer.start(self._tick)
+
+    async def wait(self) -> bool:
+        if not self._is_due:
+            self._waiting = self._getcurrent().switch
+            try:
+                self._watcher.start(self._waiting, True)
+                is_readable = bool(self._hub.switch())
+            finally:
+                self._watcher.stop()
+                self._waiting = None
+            if is_readable:
+                return True
+        self._is_due = False
+        return False
+
+    def _tick(self) -> None:
+        self._is_due = True
+        if self._waiting is not None:
+            self._waiting(False)
+
+    def close(self) -> None:
+        self._timer.stop()
+        self._timer.close()
+        self._watcher.close()
+
+
 def is_in_gevent() -> bool:
     """Return whether the caller is a greenlet of gevent."""
     gevent = sys.modules.get("gevent")
     return gevent is not None and isinstance(gevent.getcurrent(), gevent.Greenlet)
+
+
+def new_event() -> Event:
+    """Return an event for greenlets of one hub."""
+    from gevent.event import Event
+
+    return Event()
+
+
+def run_apart(
+    function: Callable[[], object], over: Event, grace: float, note_failure: Callable[[BaseException], None]
+) -> Greenlet[..., Any] | None:
+    """Run *function* in a greenlet of its own, and wait until it ends, or *grace* seconds after *over* is set.
+
+    :param note_failure: called with what *function* raises when nobody waits for it any more.
+    :returns: the greenlet, if the function goes on; None if it has ended.
+    :raises BaseException: what *function* raises, except for ``GreenletExit``.
+    """
+    from gevent import GreenletExit, spawn, wait
+
+    is_awaited = True
+
+    def call() -> BaseException | None:  # gevent would print an exception
+        try:
+            function()
+        except GreenletExit:
+            return None
+        except BaseException as error:
+            if not is_awaited:
+                note_failure(error)
+            return error
+        return None
+
+    greenlet = spawn(copy_context().run, call)
+    try:
+        either: list[Any] = [greenlet, over]
+        wait(either, count=1)
+        greenlet.join(grace)
+    finally:
+        is_awaited = False
+    if not greenlet.ready():
+        return greenlet
+    if greenlet.value is not None:
+        raise greenlet.value
+    return None
+
+
+def patch_library(*, aggressive: bool) -> None:
+    """Let the blocking calls of the standard library wait in the hub, unless they do already."""
+    from gevent.monkey import is_module_patched, patch_all
+
+    if not is_module_patched("socket"):
+        patch_all(aggressive=aggressive)
 
 
 @cache

@@ -34,22 +34,32 @@ class AsyncioLoop:
         self._callbacks: dict[int, Callable[[], bool]] = {}
 
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
-        if fd not in self._readers:
+        future = self.next_readable(fd)
+        return future if timeout is None else self._wait_at_most(future, timeout)
+
+    def next_readable(self, fd: int) -> asyncio.Future[bool]:
+        """Return a future that becomes True when *fd* is readable or has ended."""
+        waiting = self._readers.get(fd)
+        if waiting is None:
             self._loop.add_reader(fd, self._readable, fd)
-            self._readers[fd] = []
-        return self._wait(self._readers[fd], timeout)
+            waiting = self._readers[fd] = []
+        return self._next(waiting)
+
+    def watch(self, fd: int, interval: float) -> AsyncioWatch:
+        return AsyncioWatch(self, self._loop, fd, interval)
 
     def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         self._loop.add_writer(fd, self._writable, fd)
-        return self._wait(self._writers.setdefault(fd, []), timeout)
+        future = self._next(self._writers.setdefault(fd, []))
+        return future if timeout is None else self._wait_at_most(future, timeout)
 
-    def _wait(self, waiting: list[asyncio.Future[bool]], timeout: float | None) -> Awaitable[bool]:
-        """Return an awaitable for the wait: a bare future, if possible, as a coroutine around it doubles the cost."""
+    def _next(self, waiting: list[asyncio.Future[bool]]) -> asyncio.Future[bool]:
+        """Return a future for a wait. Most waits are this bare future: a coroutine around it doubles the cost."""
         if waiting:  # futures of other tasks, or of tasks that were cancelled
             waiting[:] = [future for future in waiting if not future.done()]
         future = self._loop.create_future()
         waiting.append(future)
-        return future if timeout is None else self._wait_at_most(future, timeout)
+        return future
 
     async def _wait_at_most(self, future: asyncio.Future[bool], timeout: float) -> bool:
         timer = self._loop.call_later(timeout, _set_result, future, False)
@@ -99,6 +109,9 @@ class AsyncioLoop:
         for future in self._writers.pop(fd, ()):
             _set_result(future, True)
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
     def run_aside(self, function: Callable[[], None]) -> None:
         function()  # in the loop's thread nothing waits but tasks
 
@@ -136,6 +149,39 @@ class AsyncioLoop:
         return result
 
 
+class AsyncioWatch:
+    """Waits for a descriptor, in the thread of an event loop."""
+
+    def __init__(self, waits: AsyncioLoop, loop: asyncio.AbstractEventLoop, fd: int, interval: float) -> None:
+        self._waits = waits
+        self._loop = loop
+        self._fd = fd
+        self._interval = interval
+        self._is_due = False
+        self._waiting: asyncio.Future[bool] | None = None
+        self._timer = loop.call_later(interval, self._tick)
+
+    def wait(self) -> asyncio.Future[bool]:
+        if self._is_due:
+            self._is_due = False
+            self._waiting = self._loop.create_future()
+            self._waiting.set_result(False)
+        else:
+            self._waiting = self._waits.next_readable(self._fd)
+        return self._waiting
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._interval, self._tick)
+        if self._waiting is None or self._waiting.done():
+            self._is_due = True
+        else:
+            self._waiting.set_result(False)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._waits.forget(self._fd)
+
+
 def _set_result(future: asyncio.Future[bool], result: bool) -> None:
     if not future.done():
         future.set_result(result)
@@ -150,6 +196,12 @@ def current_asyncio_loop() -> AsyncioLoop:
     :raises RuntimeError: when no event loop is running.
     """
     return _asyncio_loop(asyncio.get_running_loop())
+
+
+def served_asyncio_loop() -> AsyncioLoop | None:
+    """Return the loop for the event loop that is running in this thread, if connections or tasks already use it."""
+    running = asyncio._get_running_loop()  # which does not raise
+    return None if running is None else _asyncio_loops.get(id(running))
 
 
 def background_asyncio_loop() -> AsyncioLoop:

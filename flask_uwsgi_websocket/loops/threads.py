@@ -30,6 +30,9 @@ class ThreadLoop:
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
         return _poll(fd, select.POLLIN, timeout)
 
+    def watch(self, fd: int, interval: float) -> ThreadWatch:
+        return ThreadWatch(fd, interval)
+
     def block_until_readable(self, fd: int) -> None:
         _poll(fd, select.POLLIN, None)
 
@@ -102,6 +105,26 @@ class ThreadLoop:
                     with self._lock:
                         if self._writers.get(fd) is writers[fd]:
                             del self._writers[fd]
+
+
+class ThreadWatch:
+    """Waits for a descriptor with poll(2)."""
+
+    def __init__(self, fd: int, interval: float) -> None:
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._interval = interval
+        self._tick_at = time.monotonic() + interval
+
+    async def wait(self) -> bool:
+        remaining = self._tick_at - time.monotonic()
+        if remaining > 0 and self._poll.poll(remaining * 1000):
+            return True
+        self._tick_at = time.monotonic() + self._interval
+        return False
+
+    def close(self) -> None:
+        """Do nothing: poll(2) leaves nothing behind."""
 
 
 def _poll(fd: int, event: int, timeout: float | None) -> bool:

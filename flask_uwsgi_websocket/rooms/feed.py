@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from ..exceptions import BrokerUnavailable
@@ -27,11 +27,14 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 class Reader(Protocol):
     """What is done with the events. Only the feed calls this."""
 
-    async def read(self, event: Event, loop: Loop) -> None:
-        """Handle an event, and let others run meanwhile if that takes long."""
+    def read(self, event: Event, loop: Loop) -> Awaitable[None] | None:
+        """Handle an event. Return what is to be awaited if that takes long.
 
-    def sweep(self) -> None:
-        """Give up the rooms that nobody needs. Called about once a second."""
+        :raises BrokerUnavailable: when the broker cannot be reached. The subscription is opened again.
+        """
+
+    def sweep(self, give_up: Callable[[str], None]) -> None:
+        """Call *give_up* with each room that nobody needs. Called about once a second."""
 
     def on_loss(self) -> None:
         """Note that no messages arrive until the rooms are subscribed again."""
@@ -95,7 +98,7 @@ class Feed:
                 if self.error is None:  # events have arrived: a broker that refuses each subscription counts on
                     attempt = 0
                 self._report(error)
-                self._reader.sweep()
+                self._reader.sweep(self.remove)
                 await loop.sleep(backoff(attempt))
                 attempt += 1
 
@@ -125,30 +128,32 @@ class Feed:
 
         :raises BrokerUnavailable: when the subscription is lost.
         """
-        tick_at = time.monotonic() + TICK_INTERVAL
+        watch = loop.watch(subscription.fileno(), TICK_INTERVAL)
         try:
             while self._rooms:
-                await loop.wait_readable(subscription.fileno(), max(0.0, tick_at - time.monotonic()))
+                is_due = not await watch.wait()
                 end = time.monotonic() + SLICE
                 for event in subscription.receive():
                     if self.error is not None:
                         logger.warning("The messages of rooms arrive again.")
                         self.error = None
                     try:
-                        await self._reader.read(event, loop)
+                        if (rest := self._reader.read(event, loop)) is not None:
+                            await rest
+                    except BrokerUnavailable:  # it has more to say, and is asked again
+                        raise
                     except Exception:  # of one message, which must not end the subscription
                         logger.exception("a message of a room was not delivered")
                     if time.monotonic() > end:
                         await loop.sleep(0)
                         end = time.monotonic() + SLICE
-                if (now := time.monotonic()) >= tick_at:
+                if is_due:
                     subscription.tick()
-                    self._reader.sweep()
-                    tick_at = now + TICK_INTERVAL
+                    self._reader.sweep(self.remove)
         finally:
             with self._lock:
                 self._subscription = None
-            loop.forget(subscription.fileno())
+            watch.close()
             subscription.close()
 
     def _report(self, error: Exception) -> None:

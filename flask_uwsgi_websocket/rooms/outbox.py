@@ -6,14 +6,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
+from enum import Enum
+from functools import partial
 from random import random
 from uuid import uuid4
 
 from ..exceptions import BrokerUnavailable
-from ..loops.base import allocate_lock
-from .brokers.base import Broker, Outgoing
+from ..loops.base import EventLoop, allocate_lock
+from ..loops.current import served_loop
+from .brokers.base import Broker, Outgoing, Retention
 from .envelope import SEAL_SIZE, seal
 
 #: The most bytes that wait for the broker. Beyond it, the oldest messages are lost.
@@ -27,6 +30,12 @@ LISTEN_TIME = 5.0
 
 #: The most messages in one call of the broker.
 BATCH = 256
+
+#: The most messages that a callback of a loop hands to the broker.
+BATCH_NOW = 32
+
+#: The seconds until the next callback: as few as they may be for the loop to look for input meanwhile.
+NEXT = 1e-9
 
 #: Seconds without a message after which the thread ends.
 IDLE_TIME = 5.0
@@ -52,11 +61,29 @@ class Receipt:
         self.reached: int | None = None
 
 
+# A message in the queue: the seconds on the clock when it came, and who wants to know what becomes of it.
+_Waiting = tuple[Outgoing, float, "Receipt | None"]
+
+
+class Sender(Enum):
+    """Who hands the messages of an outbox to the broker."""
+
+    #: No message waits.
+    NOBODY = "nobody"
+    #: A callback of a loop, which has not begun.
+    CALLBACK = "callback"
+    #: A callback of a loop, which has begun.
+    LOOP = "loop"
+    #: The thread.
+    THREAD = "thread"
+
+
 class Outbox:
     """Publishes messages in the order of the calls, without waiting.
 
-    A thread, or a greenlet where the standard library is patched, hands them to the broker. It starts with the first
-    message and ends when there was none for a while.
+    Where the caller has an event loop, and the broker has :meth:`.Broker.publish_now`, a callback of the loop hands
+    over all messages of one turn of the loop. Otherwise, a thread does it, or a greenlet where the standard library is
+    patched. It starts with the first message and ends when there was none for it for a while.
 
     :param get_broker: returns the broker, or raises :exc:`BrokerUnavailable`.
     :param is_listening: returns whether the messages would arrive in this process. After an outage, the outbox waits
@@ -66,17 +93,21 @@ class Outbox:
     def __init__(self, get_broker: Callable[[], Broker], is_listening: Callable[[], bool] = lambda: True) -> None:
         self._get_broker = get_broker
         self._is_listening = is_listening
-        self._publisher = uuid4()
+        publisher = uuid4()
+        self._publisher, self._name = publisher.bytes, publisher.hex
         self._lock = allocate_lock()  # guards the following attributes, but not the alarm
+        self._sender = Sender.NOBODY
         self._is_running = False
         # The thread waits for the alarm, a lock that is released to wake it: once each time that the thread is idle.
         self._alarm = threading.Lock()
         self._alarm.acquire()
         self._is_idle = False
-        self._queue: deque[tuple[Outgoing, float, Receipt]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._size = 0
         self._number = 0
-        self._sending: list[tuple[Outgoing, float, Receipt]] = []  # only the thread changes it
+        self._sending: list[_Waiting] = []  # only the sender changes it
+        # The broker's publish_now() if it has one, once the thread has reached the broker.
+        self._publish_now: Callable[[Sequence[Outgoing], str], Sequence[int] | None] = _not_now
         #: How many messages the broker has got, and how many were lost because it was away for too long.
         self.published = self.lost = 0
         self._reported = 0  # how many losses the log has
@@ -87,36 +118,91 @@ class Outbox:
         """Return the number of messages that the broker does not have yet."""
         return len(self._queue) + len(self._sending)
 
-    def put(self, room: str, data: bytes) -> Receipt:
+    @property
+    def accepted(self) -> int:
+        """How many messages there were so far."""
+        return self._number
+
+    def put(
+        self, room: str, data: bytes, retention: Retention | None = None, *, receipt: Receipt | None = None
+    ) -> None:
         """Publish a message soon.
 
+        :param receipt: gets what becomes of the message.
         :raises ValueError: when the message is larger than all messages that may wait.
         """
-        _check_size(data)
-        receipt = Receipt()
+        size = _checked_size(data)
         with self._lock:
-            self._number += 1
-            message = Outgoing(room, seal(self._publisher.bytes, self._number, data), self._number)
+            self._number = number = self._number + 1
+            message = Outgoing(room, seal(self._publisher, number, data), number, retention)
             self._queue.append((message, time.monotonic(), receipt))
-            self._size += _memory_of(message)
+            self._size += size
             while self._size > MOST_BYTES:
                 self._lose_oldest()
+            sender = self._sender
+            if sender is Sender.NOBODY:
+                self._sender = Sender.CALLBACK
+        if sender is Sender.NOBODY or sender is Sender.CALLBACK:
+            loop = None if self._publish_now is _not_now else served_loop()
+            if loop is None:  # nor may the message wait for the loop of another thread, which may be busy
+                self.hurry()
+            elif sender is Sender.NOBODY:
+                loop.call_soon(partial(self._send_soon, loop))
+
+    def hurry(self) -> None:
+        """Have the thread send what a callback of a loop would send, such as a loop that does not run any more."""
+        self._let_thread_send(instead_of=Sender.CALLBACK)
+
+    def _send_soon(self, loop: EventLoop) -> None:
+        """Send what waits. Called by a loop, where nothing may wait."""
+        with self._lock:
+            if self._sender is not Sender.CALLBACK:  # the thread was faster
+                return
+            self._sender = Sender.LOOP
+        if (delay := self._send_now(loop)) is not None:
+            loop.run_every(delay, partial(self._send_now, loop))
+
+    def _send_now(self, loop: EventLoop) -> float | None:
+        """Send a batch without waiting; return the seconds until the next one if there is one."""
+        with self._lock:
+            self._take(BATCH_NOW)
+        reached = None
+        try:
+            reached = self._publish_now([message for message, _, _ in self._sending], self._name)
+        except Exception:  # the thread gets it again, and logs it
+            pass
+        finally:
+            if reached is None:
+                loop.run_aside(partial(self._let_thread_send, instead_of=Sender.LOOP))
+        if reached is None:
+            return None
+        self._note_sent(reached)
+        with self._lock:
+            self._sending = []
+            if not self._queue:
+                self._sender = Sender.NOBODY
+                return None
+            return NEXT
+
+    def _let_thread_send(self, instead_of: Sender) -> None:
+        """Start or wake the thread, without the lock: a greenlet that starts one lets others run."""
+        with self._lock:
+            if self._sender is not instead_of:
+                return
+            self._sender = Sender.THREAD
             starts, self._is_running = not self._is_running, True
             wakes, self._is_idle = self._is_idle, False
         if starts:
-            self._start()
+            thread = threading.Thread(target=self._run, name="flask-uwsgi-websocket-outbox", daemon=True)
+            try:
+                Context().run(thread.start)  # a greenlet would keep the caller's context alive
+            except BaseException:  # no more threads: the next message tries again
+                with self._lock:
+                    self._is_running = False
+                    self._sender = Sender.NOBODY
+                raise
         elif wakes:
             self._alarm.release()
-        return receipt
-
-    def _start(self) -> None:
-        """Start the thread, without the lock: a greenlet that starts one lets others run."""
-        thread = threading.Thread(target=self._run, name="flask-uwsgi-websocket-outbox", daemon=True)
-        try:
-            Context().run(thread.start)  # a greenlet would keep the caller's context alive
-        except BaseException:  # no more threads: the next message tries again
-            self._is_running = False
-            raise
 
     def _lose_oldest(self) -> None:
         """Forget the oldest message. Called with the lock."""
@@ -124,49 +210,55 @@ class Outbox:
         self._size -= _memory_of(message)
         self._count_loss(receipt)
 
-    def _count_loss(self, receipt: Receipt) -> None:
+    def _count_loss(self, receipt: Receipt | None) -> None:
         self.lost += 1
-        receipt.reached = 0
+        if receipt is not None:
+            receipt.reached = 0
 
     def _run(self) -> None:
         """Hand the messages to the broker until there were none for a while. Runs in the thread."""
-        is_over = False
-        while not is_over:
-            while self._send_all() or self._wait():
-                pass
-            with self._lock:
-                is_over = not self._queue
-                self._is_running = not is_over
+        while self._wait():
+            self._send_all()
 
     def _wait(self) -> bool:
-        """Wait for a message; return whether there is one."""
+        """Wait until the thread has to send; return False when it ends."""
         with self._lock:
-            if self._queue:
+            if self._sender is Sender.THREAD:
                 return True
             self._is_idle = True
         if self._alarm.acquire(timeout=IDLE_TIME):
             return True
         with self._lock:
             is_over, self._is_idle = self._is_idle, False
+            self._is_running = not is_over
         if not is_over:  # a message has come just now, and its publisher is about to release the alarm
             self._alarm.acquire()
         return not is_over
 
-    def _send_all(self) -> bool:
-        """Hand over a batch, however long that takes. Return False if there was none."""
-        with self._lock:
-            self._sending = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            self._size -= sum(_memory_of(message) for message, _, _ in self._sending)
+    def _take(self, most: int) -> None:
+        """Take a batch from the queue, unless there is one that the broker did not take. Called with the lock."""
         if not self._sending:
-            return False
-        attempt = 0
-        while self._sending and not self._try():
-            time.sleep(backoff(attempt))
-            attempt += 1
-            self._wait_for_members()
-            self._drop_late()
-        self._sending = []
-        return True
+            for _ in range(min(most, len(self._queue))):
+                waiting = self._queue.popleft()
+                self._size -= _memory_of(waiting[0])
+                self._sending.append(waiting)
+
+    def _send_all(self) -> None:
+        """Hand over all messages, however long that takes. Runs in the thread."""
+        while True:
+            with self._lock:
+                self._take(BATCH)
+                if not self._sending:
+                    self._sender = Sender.NOBODY
+                    return
+            attempt = 0
+            while self._sending and not self._try():
+                time.sleep(backoff(attempt))
+                attempt += 1
+                self._wait_for_members()
+                self._drop_late()
+            with self._lock:
+                self._sending = []
 
     def _wait_for_members(self) -> None:
         """Wait until the messages would arrive in this process, for at most :data:`LISTEN_TIME`."""
@@ -177,7 +269,8 @@ class Outbox:
     def _try(self) -> bool:
         """Hand over the batch; return whether the broker has it."""
         try:
-            reached = self._get_broker().publish([message for message, _, _ in self._sending], self._publisher.hex)
+            broker = self._get_broker()
+            reached = broker.publish([message for message, _, _ in self._sending], self._name)
         except BrokerUnavailable as error:
             if self.error is None:
                 logger.warning("The broker of the rooms is not available, and messages wait for it: %s", error)
@@ -191,10 +284,16 @@ class Outbox:
             logger.warning("The broker of the rooms is available again.")
             self.error = None
         self._report_losses()
-        for (_, _, receipt), count in zip(self._sending, reached, strict=True):
-            receipt.reached = max(count, 0)
-        self.published += len(reached)
+        self._note_sent(reached)
+        self._publish_now = broker.publish_now if broker.publishes_now else _not_now
         return True
+
+    def _note_sent(self, reached: Sequence[int]) -> None:
+        """Note that the broker has the batch."""
+        for (_, _, receipt), count in zip(self._sending, reached, strict=True):
+            if receipt is not None:
+                receipt.reached = max(count, 0)
+        self.published += len(reached)
 
     def _drop_late(self) -> None:
         """Forget the messages that have waited for too long."""
@@ -230,33 +329,48 @@ class Direct:
     def __init__(self, get_broker: Callable[[], Broker], is_listening: Callable[[], bool] = lambda: True) -> None:
         self._get_broker = get_broker
         self._is_listening = is_listening
-        self._publisher = uuid4()
+        publisher = uuid4()
+        self._publisher, self._name = publisher.bytes, publisher.hex
         self._lock = threading.Lock()  # held while the broker is asked: one call after the other
         self._number = 0
 
-    def put(self, room: str, data: bytes) -> Receipt:
+    @property
+    def accepted(self) -> int:
+        """How many messages there were so far."""
+        return self._number
+
+    def put(
+        self, room: str, data: bytes, retention: Retention | None = None, *, receipt: Receipt | None = None
+    ) -> None:
         """Publish a message.
 
+        :param receipt: gets how many subscriptions the message has reached.
         :raises BrokerUnavailable: when the broker does not have it.
         :raises ValueError: when the message is too large.
         """
-        _check_size(data)
-        receipt = Receipt()
+        _checked_size(data)
         with self._lock:
             self._number += 1
-            message = Outgoing(room, seal(self._publisher.bytes, self._number, data), self._number)
-            (receipt.reached,) = self._get_broker().publish([message], self._publisher.hex)
-        return receipt
+            message = Outgoing(room, seal(self._publisher, self._number, data), self._number, retention)
+            (reached,) = self._get_broker().publish([message], self._name)
+        if receipt is not None:
+            receipt.reached = reached
+
+
+def _not_now(messages: Sequence[Outgoing], publisher: str) -> None:
+    """Do nothing, as a broker without ``publish_now()``."""
 
 
 def _memory_of(message: Outgoing) -> int:
     return len(message.data) + _OVERHEAD
 
 
-def _check_size(data: bytes) -> None:
-    """Check that a message is not larger than all messages that may wait.
+def _checked_size(data: bytes) -> int:
+    """Return the memory that a message will take in an outbox.
 
-    :raises ValueError: when it is.
+    :raises ValueError: when it is larger than all messages that may wait.
     """
-    if len(data) + SEAL_SIZE + _OVERHEAD > MOST_BYTES:
+    size = len(data) + SEAL_SIZE + _OVERHEAD
+    if size > MOST_BYTES:
         raise ValueError(f"a message of {len(data):,} bytes cannot be published: the most is {MOST_BYTES:,}")
+    return size

@@ -17,13 +17,32 @@ from ..exceptions import BadRoomName
 from ..loops.current import wait_for
 from ..protocol.protocol import check_close, payload_of
 from ..state import state_of
-from .exchange import exchange_of
+from .brokers.base import Position, Presence, Retention
+from .envelope import stamped
+from .exchange import Exchange, exchange_of
+from .presence import Member
+from .replay import NOTHING, Replay, missed_since, position_of, text_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 #: The longest name of a room, in bytes of UTF-8.
 LONGEST_NAME = 255
+
+#: The most messages of a history, and the most seconds.
+MOST_HISTORY = 10_000
+LONGEST_TTL = 86_400
+
+#: The seconds and bytes of a history, unless the application says more.
+HISTORY_TTL = 300.0
+HISTORY_SIZE = 2**20
+
+#: The seconds for which a member stays after its last connection, and the most that an application may choose.
+PRESENCE_GRACE = 10.0
+LONGEST_GRACE = 3600
+
+#: The longest information of a member, in bytes of JSON.
+LONGEST_INFO = 4096
 
 #: What becomes of a member that does not read fast enough.
 Slow = Literal["close", "skip"]
@@ -39,14 +58,44 @@ class Rooms:
     :param namespace: what the names of the rooms begin with, such as the blueprint's name; empty for the app's rooms.
     :param slow: what becomes of a member that does not read fast enough, so that more than ``WEBSOCKET_SEND_BUFFER``
         bytes wait for it: ``"close"`` closes it with 1013 (try again later); ``"skip"`` leaves messages out.
+    :param history: the most messages of each room that the broker keeps for members that come back; 0 for none.
+    :param history_ttl: the most seconds for which it keeps them.
+    :param history_size: the most bytes of them.
+    :param presence: whether the broker knows who is in the rooms.
+    :param presence_grace: the seconds for which a member stays after its last connection.
+    :param announce: whether joins and leaves are announced. Large rooms may turn it off.
     :param apps: the apps that have these rooms.
     """
 
-    def __init__(self, namespace: str, slow: Slow = "close", *, apps: Collection[Flask]) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        slow: Slow = "close",
+        *,
+        history: int = 0,
+        history_ttl: float = HISTORY_TTL,
+        history_size: int = HISTORY_SIZE,
+        presence: bool = False,
+        presence_grace: float = PRESENCE_GRACE,
+        announce: bool = True,
+        apps: Collection[Flask],
+    ) -> None:
         if slow not in {"close", "skip"}:
             raise ValueError(f'slow must be "close" or "skip", not {slow!r}')
+        if not 0 <= history <= MOST_HISTORY:
+            raise ValueError(f"history must be 0 to {MOST_HISTORY:,} messages, not {history!r}")
+        if history and not (0 < history_ttl <= LONGEST_TTL and history_size > 0):
+            raise ValueError(f"history_ttl must be at most {LONGEST_TTL:,} seconds, and history_size positive")
+        if not 0 <= presence_grace <= LONGEST_GRACE:
+            raise ValueError(f"presence_grace must be 0 to {LONGEST_GRACE:,} seconds, not {presence_grace!r}")
         self.namespace = namespace
         self.slow: Slow = slow
+        self.retention = Retention(history, history_ttl, history_size) if history else None
+        self.has_presence = presence
+        self.grace = presence_grace
+        #: The functions of :meth:`on_join` and :meth:`on_leave`.
+        self.listeners: dict[str, list[Callable[..., Any]]] = {"join": [], "leave": []}
+        self._announces = announce
         self._apps = apps
         self._before_join: list[Callable[..., Any]] = []
         # So that no name of a room of one kind is the key of a room of another kind.
@@ -69,6 +118,33 @@ class Rooms:
         """
         self._before_join.append(function)
         return function
+
+    def on_join(self, function: F) -> F:
+        """Call *function* with the room and the :class:`.Member` when a member has come, in one process of all.
+
+        It runs in an app context, in a thread or greenlet of its own, without a request. In the asyncio mode it may be
+        a coroutine function.
+
+        :raises RuntimeError: when the rooms have no presence, or announce nothing.
+        """
+        return self._listen("join", function)
+
+    def on_leave(self, function: F) -> F:
+        """Call *function* with the room and the :class:`.Member` when a member is gone; see :meth:`on_join`."""
+        return self._listen("leave", function)
+
+    def _listen(self, kind: str, function: F) -> F:
+        if not (self.has_presence and self._announces):
+            raise RuntimeError("these rooms announce nobody: rooms(presence=True) does, without announce=False")
+        self.listeners[kind].append(function)
+        return function
+
+    def announced(self, app: Flask, presence: Presence) -> tuple[Room, Member] | None:
+        """Return the room and the member to announce, or None if the room is another one's or announces nobody."""
+        if not self._announces or not presence.room.startswith(self._prefix):
+            return None
+        room = self[presence.room[len(self._prefix) :]]
+        return room, _member_of(app, presence)
 
     async def check_join(self, room: Room, client: BaseClient) -> None:
         """Call the ``before_join`` functions.
@@ -135,27 +211,118 @@ class Room:
         """What becomes of a member that does not read fast enough: ``"close"`` or ``"skip"``."""
         return self._rooms.slow
 
+    @property
+    def retention(self) -> Retention | None:
+        """The history that the broker keeps, or None."""
+        return self._rooms.retention
+
+    @property
+    def has_presence(self) -> bool:
+        """Whether the broker knows who is in the room."""
+        return self._rooms.has_presence
+
     @overload
-    def join(self, ws: WebSocketClient) -> None: ...
+    def join(
+        self,
+        ws: WebSocketClient,
+        *,
+        since: str | None = None,
+        snapshot: Callable[[str], object] | None = None,
+        info: object = None,
+    ) -> bool: ...
     @overload
-    def join(self, ws: AsyncioWebSocketClient) -> Awaitable[None]: ...
-    def join(self, ws: BaseClient) -> Any:
+    def join(
+        self,
+        ws: AsyncioWebSocketClient,
+        *,
+        since: str | None = None,
+        snapshot: Callable[[str], object] | None = None,
+        info: object = None,
+    ) -> Awaitable[bool]: ...
+    def join(
+        self,
+        ws: BaseClient,
+        *,
+        since: str | None = None,
+        snapshot: Callable[[str], object] | None = None,
+        info: object = None,
+    ) -> Any:
         """Make a connection a member until it ends or leaves. Await the call in a coroutine handler.
 
         It calls the ``before_join`` functions, and sends the handshake if that was not done: when the client sees it,
-        the connection is a member, and gets every message that is published from then on by any process. Does nothing
-        when the connection is a member already.
+        the connection is a member, and gets every message that is published from then on by any process. A connection
+        that is a member already stays one.
 
+        With *since* or *snapshot*, the connection first gets what it has missed: either all messages after *since*, or
+        what *snapshot* sends. Messages that are published meanwhile follow, none twice, and none is left out.
+
+        :param since: the position of the last message that the client has: what :meth:`publish_json` has put into it,
+            or what *snapshot* got. Any other text is a position that is too old.
+        :param snapshot: called, when the history does not have all messages after *since*, with the position after
+            which messages follow. It sends the state of the application. In the asyncio mode it may be a coroutine
+            function.
+        :param info: a value that JSON can represent, of at most 4 KiB, which :meth:`members` returns. It needs rooms
+            with presence.
+        :returns: whether the connection got all messages after *since*.
         :raises ~werkzeug.exceptions.HTTPException: when a ``before_join`` function refuses. Let it end the handler.
+        :raises BrokerUnavailable: with *since* or *snapshot*, when the broker cannot be reached. It is a 503, too.
         :raises ConnectionClosed: when the connection has ended.
+        :raises RuntimeError: when there is *info* and the rooms have no presence.
+        :raises ValueError: when *info* is too long.
         """
-        return ws.perform(self.admit(ws))
+        return ws.perform(self.admit(ws, since, snapshot, info))
 
-    async def admit(self, ws: BaseClient) -> None:
+    async def admit(
+        self,
+        ws: BaseClient,
+        since: str | None = None,
+        snapshot: Callable[[str], object] | None = None,
+        info: object = None,
+    ) -> bool:
         """Do the work of :meth:`join`, as a coroutine in every mode."""
+        data = self._presence_data(ws, info)
         await self._rooms.check_join(self, ws)
-        await exchange_of(ws.app).join(self, ws)
+        exchange = exchange_of(ws.app)
+        is_whole = False
+        if since is None and snapshot is None:
+            await exchange.join(self, ws)
+            await ws.ensure_accepted()
+        else:
+            try:
+                is_whole = await self._resume(exchange, ws, position_of(since, self.key), snapshot)
+            except BaseException:
+                exchange.leave(self.key, ws)
+                raise
+        if self.has_presence:
+            exchange.enter(self, ws, _member_name(ws), data, self._rooms.grace)
+        return is_whole
+
+    async def _resume(
+        self, exchange: Exchange, ws: BaseClient, since: Position | None, snapshot: Callable[[str], object] | None
+    ) -> bool:
+        """Join, and send what the client has missed; return whether the history has all of it."""
+        replay = Replay()
+        await exchange.join(self, ws, replay)
+        history = await exchange.read_history(self, since, ws.loop)
+        missed = missed_since(since, history)
         await ws.ensure_accepted()
+        last = history.position or NOTHING
+        if missed is None and snapshot is not None:
+            sending = snapshot(text_of(last, self.key))
+            if inspect.isawaitable(sending):
+                await sending
+        await exchange.resume(self, ws, replay, missed, last)
+        return missed is not None
+
+    def _presence_data(self, ws: BaseClient, info: object) -> bytes:
+        if not self.has_presence:
+            if info is not None:
+                raise RuntimeError("join(info=) needs rooms with presence: rooms(presence=True)")
+            return b""
+        data = ws.app.json.dumps([ws.user_id, info]).encode()
+        if len(data) > LONGEST_INFO:
+            raise ValueError(f"join(info=) takes at most {LONGEST_INFO:,} bytes of JSON, not {len(data):,}")
+        return data
 
     def leave(self, ws: BaseClient) -> None:
         """End the membership of a connection of this worker. Does nothing when it is no member."""
@@ -175,11 +342,20 @@ class Room:
         """
         if isinstance(exclude, BaseClient):
             raise TypeError("exclude takes many connections, not one: publish(message, exclude=[ws])")
-        exchange_of(self._rooms.app).publish(self.key, payload_of(message), [ws.id for ws in exclude])
+        exchange_of(self._rooms.app).publish(self, payload_of(message), [ws.id for ws in exclude] if exclude else ())
 
-    def publish_json(self, value: Any, exclude: Iterable[BaseClient] = ()) -> None:
-        """Send *value* as JSON, by ``app.json``, to all members. See :meth:`publish`."""
-        self.publish(self._rooms.app.json.dumps(value), exclude)
+    def publish_json(self, value: Any, exclude: Iterable[BaseClient] = (), *, stamp: str | None = None) -> None:
+        """Send *value* as JSON, by ``app.json``, to all members. See :meth:`publish`.
+
+        :param stamp: the key under which members get the position of the message, a string, for ``join(since=)``. The
+            value must be a JSON object then; what it has under this key is replaced.
+        """
+        app = self._rooms.app
+        text = app.json.dumps(value)
+        if stamp is None:
+            self.publish(text, exclude)
+        else:
+            exchange_of(app).publish(self, stamped(text, stamp), [ws.id for ws in exclude], is_stamped=True)
 
     def close(self, code: int = 1000, reason: str = "", *, user: object = None) -> None:
         """Close the connections of all members, in all workers, without waiting for them.
@@ -191,22 +367,41 @@ class Room:
         :raises BrokerUnavailable: outside of a worker, when the broker cannot be reached.
         """
         check_close(code, reason)
-        exchange_of(self._rooms.app).close(self.key, code, reason, None if user is None else str(user))
+        exchange_of(self._rooms.app).close(self, code, reason, None if user is None else str(user))
 
     @property
     def local_members(self) -> tuple[BaseClient, ...]:
         """The members in this worker, in the order in which they joined."""
         return exchange_of(self._rooms.app).members(self.key)
 
-    def count(self) -> int:
-        """Return the number of members in all workers.
+    def members(self) -> list[Member]:
+        """Return the members in all workers, in the order in which they came, of a room with presence.
 
-        It asks the workers, and waits for their answers, at most a second. A worker that does not answer, such as one
-        that is stopped, does not count. In a coroutine handler, call it by ``await asyncio.to_thread(room.count)``.
+        A user is one member with all connections. Connections without a user are a member each. In a coroutine handler,
+        call it by ``await asyncio.to_thread(room.members)``.
+
+        :raises BrokerUnavailable: when the broker cannot be reached.
+        :raises RuntimeError: when the rooms have no presence, or in a coroutine.
+        """
+        if not self.has_presence:
+            raise RuntimeError("members() needs rooms with presence: rooms(presence=True)")
+        app = self._rooms.app
+        exchange = exchange_of(app)
+        return [_member_of(app, each) for each in wait_for(lambda loop: exchange.present(self.key, loop))]
+
+    def count(self) -> int:
+        """Return the number of members in all workers: with presence, of what :meth:`members` returns.
+
+        Without presence, it asks the workers, and waits for their answers, at most a second. A worker that does not
+        answer, such as one that is stopped, does not count. In a coroutine handler, call it by ``await
+        asyncio.to_thread(room.count)``.
 
         :raises BrokerUnavailable: when the broker cannot be reached.
         :raises RuntimeError: in a coroutine.
         """
+        if self.has_presence:
+            exchange = exchange_of(self._rooms.app)
+            return wait_for(lambda loop: exchange.count_present(self.key, loop))
         return sum(answer["count"] for answer in self.ask())
 
     def ask(self) -> list[dict[str, Any]]:
@@ -240,6 +435,17 @@ def room_named(app: Flask, name: str) -> Room:
         return Rooms("", apps=[app])[name]
     namespace = max(fitting, key=len)
     return namespaces[namespace][name[len(namespace) + 1 :]]
+
+
+def _member_name(ws: BaseClient) -> str:
+    """Return what brokers call the member whose connection this is. No user has the name of a connection."""
+    return f"c{ws.id}" if ws.user_id is None else f"u{ws.user_id}"
+
+
+def _member_of(app: Flask, presence: Presence) -> Member:
+    """Return what the broker knows of a member, as the application gets it."""
+    user_id, info = app.json.loads(presence.data)
+    return Member(presence.member[1:], user_id, info, presence.since)
 
 
 def _check_name(name: object) -> None:

@@ -76,8 +76,8 @@ def _automatic(app: Flask, is_serving: bool) -> Broker:
     others = list(common.parent.glob(f"{common.name}-*"))
     if server is not None:
         directory = common.with_name(f"{common.name}-{server}")
-        for each in common.parent.glob(f"{_prefix()}*"):  # of servers that have ended
-            if each != directory:
+        for each in common.parent.glob(f"{_prefix()}*"):
+            if each != directory and not _is_running(each.name.rpartition("-")[2]):
                 with suppress(BrokerUnavailable):  # it is another user's
                     remove(each)
         return LocalBroker(directory)
@@ -89,6 +89,19 @@ def _automatic(app: Flask, is_serving: bool) -> Broker:
         f'{problem}, so WEBSOCKET_BROKER = "auto" cannot find the one to publish to: set the same address in both, '
         'such as WEBSOCKET_BROKER = "local:///run/chat/rooms"'
     )
+
+
+def _is_running(server: str) -> bool:
+    """Return whether a server runs. While it reloads, it may have no worker that uses its directory.
+
+    :param server: what :func:`_server_process` has returned in its workers.
+    """
+    for exists in (os.kill, os.killpg):  # without a master, it is a group of processes
+        with suppress(ProcessLookupError, ValueError, OverflowError):
+            with suppress(PermissionError):  # then it exists, too
+                exists(int(server), 0)
+            return True
+    return False
 
 
 def _is_in_use(directory: Path) -> bool:

@@ -17,11 +17,25 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from ...exceptions import BrokerUnavailable
-from .base import Broker, Compared, Delivered, Event, Outgoing, Position, Subscribed, Subscription, batches
+from ...loops.base import allocate_lock
+from .base import (
+    Broker,
+    Compared,
+    Delivered,
+    Event,
+    History,
+    Outgoing,
+    Position,
+    Retention,
+    Roster,
+    Subscribed,
+    Subscription,
+    batches,
+)
 from .local_bells import Bell, Bells
 from .local_directory import Directory
+from .local_history import prune_history, read_history
 from .local_log import (
-    OVERHEAD,
     PRUNED_MESSAGES,
     READ_MESSAGES,
     TRANSACTION_BYTES,
@@ -30,6 +44,8 @@ from .local_log import (
     Log,
     open_log,
 )
+from .local_roster import LocalRoster
+from .local_schema import OVERHEAD
 
 #: The most rooms that one call of ``receive()`` compares.
 COMPARED_ROOMS = 1000
@@ -51,6 +67,8 @@ class LocalBroker(Broker):
     :param directory: a directory on a tmpfs, the same one for all processes. Made with mode 0700 if it is missing.
     """
 
+    publishes_now = True
+
     def __init__(self, directory: Path) -> None:
         self._path = directory
         # By process: a thread of the parent may hold its lock at a fork, of which uWSGI does not even tell Python.
@@ -60,9 +78,32 @@ class LocalBroker(Broker):
         with self._open() as opened:
             return opened.publish(messages, publisher)
 
+    def publish_now(self, messages: Sequence[Outgoing], publisher: str) -> Sequence[int] | None:
+        opened = self._use().opened
+        if opened is None:
+            return None
+        with opened.closing:
+            try:
+                return opened.publish_now(messages, publisher)
+            except BrokerUnavailable:  # as publish() will find out
+                return None
+
     def subscribe(self, rooms: Iterable[str]) -> LocalSubscription:
         with self._open() as opened:
             return opened.subscribe(rooms)
+
+    def history(self, room: str, after: Position | None, retention: Retention) -> History:
+        with self._open_log() as log:
+            return read_history(log, room, after, retention)
+
+    def roster(self) -> Roster:
+        return LocalRoster(self._open_log)
+
+    @contextmanager
+    def _open_log(self) -> Iterator[Log]:
+        with self._open() as opened:
+            opened.log.check()
+            yield opened.log
 
     def _use(self) -> _Use:
         # setdefault(), because two threads may get here at once: both use the first one that is stored.
@@ -124,11 +165,15 @@ class _Opened:
     def __init__(self, directory: Path) -> None:
         with ExitStack() as stack:
             self._directory = stack.enter_context(closing(Directory(directory)))
-            self._log = stack.enter_context(closing(open_log(self._directory)))
-            self._bells = stack.enter_context(closing(Bells(self._log.path / "bells")))
+            #: The log.
+            self.log = stack.enter_context(closing(open_log(self._directory)))
+            self._bells = stack.enter_context(closing(Bells(self.log.path / "bells")))
             stack.pop_all()
-        #: How many calls use it.
+        #: How many calls use it, apart from those of :meth:`publish_now`.
         self.calls = 0
+        #: Held while it is closed, and by :meth:`publish_now`, so that it is not closed under its hands.
+        self.closing = allocate_lock()
+        self._is_closed = False
         self._last: tuple[str, int] | None = None  # the last publisher, and its last number, if its call has succeeded
         self._messages = self._bytes = 0  # published since the log was pruned
         self._prune_at = self._forget_at = 0.0
@@ -140,7 +185,7 @@ class _Opened:
         fresh = self._fresh(messages, publisher)
         self._last = None
         for batch in batches(fresh, TRANSACTION_MESSAGES, TRANSACTION_BYTES):
-            self._log.publish(batch, publisher)
+            self.log.publish(batch, publisher)
             self._messages += len(batch)
             self._bytes += sum(len(message.data) + OVERHEAD for message in batch)
         reached = self._bells.ring()
@@ -148,32 +193,59 @@ class _Opened:
             self._last = (publisher, fresh[-1].number)
         return [-1] * (len(messages) - len(fresh)) + [reached] * len(fresh)
 
+    def publish_now(self, messages: Sequence[Outgoing], publisher: str) -> Sequence[int] | None:
+        """Publish messages if nobody has to be waited for; otherwise return None."""
+        last = self._last
+        if self._is_closed or last is None or last[0] != publisher or last[1] >= messages[0].number:
+            return None
+        size = sum([len(message.data) + OVERHEAD for message in messages])
+        if len(messages) > TRANSACTION_MESSAGES or size > TRANSACTION_BYTES:
+            return None
+        self._prune_if_due()  # which does not wait; a thread would fall behind while a loop is busy
+        self._last = None
+        try:
+            self.log.publish(messages, publisher, waits=False)
+        except Locked:
+            self._last = last
+            return None
+        self._messages += len(messages)
+        self._bytes += size
+        reached = self._bells.ring()
+        self._last = (publisher, messages[-1].number)
+        return [reached] * len(messages)
+
     def _fresh(self, messages: Sequence[Outgoing], publisher: str) -> Sequence[Outgoing]:
         """Return the messages that were not published before."""
         last = self._last  # which another thread may replace meanwhile
-        number = last[1] if last is not None and last[0] == publisher else self._log.last_number(publisher)
+        number = last[1] if last is not None and last[0] == publisher else self.log.last_number(publisher)
         if number is None or not messages or messages[0].number > number:
             return messages
         return [message for message in messages if message.number > number]
 
+    def _is_prune_due(self) -> bool:
+        return time.monotonic() >= self._prune_at or self._messages >= PRUNE_MESSAGES or self._bytes >= PRUNE_BYTES
+
     def _prune_if_due(self) -> None:
-        now = time.monotonic()
-        if now < self._prune_at and self._messages < PRUNE_MESSAGES and self._bytes < PRUNE_BYTES:
+        if not self._is_prune_due():
             return
+        now = time.monotonic()
         self._messages = self._bytes = 0
         self._prune_at = now + PRUNE_SECONDS
-        self._log.prune()
+        self.log.prune()
+        prune_history(self.log)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_INTERVAL
-            self._log.forget()
+            self.log.forget()
 
     def subscribe(self, rooms: Iterable[str]) -> LocalSubscription:
-        return LocalSubscription(self._directory.path, self._log.path, rooms)
+        return LocalSubscription(self._directory.path, self.log.path, rooms)
 
     def close(self) -> None:
-        self._bells.close()
-        self._log.close()
-        self._directory.close()
+        with self.closing:
+            self._is_closed = True
+            self._bells.close()
+            self.log.close()
+            self._directory.close()
 
 
 class LocalSubscription(Subscription):
@@ -192,6 +264,7 @@ class LocalSubscription(Subscription):
         # interpreter, without a lock that a garbage collection could find taken.
         self._pending = dict.fromkeys(self._rooms, True)
         self._is_behind = False  # whether the log has probably more messages that were not read
+        self._has_looked_in_vain = True  # whether the last look found no message
         self._is_closed = False
         with ExitStack() as stack:
             self._directory = stack.enter_context(closing(Directory(directory)))
@@ -219,7 +292,8 @@ class LocalSubscription(Subscription):
             raise BrokerUnavailable("This process was forked after the subscription began. Subscribe again.")
         if self._is_closed:
             raise BrokerUnavailable("The subscription is closed.")
-        self._bell.take()
+        # Most often there is one ring. More of them are taken when there was nothing to read.
+        self._bell.take(all_rings=self._has_looked_in_vain)
         events: list[Event] = []
         with suppress(Locked):  # the next tick rings again
             if self._is_behind or not self._pending:
@@ -240,6 +314,7 @@ class LocalSubscription(Subscription):
         """Append the next messages to *events*."""
         messages = self._log.read(self._after)
         self._is_behind = len(messages) == READ_MESSAGES
+        self._has_looked_in_vain = not messages
         if not messages:
             self._log.check()  # whoever replaces the log rings, too
             return

@@ -49,10 +49,11 @@ class Bell:
         """Return the descriptor that is readable when it has rung."""
         return self._descriptor
 
-    def take(self) -> None:
-        """Silence it."""
+    def take(self, *, all_rings: bool) -> None:
+        """Take one ring, if there is one; or all, to silence it."""
         with suppress(BlockingIOError):
-            while True:
+            os.read(self._descriptor, 1)
+            while all_rings:
                 os.read(self._descriptor, 1)
 
     def ring(self) -> None:

@@ -117,6 +117,7 @@ class Directory:
             try:
                 yield
             finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
                 os.close(descriptor)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The log of a local broker: an SQLite file that puts the messages of all processes in one order.
 
-Each log has a directory of its own, ``log-EPOCH``, with the file and the bells of its readers. A log that was damaged
-or deleted is not repaired: another one replaces it, under another epoch, and all processes move there.
+Each log has a directory of its own, ``log-EPOCH``, with the file, the bells of its readers and the leases of rosters.
+A log that was damaged or deleted is not repaired: another one replaces it, under another epoch, and all processes move
+there.
 """
 
 from __future__ import annotations
@@ -23,15 +24,10 @@ from ...loops.base import allocate_rlock
 from .base import Outgoing, Position
 from .local_bells import ring_all
 from .local_directory import LOCK_TIMEOUT, LOG, NEW, OLD, Directory, explained, pauses
-
-#: The version of the schema. Raise it with every change.
-VERSION = 1
+from .local_schema import SCHEMA, VERSION
 
 #: The size of a page in bytes. Small ones are fast, because SQLite writes and sums up whole pages.
 PAGE_SIZE = 2048
-
-#: What a message costs in the log besides its data, in bytes; roughly.
-OVERHEAD = 100
 
 #: Seconds for which the log keeps a message, and the bytes that it keeps: at most a quarter of its file system. Between
 #: two prunings it has more.
@@ -57,44 +53,17 @@ TRANSACTION_BYTES = 2**20
 #: The most messages that one call reads.
 READ_MESSAGES = 256
 
-# One statement publishes a batch, and is a transaction of its own: the lock is held only while SQLite runs, which it
-# does without the interpreter's lock. A thread that computes cannot make the publishers of other processes wait.
-# Ids have no gaps, because the last message is never deleted: a reader that finds one knows that it came too late.
-# A new room begins after the last offset of all rooms that were forgotten, so that no offset of a room comes twice.
-_SCHEMA = f"""
-CREATE TABLE log (
-    id INTEGER PRIMARY KEY, at INTEGER NOT NULL, total INTEGER NOT NULL,
-    room TEXT NOT NULL, previous INTEGER NOT NULL, offset INTEGER NOT NULL, data BLOB NOT NULL
-);
-CREATE TABLE rooms (
-    room TEXT PRIMARY KEY, previous INTEGER NOT NULL, offset INTEGER NOT NULL, hour INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX rooms_by_hour ON rooms (hour);
-CREATE TABLE forgotten (offset INTEGER NOT NULL);
-INSERT INTO forgotten VALUES (0);
-CREATE TRIGGER forget AFTER DELETE ON rooms BEGIN
-    UPDATE forgotten SET offset = max(offset, OLD.offset);
-END;
-CREATE TABLE publishers (
-    publisher TEXT PRIMARY KEY, number INTEGER NOT NULL, hour INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE VIEW batch AS SELECT room, data, number, publisher, at FROM log, publishers;
-CREATE TRIGGER publish INSTEAD OF INSERT ON batch BEGIN
-    INSERT INTO rooms VALUES (NEW.room, 0, (SELECT offset + 1 FROM forgotten), NEW.at / 3600)
-        ON CONFLICT DO UPDATE SET previous = offset, offset = offset + 1;
-    UPDATE rooms SET hour = NEW.at / 3600 WHERE room = NEW.room AND hour <> NEW.at / 3600;
-    INSERT INTO log (at, total, room, previous, offset, data)
-        SELECT NEW.at, coalesce((SELECT total FROM log ORDER BY id DESC LIMIT 1), 0) + length(NEW.data) + {OVERHEAD},
-            room, previous, offset, NEW.data FROM rooms WHERE room = NEW.room;
-    INSERT INTO publishers VALUES (NEW.publisher, NEW.number, NEW.at / 3600)
-        ON CONFLICT DO UPDATE SET number = excluded.number, hour = excluded.hour;
-END;
-PRAGMA user_version = {VERSION};
-"""
 _PUBLISH = [
     f"INSERT INTO batch VALUES {','.join(['(?,?,?,?,?)'] * count)}" for count in range(TRANSACTION_MESSAGES + 1)
 ]
+_KEEP = [
+    f"INSERT INTO kept_batch VALUES {','.join(['(?,?,?,?,?,?,?,?,?)'] * count)}"
+    for count in range(TRANSACTION_MESSAGES + 1)
+]
+_NOT_KEPT = (None, None, None)  # as a retention
 _READ = f"SELECT id, room, previous, offset, data FROM log WHERE id > ? ORDER BY id LIMIT {READ_MESSAGES}"
+#: Tables from which rows are forgotten, with their keys, and the condition for it.
+_FORGETTABLE = (("rooms", "room", "AND room NOT IN (SELECT room FROM histories)"), ("publishers", "publisher", ""))
 _LAST_TO_DELETE = f"""
 SELECT max(id) FROM (
     SELECT id, at, total FROM log WHERE id < (SELECT max(id) FROM log) ORDER BY id LIMIT {PRUNED_MESSAGES}
@@ -115,7 +84,8 @@ class Log:
         self._file = path / "log"
         with explained(path):
             space = os.statvfs(path)
-        self._space = space.f_blocks * space.f_frsize or sys.maxsize  # 0 is a tmpfs without a limit
+        #: The bytes of the file system.
+        self.space = space.f_blocks * space.f_frsize or sys.maxsize  # 0 is a tmpfs without a limit
         self._lock = allocate_rlock()  # SQLite does not wait, so no greenlet does
         try:
             _logs.add(self)
@@ -131,8 +101,8 @@ class Log:
             raise
 
     def _check_version(self) -> None:
-        self._execute("PRAGMA synchronous = OFF")  # the log need not survive the machine
-        ((version,),) = self._execute("PRAGMA user_version")
+        self.execute("PRAGMA synchronous = OFF")  # the log need not survive the machine
+        ((version,),) = self.execute("PRAGMA user_version")
         if version not in (0, VERSION):
             raise BrokerUnavailable(
                 f"Another version of Flask-uWSGI-WebSocket has made {self.path.parent}. Stop the processes that use "
@@ -141,26 +111,39 @@ class Log:
         if version == 0:
             raise self._damaged("it is empty")
 
-    def publish(self, messages: Sequence[Outgoing], publisher: str) -> None:
+    def publish(self, messages: Sequence[Outgoing], publisher: str, *, waits: bool = True) -> None:
         """Append messages to the log, in one transaction.
 
         :param messages: at most :data:`TRANSACTION_MESSAGES`.
+        :param waits: whether it waits while another process holds the lock.
+        :raises Locked: when another process holds the lock, and it does not wait.
         :raises BrokerUnavailable: when it is not known that the log has them.
         """
         at = int(time.time())
         parameters: list[object] = []
-        for room, data, number in messages:
+        for room, data, number, retention in messages:
+            if retention is not None:
+                self._publish_and_keep(messages, publisher, waits)
+                return
             parameters += (room, data, number, publisher, at)
-        self._execute(_PUBLISH[len(messages)], parameters)
+        (self.execute if waits else self._look)(_PUBLISH[len(messages)], parameters)
+
+    def _publish_and_keep(self, messages: Sequence[Outgoing], publisher: str, waits: bool) -> None:
+        """Append messages to the log, and those with a retention to the histories of their rooms, too."""
+        at, uptime = time.time(), time.monotonic()
+        parameters: list[object] = []
+        for room, data, number, retention in messages:
+            parameters += (room, data, number, publisher, at, uptime, *(retention or _NOT_KEPT))
+        (self.execute if waits else self._look)(_KEEP[len(messages)], parameters)
 
     def last_number(self, publisher: str) -> int | None:
         """Return the number of the last message of a publisher, or None if there is none."""
-        rows: list[tuple[int]] = self._execute("SELECT number FROM publishers WHERE publisher = ?", (publisher,))
+        rows: list[tuple[int]] = self.execute("SELECT number FROM publishers WHERE publisher = ?", (publisher,))
         return rows[0][0] if rows else None
 
     def end(self) -> int:
         """Return the id of the last message, or 0 if there is none."""
-        rows: list[tuple[int]] = self._execute("SELECT coalesce(max(id), 0) FROM log")
+        rows: list[tuple[int]] = self.execute("SELECT coalesce(max(id), 0) FROM log")
         return rows[0][0]
 
     def read(self, after: int) -> list[tuple[int, str, int, int, bytes]]:
@@ -194,20 +177,20 @@ class Log:
         """
         self.check()
         now = int(time.time())
-        with suppress(_Passing):
-            ((last,),) = self._attempt(_LAST_TO_DELETE, (now - LOG_SECONDS, min(LOG_BYTES, self._space // 4)))
+        with suppress(Passing):
+            ((last,),) = self.attempt(_LAST_TO_DELETE, (now - LOG_SECONDS, min(LOG_BYTES, self.space // 4)))
             if last is not None:
-                self._attempt("DELETE FROM log WHERE id <= ?", (last,))
+                self.attempt("DELETE FROM log WHERE id <= ?", (last,))
             self._shorten_journal()
 
     def forget(self) -> None:
         """Forget rooms and publishers that were not used for long, like :meth:`prune`."""
         before = int(time.time()) // 3600 - FORGET_HOURS
-        with suppress(_Passing):
-            for table, key in (("rooms", "room"), ("publishers", "publisher")):
-                old = f"SELECT {key} FROM {table} WHERE hour < ? LIMIT {FORGOTTEN}"
-                if self._attempt(old, (before,)):
-                    self._attempt(f"DELETE FROM {table} WHERE {key} IN ({old})", (before,))
+        with suppress(Passing):
+            for table, key, condition in _FORGETTABLE:
+                old = f"SELECT {key} FROM {table} WHERE hour < ? {condition} LIMIT {FORGOTTEN}"
+                if self.attempt(old, (before,)):
+                    self.attempt(f"DELETE FROM {table} WHERE {key} IN ({old})", (before,))
 
     def _shorten_journal(self) -> None:
         """Let the write-ahead log begin again, which it does by itself while there are moments without a reader."""
@@ -215,7 +198,7 @@ class Log:
         with explained(journal):
             if journal.stat().st_size < LONG_JOURNAL:
                 return
-            self._attempt("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.attempt("PRAGMA wal_checkpoint(TRUNCATE)")
             if journal.stat().st_size < LONGEST_JOURNAL:
                 return
         self.retire()
@@ -243,7 +226,7 @@ class Log:
             self._connection.close()
         _logs.discard(self)
 
-    def _execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
         """Run a statement and return its rows. Waits while another process holds the lock.
 
         :raises BrokerUnavailable: when it is not known that it was done.
@@ -261,10 +244,10 @@ class Log:
         )
 
     def _look(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
-        """Run a statement that reads, without waiting, and return its rows.
+        """Run a statement without waiting, and return its rows.
 
         :raises Locked: when another process has locked the log for a moment.
-        :raises BrokerUnavailable: when the log cannot be read.
+        :raises BrokerUnavailable: when the log cannot be used.
         """
         try:
             with self._lock:
@@ -274,10 +257,10 @@ class Log:
                 raise Locked from error
             raise self._unavailable(error) from error
 
-    def _attempt(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
+    def attempt(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
         """Run a statement and return its rows.
 
-        :raises _Passing: when it was not done, which may be otherwise the next time.
+        :raises Passing: when it was not done, which may be otherwise the next time.
         :raises BrokerUnavailable: when the log is of no use any more.
         """
         try:
@@ -286,7 +269,7 @@ class Log:
         except sqlite3.Error as error:
             if _is_damage(error):
                 raise self._unavailable(error) from error
-            raise _Passing from error
+            raise Passing from error
 
     def _unavailable(self, error: sqlite3.Error) -> BrokerUnavailable:
         """Return what to raise for an error."""
@@ -303,10 +286,10 @@ class Log:
 
 
 class Locked(Exception):
-    """Another process has locked the log, which readers do not wait for."""
+    """Another process has locked the log, and the caller does not wait."""
 
 
-class _Passing(Exception):
+class Passing(Exception):
     """A statement was not done, because of a lock or of an error that may go away."""
 
 
@@ -348,12 +331,13 @@ def _replace_log(directory: Path) -> Path:
     new = directory / f"{NEW}{epoch}"
     new.mkdir(0o700)
     (new / "bells").mkdir(0o700)
+    (new / "owners").mkdir(0o700)
     try:
         with closing(_connect(new / "log", "rwc")) as connection:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(_SCHEMA)
+            connection.executescript(SCHEMA)
     except sqlite3.Error as error:
         raise BrokerUnavailable(
             f"The local broker cannot make a log in {directory}: {error}. Check that there is space on its file system."

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
 from ...loops.base import allocate_lock
 from ...loops.wakeup import Wakeup
-from .base import Broker, Compared, Delivered, Event, Outgoing, Position, Subscribed, Subscription
+from .base import (
+    Broker,
+    Compared,
+    Delivered,
+    Event,
+    History,
+    Outgoing,
+    Position,
+    Retention,
+    Roster,
+    Subscribed,
+    Subscription,
+)
+from .memory_history import Histories
+from .memory_roster import Attendances, MemoryRoster
 
 #: The most bytes of messages that wait for a subscription. Beyond it, the oldest ones are lost.
 MOST_BYTES = 16 * 2**20
@@ -25,6 +38,9 @@ class MemoryBroker(Broker):
         self._lock = allocate_lock()  # guards the following attributes
         self._subscriptions: list[_Subscription] = []
         self._offsets: dict[str, int] = {}
+        self._forgotten = 0  # the last offset of all rooms that were forgotten: no offset of a room comes twice
+        self._histories = Histories()
+        self._attendances = Attendances(self._lock)
 
     def publish(self, messages: Sequence[Outgoing], publisher: str) -> Sequence[int]:
         with self._lock:
@@ -33,13 +49,31 @@ class MemoryBroker(Broker):
     def _publish(self, message: Outgoing) -> int:
         room = message.room
         reached = [each for each in self._subscriptions if room in each.rooms]
-        if reached:  # a room without members needs no count
+        # A room without members and history needs no count.
+        if reached or message.retention is not None or room in self._histories:
             previous = self._offsets.get(room, 0)
-            offset = self._offsets[room] = (previous or time.time_ns()) + 1
+            offset = self._offsets[room] = (previous or self._forgotten) + 1
             event = Delivered(room, Position(self._epoch, offset), previous, message.data)
             for each in reached:
                 each.put(event)
+            if message.retention is not None:
+                self._histories.append(event, message.retention)
+        if self._histories:
+            self._forget(self._histories.forget())
         return len(reached)
+
+    def history(self, room: str, after: Position | None, retention: Retention) -> History:
+        with self._lock:
+            offset = self._offsets.get(room)
+            if offset is None:
+                return History(None, [])
+            position = Position(self._epoch, offset)
+            if after is None or after.epoch != self._epoch:
+                return History(position, [])
+            return History(position, self._histories.after(room, after.offset, retention))
+
+    def roster(self) -> Roster:
+        return MemoryRoster(self._attendances)
 
     def subscribe(self, rooms: Iterable[str]) -> Subscription:
         subscription = _Subscription(self)
@@ -78,8 +112,8 @@ class MemoryBroker(Broker):
 
     def _forget(self, rooms: Iterable[str]) -> None:
         for room in rooms:
-            if not any(room in each.rooms for each in self._subscriptions):
-                self._offsets.pop(room, None)
+            if room not in self._histories and not any(room in each.rooms for each in self._subscriptions):
+                self._forgotten = max(self._forgotten, self._offsets.pop(room, 0))
 
     def close(self) -> None:
         """Do nothing: all is gone with the process."""
