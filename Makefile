@@ -7,6 +7,7 @@
 # make soak   test a server with every fault at the same time for half an hour (make soak SOAK="--mode threads")
 # make fuzz   fuzz the protocol, pure and compiled, and keep new inputs (make fuzz FUZZ="--seconds 60 protocol")
 # make sanitize  test the compiled modules with AddressSanitizer and UndefinedBehaviorSanitizer
+# make original  run the programs for 0.6.1 on 0.6.1 itself, and compare what clients see with the records of it
 # make clean  remove the virtual environments and all built files
 #
 # The virtual environments are created on demand: .venv of $(PYTHON) for ordinary work, .venvs/3.N of the other
@@ -17,6 +18,7 @@ PYTHON    ?= python3
 EXAMPLE   ?= blueprints
 SUPPORTED := 3.10 3.11 3.12 3.13 3.14
 LOWEST    := 3.10
+OLD       := 3.11
 
 .PHONY: run test tests lint docs bench soak fuzz wheel sanitize clean toolchain examples
 .SECONDARY:
@@ -104,17 +106,21 @@ LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
 # The slowest parts come first.
 tests: lint $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LIVE:%=live-matrix-%) $(LAST:%=live-once-%) \
     $(LIVE:%=live-others-%) $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
-    $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) examples docs
+    $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) $(if $(filter $(OLD),$(HERE)),original) examples docs
 
 # The tests of one interpreter, in its virtual environment.
 venv   = $(if $(filter $(DEFAULT),$1),.venv,.venvs/$1)
 pytest = .ci/part $@ $(call venv,$*)/bin/python -m pytest -q --maxfail=20
 
 test-%: $$(call venv,%)/ready
-	@$(if $(filter $*,$(COVERED)),.ci/coverage $@ $(call venv,$*),$(pytest) -m "not live and not heavy")
+	@$(if $(filter $*,$(COVERED)),.ci/coverage $@ $(call venv,$*),$(pytest) -m "not live and not heavy and not original")
 
 heavy-%: $$(call venv,%)/ready
 	@$(pytest) -m heavy
+
+# Version 0.6.1 itself, on an interpreter that Flask 2.1 supports.
+original: $$(call venv,$(OLD))/ready .venvs/original/ready
+	@.ci/part $@ $(call venv,$(OLD))/bin/python -m pytest -q tests/compat -m original
 
 # Live tests mostly wait, so three parts of them run at the same time.
 live-matrix-%: $$(call venv,%)/ready
@@ -166,6 +172,13 @@ EXTENSIONS := $(wildcard flask_uwsgi_websocket/*/_*.pyx flask_uwsgi_websocket/*/
 
 %/ready: %/bin/uwsgi setup.cfg setup.py pyproject.toml $(EXTENSIONS)
 	@mkdir -p build && flock build/lock $*/bin/pip install -qq --editable ".[$(extras)]"  # pip writes into build
+	@touch $@
+
+# Version 0.6.1, for uWSGI of another environment.
+.venvs/original/ready: tests/original.txt
+	@$(call find-python,$(OLD)) -m venv --clear $(@D)
+	@$(@D)/bin/pip install -qq --requirement $<
+	@$(@D)/bin/pip install -qq --no-deps Flask-uWSGI-WebSocket==0.6.1
 	@touch $@
 
 # The servers to compare with, and 0.6.1 in its own directory.

@@ -19,7 +19,7 @@ from .protocol.deflate import Compression, Deflate
 from .protocol.handshake import Handshake, negotiate_handshake
 from .servers.find import find_capacity, find_server
 from .settings import ROUTE_NAMES, Settings
-from .state import Route, State, state_of
+from .state import Route, RouteOptions, State, state_of
 from .worker.admission import admissions, opening_files
 from .worker.housekeeper import housekeeper_of
 
@@ -35,8 +35,11 @@ MOST_LOGGED_ORIGINS = 20
 #: The longest origin that is logged. Browsers send no longer ones: a host has at most 253 characters.
 _LONGEST_ORIGIN = 300
 
-#: The attribute of a view that has the settings of its route.
-_SETTINGS_ATTRIBUTE = "websocket_settings"
+#: The options of Werkzeug's rule for a WebSocket: the handshake is a GET.
+RULE_OPTIONS: Mapping[str, Any] = {"methods": ("GET",), "websocket": True, "provide_automatic_options": False}
+
+#: The attribute of a view that has the options of its route.
+_OPTIONS_ATTRIBUTE = "websocket_options"
 
 
 class Views:
@@ -59,19 +62,19 @@ class Views:
         settings = {name: options[name] for name in options.keys() & ROUTE_NAMES}
         Settings(**settings)
         rule_options = {name: options[name] for name in options.keys() - ROUTE_NAMES}
-        rule_options.update(methods=["GET"], websocket=True, provide_automatic_options=False)
+        rule_options.update(RULE_OPTIONS)
         known = self._known.get(endpoint)
         if known is not None and known[:2] == (handler, settings):
             return known[2], rule_options  # Flask requires one view for all rules of an endpoint
-        view = _make_view(handler, settings)
+        view = make_view(handler, RouteOptions(settings))
         self._known[endpoint] = handler, settings, view
         return view, rule_options
 
 
-def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return the Flask view that runs a WebSocket *handler*.
+def make_view(handler: Callable[..., Any], options: RouteOptions) -> Callable[..., Any]:
+    """Return the Flask view that runs a WebSocket *handler*. Its rule needs :data:`RULE_OPTIONS`.
 
-    :param options: the settings of the handler's route.
+    :param options: the options of the handler's route.
     """
 
     def view(**kwargs: Any) -> Any:
@@ -102,7 +105,7 @@ def _make_view(handler: Callable[..., Any], options: Mapping[str, Any]) -> Calla
         forget_session(app)
         return app.response_class(status=101)
 
-    setattr(view, _SETTINGS_ATTRIBUTE, options)
+    setattr(view, _OPTIONS_ATTRIBUTE, options)
     # Flask names the endpoint after the view, and debuggers show the name.
     for name in ("__name__", "__doc__", "__module__"):
         setattr(view, name, getattr(handler, name, None) or getattr(view, name))  # a functools.partial has no name
@@ -159,7 +162,7 @@ def admit(app: Flask, **extra: Any) -> None:
     :raises TooManyRequests: when the address has too many connections already (429).
     """
     if STACK_KEY in request.environ and (rule := request.url_rule) is not None and rule.websocket:
-        options = getattr(app.view_functions.get(rule.endpoint), _SETTINGS_ATTRIBUTE, None)
+        options = getattr(app.view_functions.get(rule.endpoint), _OPTIONS_ATTRIBUTE, None)
         if options is not None:  # otherwise the app has wrapped the view, which then counts the request itself
             _admit(_route(app, options).settings)
 
@@ -178,10 +181,10 @@ def _admit(settings: Settings) -> None:
         )
 
 
-def _route(app: Flask, options: Mapping[str, Any]) -> Route:
+def _route(app: Flask, options: RouteOptions) -> Route:
     """Return the route of the request.
 
-    :param options: the settings of the route.
+    :param options: the options of the route.
     """
     assert request.endpoint is not None
     return state_of(app).route(request.endpoint, request.blueprints, app.config, options)

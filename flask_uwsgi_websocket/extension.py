@@ -16,7 +16,9 @@ from flask import Blueprint, Flask, current_app, request, request_started
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import WebsocketMismatch
 
+from . import legacy
 from ._uwsgi import uwsgi
+from .blueprints import register_handlers
 from .cli.commands import uwsgi_cli, websocket_cli
 from .cli.doctor import diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
@@ -116,6 +118,9 @@ class WebSocket(Registrar):
             register(app)
         request_started.disconnect(self._warn_of_no_app)
         state.initialise(self._coroutines, self._settings, self.run_options)
+        state.compatibility = settings.compatibility
+        if settings.compatibility is not None:
+            legacy.set_up(self, app, settings.ping_interval, for_gevent="gevent" in state.engines)
         _warn_of_options(state.engines, state.settings(app.config))
         app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
@@ -127,7 +132,9 @@ class WebSocket(Registrar):
 
             app.debug = True
             app.wsgi_app = DebuggedApplication(app.wsgi_app, evalex=True)  # type: ignore[method-assign]
-        app.wsgi_app = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
+        app.wsgi_app = middleware = self.middleware(app.wsgi_app, self)  # type: ignore[method-assign]
+        if settings.compatibility is not None:
+            middleware.client = legacy.legacy_client(middleware.client)
         if app.test_client_class is None:
             app.test_client_class = WebSocketTestClient
         app.run = partial(self._run_app, app)  # type: ignore[method-assign]
@@ -183,8 +190,7 @@ class WebSocket(Registrar):
         """
 
         def register(app: Flask) -> None:
-            # Not blueprint.register(), because Flask's method checks that the app has not served a request.
-            Flask.register_blueprint(cast(Flask, _WebSocketRules(app, self)), blueprint, **options)
+            register_handlers(app, blueprint, self._make_view, **options)
 
         self._register(register)
 
@@ -262,8 +268,11 @@ class WebSocket(Registrar):
             dictionary from close codes to the number of connections that ended with this code; and with ``rooms``, a
             dictionary of the counters of rooms: ``rooms`` and ``members`` (now, in this worker), ``published``,
             ``delivered``, ``slow`` (members that did not read fast enough), ``gaps`` (times that messages were missed),
-            ``waiting`` (messages for which the broker is awaited), ``lost`` (those that have waited for too long),
-            ``broker_losses`` (times that the broker was lost) and ``broker_errors`` (why it is away now, a list).
+            ``filled`` (times that the history had them), ``resumed`` and ``snapshots`` (joins after which a client had
+            all that it had missed, and other joins with ``since`` or ``snapshot``), ``reaped`` (connections of dead
+            processes that were removed from rooms with presence), ``waiting`` (messages for which the broker is
+            awaited), ``lost`` (those that have waited for too long), ``broker_losses`` (times that the broker was
+            lost) and ``broker_errors`` (why it is away now, a list).
         """
         sums: Counter[str] = Counter(dict.fromkeys(STATS_NAMES, 0))
         closes: Counter[int] = Counter()
@@ -416,34 +425,6 @@ def _is_in_task() -> bool:
         return asyncio.current_task() is not None
     except RuntimeError:  # no event loop runs in this thread
         return False
-
-
-class _WebSocketRules:
-    """An app for the registration of a plain blueprint, which makes WebSocket routes of the blueprint's rules."""
-
-    def __init__(self, app: Flask, websocket: WebSocket) -> None:
-        vars(self).update(flask_app=app, _websocket=websocket)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.flask_app, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.flask_app, name, value)
-
-    def add_url_rule(
-        self,
-        rule: str,
-        endpoint: str | None = None,
-        view_func: Callable[..., Any] | None = None,
-        provide_automatic_options: bool | None = None,
-        **options: Any,
-    ) -> None:
-        # The only view that is a method of the blueprint serves its static files.
-        if view_func is not None and not isinstance(getattr(view_func, "__self__", None), Blueprint):
-            assert endpoint is not None  # a blueprint always passes it
-            view_func, options = self._websocket._make_view(endpoint, view_func, options)
-        with suggesting_settings(options):
-            self.flask_app.add_url_rule(rule, endpoint, view_func, **options)
 
 
 def _explain_mismatch() -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from inspect import get_annotations
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from .protocol.deflate import Compression
@@ -221,6 +222,7 @@ class Settings(Checked):
         closed with 1008.
     :param broker: what carries the messages of rooms between processes: ``"auto"``, an address such as
         ``"redis://localhost:6379/0"``, or a function that returns a :class:`.Broker`, which each process calls.
+    :param compatibility: ``"0.6.1"`` for an application that was written for this version. It changes other defaults.
     """
 
     origins: str | Sequence[str] = setting("same-origin", check_origins, key="WEBSOCKET_ALLOWED_ORIGINS")
@@ -247,6 +249,17 @@ class Settings(Checked):
     handshake_timeout: float | None = setting(60.0, optional(check_positive))
     rate_limit: RateLimit | None = setting(None, optional(instance_of(RateLimit, expected="a RateLimit")))
     broker: Any = setting("auto", check_broker, of_route=False)
+    compatibility: Literal["0.6.1"] | None = setting(None, optional(one_of("0.6.1")), of_route=False)
+
+
+#: The defaults of the settings with ``compatibility="0.6.1"``.
+_DEFAULTS_OF_0_6_1: Mapping[str, Any] = {
+    "accept": "early",
+    "origins": "*",
+    "ping_interval": 5,
+    "send_buffer": 2**23,  # 0.6.1 had no limit
+    "text_as_bytes": True,
+}
 
 
 #: The key of each setting in ``app.config``.
@@ -262,18 +275,23 @@ ROUTE_NAMES = frozenset(each.name for each in fields(Settings) if each.metadata[
 # Sources
 
 
-def resolve(config: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Settings:
+def resolve(
+    config: Mapping[str, Any], *overrides: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Settings:
     """Return the settings of an app's *config*, with *overrides*, of which a later one wins.
 
+    :param defaults: the values of settings that nobody gives, by name, where they differ from those of the package.
     :raises TypeError: for an unknown name in *overrides*, or a value of the wrong type.
     :raises ValueError: for an invalid value.
     """
-    values = {name: config[key] for name, key in KEYS.items() if key in config}
+    values = {**defaults, **{name: config[key] for name, key in KEYS.items() if key in config}}
     for override in overrides:
         for name in override:
             if name not in NAMES:
                 raise TypeError(f"{name} is not a setting: {_suggest(name)}")
         values.update(override)
+    if values.get("compatibility") == "0.6.1":
+        values = {**_DEFAULTS_OF_0_6_1, **values}
     return Settings(**values)
 
 

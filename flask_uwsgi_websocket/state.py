@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from flask.sansio.app import App
 
@@ -60,12 +61,29 @@ class Route:
     warned: Warned
 
 
+def _no_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
+class RouteOptions(NamedTuple):
+    """What the registration of a handler says about the settings of its route.
+
+    :param settings: the settings of the route, which win over those of the app.
+    :param defaults: returns, for the app's configuration, the values of settings that nobody gives.
+    """
+
+    settings: Mapping[str, Any] = MappingProxyType({})
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_defaults
+
+
 class State:
     """The state of one app."""
 
     def __init__(self) -> None:
         #: Whether handlers are coroutine functions; None before ``init_app()``.
         self.coroutines: bool | None = None
+        #: The setting ``compatibility`` at ``init_app()``.
+        self.compatibility: str | None = None
         self.stats = Stats()
         self.warned = Warned()
         #: The uWSGI options for the extension's mode.
@@ -136,16 +154,24 @@ class State:
             )
         self._hooks.add(kind, blueprint, function)
 
-    def route(self, endpoint: str, blueprints: Sequence[str], config: Mapping[str, Any], options: Any) -> Route:
+    def route(
+        self,
+        endpoint: str,
+        blueprints: Sequence[str],
+        config: Mapping[str, Any],
+        options: RouteOptions = RouteOptions(),  # noqa: B008 - immutable
+    ) -> Route:
         """Return what all connections of an endpoint have in common.
 
         :param blueprints: the full names of the blueprints of the endpoint, the innermost first.
         :param config: the app's configuration, which is final after the first request.
-        :param options: the settings of the route.
+        :param options: the options of the route.
         """
         route = self._routes.get(endpoint)
         if route is None:
-            settings = resolve(config, self._options, options)
+            settings = resolve(config, self._options, options.settings, defaults=options.defaults(config))
+            if settings.compatibility != self.compatibility:
+                raise RuntimeError("WEBSOCKET_COMPATIBILITY was changed after init_app(): set it before")
             route = Route(settings, self._hooks.functions(blueprints), self.stats, self.warned)
             self._routes[endpoint] = route
         return route

@@ -296,6 +296,12 @@ class Transport(Channel):
         self.bytes_taken += memory_of(message)
         return message
 
+    def has_message(self) -> bool:
+        """Return whether a message is here that the caller of receive() has not taken yet. It does not wait."""
+        if not self.inbox:
+            self._pump(ahead=True)
+        return bool(self.inbox)
+
     def give_back(self, message: str | bytes) -> None:
         """Put back a message that was not delivered, as the next one. Called by the caller in receive()."""
         self.bytes_taken -= memory_of(message)

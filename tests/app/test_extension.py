@@ -89,7 +89,7 @@ def test_one_extension_serves_several_apps(blocking: Site) -> None:
         assert app.test_client().get("/", environ_overrides=headers).status_code == 426
         assert app.test_client().get("/plain/", environ_overrides=headers).status_code == 426
         state = app.extensions["uwsgi_websocket"]
-        assert state.route("name", [], app.config, {}).settings.ping_interval == number + 1
+        assert state.route("name", [], app.config).settings.ping_interval == number + 1
 
 
 def test_several_extensions_may_serve_several_apps(blocking: Site) -> None:
@@ -458,10 +458,10 @@ def test_settings_of_a_route_override_those_of_the_extension_and_these_override_
 def test_timeout_means_the_ping_interval_as_in_0_6_1() -> None:
     app = Flask("app")
     WebSocket(app, 30)
-    assert app.extensions["uwsgi_websocket"].route("x", [], {}, {}).settings.ping_interval == 30
+    assert app.extensions["uwsgi_websocket"].route("x", [], {}).settings.ping_interval == 30
     app = Flask("app")
     WebSocket(app, timeout=30, ping_interval=5)
-    assert app.extensions["uwsgi_websocket"].route("x", [], {}, {}).settings.ping_interval == 5
+    assert app.extensions["uwsgi_websocket"].route("x", [], {}).settings.ping_interval == 5
 
 
 @pytest.mark.parametrize("mode", MODES.values())

@@ -102,7 +102,7 @@ def make(name: str) -> Any:
     if name.endswith("Client"):
         app = Flask(__name__)
         with app.test_request_context():
-            return made.refused({}, app, State().route("endpoint", [], {}, {}))
+            return made.refused({}, app, State().route("endpoint", [], {}))
     return made(None, None) if name.endswith("Middleware") else made()
 
 

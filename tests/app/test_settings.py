@@ -68,6 +68,12 @@ def test_later_overrides_win_setting_by_setting() -> None:
     assert (settings.ping_interval, settings.ping_timeout, settings.close_timeout) == (None, 2, 1)
 
 
+def test_defaults_are_below_the_configuration_and_all_overrides() -> None:
+    defaults = {"ping_interval": 3, "ping_timeout": 3, "close_timeout": 3}
+    settings = resolve({"WEBSOCKET_PING_INTERVAL": 1}, {"ping_timeout": 2}, defaults=defaults)
+    assert (settings.ping_interval, settings.ping_timeout, settings.close_timeout) == (1, 2, 3)
+
+
 @pytest.mark.parametrize("name", ["max_message_size", "send_buffer"])
 @pytest.mark.parametrize(
     ("value", "error"), [(0, ValueError), (-1, ValueError), (True, ValueError), (1.5, TypeError), (None, TypeError)]

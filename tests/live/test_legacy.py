@@ -1,12 +1,13 @@
-"""The handlers of 0.6.1's examples run unchanged, with ``WEBSOCKET_TEXT_AS_BYTES``, in each mode."""
+"""Programs for 0.6.1, with ``WEBSOCKET_COMPATIBILITY``, and its examples with only ``WEBSOCKET_TEXT_AS_BYTES``."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from support import legacy as programs
 from support.live import DEADLINE, MODES, Server, in_threads, serving
 
 
@@ -55,3 +56,18 @@ def test_the_old_sender_reaches_the_other_client_until_that_leaves(legacy: Serve
         legacy.wait_for_access_log(client)
 
     in_threads(2, listen)
+
+
+@pytest.fixture(scope="module")
+def compatible() -> Iterator[Callable[[str], programs.Server]]:
+    with programs.servers(original=False) as servers:
+        yield servers
+
+
+@pytest.mark.parametrize(("mode", "name"), programs.CASES)
+def test_a_client_sees_what_it_saw_with_0_6_1(
+    mode: str, name: str, compatible: Callable[[str], programs.Server]
+) -> None:
+    server = compatible(mode)
+    assert programs.is_recorded(server, name)
+    assert "Traceback" not in server.log
