@@ -1,7 +1,7 @@
 /* The load generator of `make bench`: one thread and one epoll in C, so that the server is the bottleneck.
  *
- *     load MODE --port N... [--connections N] [--in-flight N] [--size BYTES] [--seconds S] [--warm-up S] [--timeout S]
- *         [--rate N] [--echo PATH] [--receive PATH] [--publish PATH] [--socketio]
+ *     load MODE --port [ADDRESS:]N... [--connections N] [--in-flight N] [--size BYTES] [--seconds S] [--warm-up S]
+ *         [--timeout S] [--rate N] [--echo PATH] [--receive PATH] [--publish PATH] [--socketio]
  *
  * echo     every connection keeps `in-flight` text messages of `size` bytes on their way, and checks their echoes
  * flood    the same, beside one more connection that writes and reads as fast as the server lets it
@@ -18,9 +18,9 @@
  * one message to each receiver on the other ports, if there are several; in connect of one connection from SYN to EOF;
  * otherwise of one echo. In the mode idle, only the connections themselves matter.
  *
- * The server is on 127.0.0.1. It serves /echo, and /publish and /receive for the publisher and the receivers, unless
- * options name other paths. Each worker may have a `port` of its own: the receivers are divided evenly among the ports,
- * and all other connections are on the first one. With `socketio`, the publisher and the receivers speak Socket.IO. If
+ * The server is on 127.0.0.1, or at the address before the port. It serves /echo, and /publish and /receive for the
+ * publisher and the receivers, unless options name other paths. Each worker may have a `port` of its own: the receivers
+ * are divided evenly among the ports, and all other connections are on the first one. With `socketio`, the publisher and the receivers speak Socket.IO. If
  * the server does anything unexpected, or nothing at all for `timeout` seconds, the run ends with one sentence on stderr.
  */
 
@@ -56,10 +56,15 @@ enum {
 
 enum opcode { TEXT = 1, CLOSE = 8, PING = 9, PONG = 10 };
 
+struct place {
+    in_addr_t address;
+    int port;
+};
+
 struct connection {
     int fd; /* -1 after its end */
     int number;
-    int port;
+    const struct place *place;
     const char *path;
     bool socketio;
     bool open;                      /* the handshake is done */
@@ -85,7 +90,8 @@ struct mode {
 };
 
 static struct {
-    int ports[MOST_PORTS], port_count, connections, in_flight, timeout;
+    struct place places[MOST_PORTS];
+    int port_count, connections, in_flight, timeout;
     size_t size;
     double seconds, warm_up, rate;
     const char *echo, *receive, *publish;
@@ -287,7 +293,7 @@ static void append_close(struct connection *c)
 static void open_connection(struct connection *c)
 {
     struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)c->port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)c->place->port), .sin_addr.s_addr = c->place->address};
     int one = 1;
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (c->fd < 0)
@@ -301,7 +307,7 @@ static void open_connection(struct connection *c)
     c->opened_at = c->waiting_since = now;
     c->output_size = (size_t)snprintf((char *)c->output, c->capacity,
         "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c->path, c->port);
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c->path, c->place->port);
     watch(c, EPOLL_CTL_ADD, true); /* it is connected when it can be written */
     living++;
 }
@@ -593,7 +599,7 @@ static void delivered_in_room(struct connection *c)
 {
     note_delivery();
     count++;
-    if (c->port != publisher->port || options.port_count == 1)
+    if (c->place != publisher->place || options.port_count == 1)
         record_latency(publisher->sent_at[number % publisher->ring]);
 }
 
@@ -722,7 +728,7 @@ static void make_connections(void)
         struct connection *c = &connections[i];
         bool receives = publishes && c >= receivers && c < publisher;
         c->number = i;
-        c->port = options.ports[receives ? (c - receivers) * options.port_count / receiver_count : 0];
+        c->place = &options.places[receives ? (c - receivers) * options.port_count / receiver_count : 0];
         c->path = receives ? options.receive : c == publisher ? options.publish : options.echo;
         c->socketio = options.socketio && (receives || c == publisher);
         c->ring = c == publisher ? MOST_UNDER_WAY : (uint32_t)options.in_flight;
@@ -775,11 +781,19 @@ static void close_all(void)
     run_until(all_have_ended);
 }
 
-static void add_port(int port)
+static void add_place(char *text)
 {
+    struct in_addr address = {.s_addr = htonl(INADDR_LOOPBACK)};
+    char *colon = strchr(text, ':');
+    if (colon) {
+        *colon = 0;
+        if (!inet_aton(text, &address))
+            fail("--port: %s is no IPv4 address", text);
+    }
+    int port = atoi(colon ? colon + 1 : text);
     if (port <= 0 || port > 65535 || options.port_count == MOST_PORTS)
         fail("--port is from 1 to 65535, at most %d times", MOST_PORTS);
-    options.ports[options.port_count++] = port;
+    options.places[options.port_count++] = (struct place){address.s_addr, port};
 }
 
 static void parse_options(int argc, char **argv)
@@ -794,7 +808,7 @@ static void parse_options(int argc, char **argv)
     int option;
     while ((option = getopt_long(argc, argv, "", names, NULL)) != -1) {
         switch (option) {
-        case 'p': add_port(atoi(optarg)); break;
+        case 'p': add_place(optarg); break;
         case 'c': options.connections = atoi(optarg); break;
         case 'f': options.in_flight = atoi(optarg); break;
         case 'b': options.size = strtoul(optarg, NULL, 10); break;

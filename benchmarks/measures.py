@@ -188,7 +188,7 @@ class Bench:
         """
         options = {"seconds": self.plan.seconds, "warm_up": self.plan.warm_up, **options}
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        arguments += [f"--port={port}" for port in target.ports]
+        arguments += [f"--port={place}" for place in target.places]
         if server.room and server.room.has_socketio:
             arguments.append("--socketio")
         process = subprocess.Popen(

@@ -104,6 +104,7 @@ _COMPARED = [
     (_PIPELINED, _GEVENT, _PICOWS),
     (_LARGE, _GEVENT, _PICOWS),
     (_SMALL, "this package, threads", "flask-sock on gunicorn, threads"),
+    (_SMALL, "this package, drop-in for flask-sock, gevent", "flask-sock on gunicorn, gevent"),
     (_SMALL, "this package, asyncio", _WEBSOCKETS),
     (_SMALL, "this package, gevent, pure Python", "Starlette on uvicorn"),
 ]

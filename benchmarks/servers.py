@@ -21,6 +21,8 @@ BIN = Path(sys.executable).parent
 #: Where ``make bench`` installs Flask-uWSGI-WebSocket 0.6.1.
 LEGACY = Path(sys.prefix, "legacy")
 
+HOST = "127.0.0.1"
+
 #: Seconds within which a server has to answer. 10,000 greenlets or threads take some.
 START_TIMEOUT = 30.0
 
@@ -185,6 +187,12 @@ SERVERS = [
         environ={"MODE": "threads"},
         most_connections=2_000,
     ),
+    Server(
+        "this package, drop-in for flask-sock, gevent",
+        _uwsgi("flask_sock_app:app", *_GEVENT),
+        (*_PACKAGES, "gevent"),
+        environ={"SOCK": "flask_uwsgi_websocket.compat"},
+    ),
     Server("uWSGI's C API, gevent", _uwsgi("uwsgi_app", *_GEVENT), ("uWSGI", "gevent")),
     Server("picows + uvloop", _python("picows_app.py"), ("picows", "uvloop")),
     Server("Starlette on uvicorn", _uvicorn("starlette_app:app"), ("starlette", "uvicorn", "uvloop", "websockets")),
@@ -194,11 +202,13 @@ SERVERS = [
         "flask-sock on gunicorn, gevent",
         _gunicorn("flask_sock_app:app", "--worker-class", "gevent", "--worker-connections", "{}"),
         ("flask-sock", "simple-websocket", "gunicorn", "gevent"),
+        environ={"SOCK": "flask_sock"},
     ),
     Server(
         "flask-sock on gunicorn, threads",
         _gunicorn("flask_sock_app:app", "--worker-class", "gthread", "--threads", "{0}", "--worker-connections", "{0}"),
         ("flask-sock", "simple-websocket", "gunicorn"),
+        environ={"SOCK": "flask_sock"},
         most_connections=2_000,
     ),
     Server("gevent-websocket", _python("gevent_websocket_app.py"), ("gevent-websocket", "gevent")),
@@ -265,10 +275,13 @@ class Running:
     :param ports: where its workers listen.
     :param pids: its processes. Its workers must have started by now, because ``pids`` lists them from the beginning.
     :param redis: the process of its Redis, which ``pids`` does not list.
+    :param hosts: the address of each worker, if they are not on this machine.
     """
 
-    def __init__(self, ports: Sequence[int], pids: Iterable[int], redis: int | None = None) -> None:
-        self.ports = ports
+    def __init__(
+        self, ports: Sequence[int], pids: Iterable[int], redis: int | None = None, hosts: Sequence[str] = ()
+    ) -> None:
+        self.places = [f"{host}:{port}" for host, port in zip(hosts or [HOST] * len(ports), ports, strict=True)]
         self.port = ports[0]
         self.pids = [each for pid in pids for each in _process_tree(pid)]
         self._redis = redis
@@ -314,19 +327,19 @@ def running(server: Server, connections: int) -> Iterator[Running]:
     :raises ServerError: when the server does not complete a handshake in time.
     """
     room = server.room
-    ports = _free_ports(room.workers if room else 1)
+    ports = free_ports(room.workers if room else 1)
     environ = {**os.environ, **server.environ}
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
         redis = None
         if room and room.has_redis:
-            environ["REDIS"], redis = stack.enter_context(_redis())
+            environ["REDIS"], redis = stack.enter_context(start_redis())
         # Some connections are still ending when the next ones open.
         commands = server.commands(ports, connections + 100)
-        processes = [stack.enter_context(_process(command, environ, log)) for command in commands]
+        processes = [stack.enter_context(start(command, environ, log)) for command in commands]
         try:
             for index, port in enumerate(ports):
-                _await_handshake(processes[index % len(processes)], port, room.receive if room else "/echo")
+                await_handshake(processes[index % len(processes)], port, room.receive if room else "/echo")
             yield Running(ports, [process.pid for process in processes], redis)
         except (ServerError, OSError):
             log.seek(0)
@@ -335,14 +348,15 @@ def running(server: Server, connections: int) -> Iterator[Running]:
             raise
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [probe.getsockname()[1] for probe in probes]
 
 
 @contextmanager
-def _process(command: list[str], environ: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def start(command: Sequence[str], environ: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a ``with`` statement."""
     process = subprocess.Popen(
         command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
@@ -355,17 +369,31 @@ def _process(command: list[str], environ: Mapping[str, str], log: IO[bytes]) -> 
 
 
 @contextmanager
-def _redis() -> Iterator[tuple[str, int]]:
-    """Run a Redis that stores nothing; yield its URL and its process."""
-    (port,) = _free_ports(1)
-    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
-    with tempfile.TemporaryFile() as log, _process(["redis-server", *options], os.environ, log) as process:
+def start_redis(host: str = HOST) -> Iterator[tuple[str, int]]:
+    """Run a Redis that stores nothing; yield its URL and its process.
+
+    :param host: another address of this machine where it listens, too.
+    """
+    (port,) = free_ports(1)
+    options = [
+        "--bind",
+        *{HOST, host},
+        "--protected-mode",
+        "no",
+        "--port",
+        str(port),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
+    with tempfile.TemporaryFile() as log, start(["redis-server", *options], os.environ, log) as process:
         deadline = time.monotonic() + START_TIMEOUT
         while not _accepts(port):
             if time.monotonic() > deadline or process.poll() is not None:
                 raise ServerError("redis-server did not start")
             time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}", process.pid
+        yield f"redis://{host}:{port}", process.pid
 
 
 def _accepts(port: int) -> bool:
@@ -374,14 +402,18 @@ def _accepts(port: int) -> bool:
     return False
 
 
-def _await_handshake(process: subprocess.Popen[bytes], port: int, path: str) -> None:
+def await_handshake(process: subprocess.Popen[bytes], port: int, path: str, host: str = HOST) -> None:
+    """Wait until a server completes a handshake.
+
+    :raises ServerError: when it does not in time.
+    """
     deadline = time.monotonic() + START_TIMEOUT
     answer = b"nothing"
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(f"the server ended with status {process.returncode}")
         try:
-            with socket.create_connection(("127.0.0.1", port), 1) as sock:
+            with socket.create_connection((host, port), 1) as sock:
                 sock.sendall(_REQUEST.format(path).encode())
                 answer = sock.recv(4096)
         except OSError:

@@ -1,14 +1,15 @@
-"""flask-sock, for gunicorn."""
+"""flask-sock, for gunicorn, or this package's drop-in. The environment variable SOCK names the module of the two."""
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import Any
 
 from flask import Flask
-from flask_sock import Sock
 
 app = Flask(__name__)
-sock = Sock(app)
+sock = import_module(os.environ["SOCK"]).Sock(app)
 
 
 @sock.route("/echo")

@@ -23,7 +23,6 @@ def create_app(**config: Any) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SQLALCHEMY_DATABASE_URI="sqlite:///community.sqlite",  # in the directory "instance"
         MAX_CONTENT_LENGTH=2**16,
-        WEBSOCKET_PING_INTERVAL=10,  # a window that leaves three pings unanswered is not listed
     )
     app.config.from_prefixed_env("COMMUNITY")
     app.config.update(config)
@@ -36,7 +35,7 @@ def create_app(**config: Any) -> Flask:
     protection.init_app(app)
 
     app.register_blueprint(accounts)
-    app.register_blueprint(chat)  # and presence, which is nested in it
+    app.register_blueprint(chat)  # and conversation, which is nested in it
 
     with app.app_context():
         db.create_all()

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from community import create_app
+from community.chat.conversation import conversations
 from flask import Flask
 from werkzeug.test import TestResponse
 
@@ -37,11 +39,38 @@ class Person:
     def log_out(self) -> TestResponse:
         return self.post("/logout", "/rooms/")
 
-    def talk(self, room: str = "Lobby") -> WebSocketTestConnection:
-        return self.client.websocket(f"/rooms/{room}", origin="http://localhost", timeout=DEADLINE)
+    def talk(self, room: str = "Lobby", since: str | None = None) -> WebSocketTestConnection:
+        """Open the WebSocket of a window.
 
-    def watch(self, room: str = "Lobby") -> WebSocketTestConnection:
-        return self.client.websocket(f"/rooms/{room}/presence/", origin="http://localhost", timeout=DEADLINE)
+        :param since: the position of the last event that the window has.
+        """
+        query = "" if since is None else f"?since={since}"
+        return self.client.websocket(f"/rooms/{room}{query}", origin="http://localhost", timeout=DEADLINE)
+
+
+Event = dict[str, Any]
+
+
+def next_of(ws: WebSocketTestConnection, *types: str) -> Event:
+    """Return the next event of one of these types. Users may come at any moment, so other events are skipped."""
+    while True:
+        event: Event = ws.receive_json()
+        if event["type"] in types:
+            return event
+
+
+def missed(ws: WebSocketTestConnection) -> list[Event]:
+    """Return what a window gets first, before it is ready: what it has missed, or the state."""
+    events: list[Event] = []
+    while not events or events[-1]["type"] != "ready":
+        events.append(ws.receive_json())
+    return events[:-1]
+
+
+@pytest.fixture(autouse=True)
+def grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let users be gone at once, unless a test waits for their return."""
+    monkeypatch.setattr(conversations, "grace", 0)
 
 
 @pytest.fixture

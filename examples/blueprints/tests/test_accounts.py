@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from conftest import PASSWORD, Person
+from conftest import PASSWORD, Person, next_of
 
 from flask_uwsgi_websocket import HandshakeRejected
 
@@ -42,22 +42,22 @@ def test_who_was_on_the_way_to_a_room_gets_there_by_logging_in(member: Callable[
 
 
 def test_strangers_get_401_in_the_place_of_a_websocket(stranger: Person) -> None:
-    for connect in (stranger.talk, stranger.watch):
+    for room in ("Lobby", "Cellar"):
         with pytest.raises(HandshakeRejected) as caught:
-            connect()
+            stranger.talk(room)
         assert caught.value.response.status_code == 401
 
 
 def test_who_logs_out_loses_all_websockets_and_nobody_else_does(member: Callable[[str], Person]) -> None:
     ann, bob = member("Ann"), member("Bob")
-    with ann.talk() as anns, ann.watch() as anns_other, bob.talk() as bobs:
-        bobs.receive_json()
+    with ann.talk() as anns, ann.talk() as anns_other, bob.talk() as bobs:
+        next_of(bobs, "ready")
         ann.log_out()
         for ws in (anns, anns_other):
             list(ws)
             assert (ws.close_code, ws.close_reason) == (4401, "logged out")
         bobs.send_json({"text": "still here"})
-        assert bobs.receive_json()["messages"][0]["text"] == "still here"
+        assert next_of(bobs, "message")["text"] == "still here"
 
 
 def test_a_form_of_another_site_is_refused(member: Callable[[str], Person]) -> None:

@@ -1,65 +1,76 @@
-"""Presence: the connected users are in the room."""
+"""Presence: who is in a room, with all windows, and who was there earlier."""
 
 from collections.abc import Callable
 
-from community.accounts.models import User
-from community.chat.presence.models import Stay
-from community.extensions import db
-from conftest import Person
-from flask import Flask
+import pytest
+from community.chat.conversation import conversations
+from conftest import DEADLINE, Person, next_of
 
 from flask_uwsgi_websocket import WebSocketTestConnection
 
 
-def people(ws: WebSocketTestConnection) -> tuple[list[str], list[str]]:
-    """Return who is in the room and who was there earlier, from the next message."""
-    news = ws.receive_json()
-    assert news["type"] == "people"
-    return news["here"], [each["name"] for each in news["earlier"]]
+def changes(ws: WebSocketTestConnection, until: str) -> list[tuple[str, str]]:
+    """Return who has come and left, up to the message with a text."""
+    changes = []
+    while (event := next_of(ws, "came", "left", "message"))["type"] != "message" or event["text"] != until:
+        if event["type"] != "message":
+            changes.append((event["type"], event["name"]))
+    return changes
 
 
-def test_who_comes_and_goes_is_told_to_all(member: Callable[[str], Person]) -> None:
+def test_who_comes_and_goes_is_reported_to_all(member: Callable[[str], Person]) -> None:
     ann, bob = member("Ann"), member("Bob")
-    with ann.watch() as anns:
-        assert people(anns) == (["Ann"], [])
-        with bob.watch() as bobs:
-            assert people(anns) == people(bobs) == (["Ann", "Bob"], [])
+    with ann.talk() as anns:
+        assert next_of(anns, "state")["here"] == {}
+        assert next_of(anns, "came")["name"] == "Ann"
+        with bob.talk() as bobs:
+            assert list(next_of(bobs, "state")["here"]) == ["Ann"]
+            came = next_of(anns, "came")
+            assert next_of(bobs, "came") == came
+            assert came["name"] == "Bob"
             assert "Ann, Bob" in bob.client.get("/rooms/").text
-        assert people(anns) == (["Ann"], ["Bob"])
+        left = next_of(anns, "left")
+        assert (left["name"], left["since"]) == ("Bob", came["since"])
+    with bob.talk() as bobs:
+        assert next_of(bobs, "state")["earlier"]["Bob"] == left["at"]
+
+
+def test_a_stay_has_the_same_beginning_in_the_state_as_in_the_events(member: Callable[[str], Person]) -> None:
+    ann, bob = member("Ann"), member("Bob")
+    with ann.talk() as anns:
+        came = next_of(anns, "came")
+        with bob.talk() as bobs:
+            assert next_of(bobs, "state")["here"] == {"Ann": came["since"]}
+            anns.close()
+            assert next_of(bobs, "left")["since"] == came["since"]
 
 
 def test_somebody_with_two_windows_is_there_until_the_second_one_is_closed(member: Callable[[str], Person]) -> None:
     ann, bob = member("Ann"), member("Bob")
-    with ann.watch() as anns:
-        people(anns)
-        with bob.watch():
-            assert people(anns) == (["Ann", "Bob"], [])
-            with bob.watch():
-                assert people(anns) == (["Ann", "Bob"], [])
-            assert people(anns) == (["Ann", "Bob"], [])
-        assert people(anns) == (["Ann"], ["Bob"])
+    with ann.talk() as anns:
+        assert next_of(anns, "came")["name"] == "Ann"
+        with bob.talk() as first:
+            assert next_of(anns, "came")["name"] == "Bob"
+            with bob.talk() as second:
+                assert list(next_of(second, "state")["here"]) == ["Ann", "Bob"]
+                next_of(second, "ready")
+                first.close()
+                second.send_json({"text": "one window is left"})
+                assert changes(anns, until="one window is left") == []
+                assert "Ann, Bob" in ann.client.get("/rooms/").text
+        assert next_of(anns, "came", "left")["type"] == "left"
+        assert "Bob" not in ann.client.get("/rooms/").text.partition("<main")[2]
 
 
-def test_a_window_whose_worker_was_killed_is_not_there_for_long(app: Flask, member: Callable[[str], Person]) -> None:
-    app.config["WEBSOCKET_PING_INTERVAL"] = 1
-    ann, _ = member("Ann"), member("Bob")
-    with app.app_context():
-        bob = db.session.scalars(db.select(User.id).filter_by(name="Bob")).one()
-        db.session.add(Stay(id="of a worker that was killed", room="Lobby", user_id=bob, seen_at=1000.0))
-        db.session.commit()
-    assert "nobody here now" in ann.client.get("/rooms/").text
-    with ann.watch() as anns:
-        assert people(anns) == (["Ann", "Bob"], [])
-        assert people(anns) == (["Ann"], ["Bob"])  # after the first ping
-
-
-def test_a_window_that_was_taken_for_lost_is_told_to_connect_again(app: Flask, member: Callable[[str], Person]) -> None:
-    app.config["WEBSOCKET_PING_INTERVAL"] = 1
-    ann = member("Ann")
-    with ann.watch() as anns:
-        people(anns)
-        with app.app_context():
-            db.session.execute(db.update(Stay).values(ended_at=2000.0))
-            db.session.commit()
-        assert anns.receive() is None
-        assert anns.close_code == 1013
+def test_who_comes_back_soon_was_never_gone(member: Callable[[str], Person], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversations, "grace", DEADLINE)
+    ann, bob = member("Ann"), member("Bob")
+    with ann.talk() as anns:
+        assert next_of(anns, "came")["name"] == "Ann"
+        with bob.talk():
+            last = next_of(anns, "came")
+            assert last["name"] == "Bob"
+        assert "Ann, Bob" in ann.client.get("/rooms/").text
+        with bob.talk(since=last["position"]) as bobs:
+            bobs.send_json({"text": "back again"})
+            assert changes(anns, until="back again") == []

@@ -58,7 +58,7 @@ def begin_session(user: User) -> Response:
     session.clear()  # somebody else may know the session from before the login
     login_user(user)
     room = request.args.get("room")
-    return redirect(url_for("chat.room", room=room) if room else url_for("chat.rooms"))
+    return redirect(url_for("chat.conversation.room", room=room) if room else url_for("chat.rooms"))
 
 
 @accounts.post("/logout")

@@ -1,83 +1,94 @@
-// The window of a room: one WebSocket for messages, one for the list of people. url_for() makes both addresses.
-const { me, talk, presence } = document.currentScript.dataset;
+// The window of a room. One WebSocket brings what happens there: messages, and who comes and goes.
+const { me, talk } = document.currentScript.dataset; // url_for() has made the address
 const [state, worker, log, here, earlier, say, text, send, error] =
   ["state", "worker", "log", "here", "earlier", "say", "text", "send", "error"].map((id) => document.getElementById(id));
 const draft = `draft of ${me}: ${talk}`; // the key in sessionStorage, which outlives a reload and a login in this tab
-let conversation, version = 0;
+let present = new Map(); // the name of each user who is here, and when the user came
+let past = new Map(); // the name of each user who was here, and when the user left
+let conversation = null, position, socket, failures = 0;
 
-keepConnected(presence, showPeople, (what, socket) => {
-  if (!socket) here.replaceChildren(); // who is there is unknown
-});
-keepConnected(
-  talk,
-  (message) => {
-    if (message.type === "error") return showError(message.text);
-    if (message.worker) worker.textContent = `process ${message.worker}`; // the first message has it
-    message.messages.forEach(showMessage);
+const take = {
+  state(event) { // we know nothing, or were away for too long
+    log.replaceChildren();
+    event.messages.forEach(showMessage);
+    present = new Map(Object.entries(event.here));
+    past = new Map(Object.entries(event.earlier));
   },
-  (what, socket, countdown = "") => {
-    conversation = socket;
-    if (!socket) worker.textContent = "";
-    send.disabled = !socket;
-    const seconds = element("span", countdown);
-    seconds.ariaHidden = "true"; // otherwise a screen reader reads out every second
-    state.replaceChildren(what, seconds);
-    state.className = socket ? "open" : "";
+  ready({ process }) { // we have everything, and the rest comes live
+    failures = 0;
+    show("connected", socket);
+    worker.textContent = `process ${process}`;
   },
-);
+  message: showMessage,
+  came({ name, since }) {
+    present.set(name, since);
+    showPeople();
+  },
+  left({ name, since, at }) {
+    if (present.get(name) === since) present.delete(name); // otherwise the user has come back meanwhile
+    past.set(name, at);
+    showPeople();
+  },
+  error: ({ text }) => showError(text),
+};
 
-function keepConnected(url, take, show) {
-  let failures = 0, socket;
+function connect() {
+  show("connecting");
+  socket = new WebSocket(position ? `${talk}?since=${encodeURIComponent(position)}` : talk);
+  socket.onmessage = ({ data }) => {
+    const event = JSON.parse(data);
+    take[event.type](event);
+    position = event.position ?? position; // of the last event that we have
+  };
+  socket.onclose = ({ code }) => {
+    if (code === 4401) return location.reload(); // logged out in another window: the page redirects to the login
+    const seconds = Math.min(30, 2 ** failures++) * (0.5 + Math.random() / 2); // random, so that not all come back at once
+    retryAt(Date.now() + seconds * 1000);
+  };
+}
 
-  function connect() {
-    show("connecting");
-    socket = new WebSocket(url);
-    socket.onopen = () => { failures = 0; show("connected", socket); };
-    socket.onmessage = ({ data }) => take(JSON.parse(data));
-    socket.onclose = ({ code }) => {
-      if (code === 4401) return location.reload(); // logged out in another window: the page redirects to the login
-      const seconds = Math.min(30, 2 ** failures++) * (0.5 + Math.random() / 2); // random, so that not all come back at once
-      retryAt(Date.now() + seconds * 1000);
-    };
-  }
+function retryAt(then) {
+  const milliseconds = then - Date.now(), seconds = Math.ceil(milliseconds / 1000);
+  if (seconds <= 0) return retry();
+  show("disconnected", null, `, next try in ${seconds} s`);
+  setTimeout(retryAt, milliseconds - (seconds - 1) * 1000, then); // when the number changes
+}
 
-  function retryAt(then) {
-    const milliseconds = then - Date.now(), seconds = Math.ceil(milliseconds / 1000);
-    if (seconds <= 0) return retry();
-    show("disconnected", null, `, next try in ${seconds} s`);
-    setTimeout(retryAt, milliseconds - (seconds - 1) * 1000, then); // when the number changes
-  }
+async function retry() {
+  // A script cannot learn why a handshake was refused, but the page redirects a user who is not logged in.
+  const page = await fetch(location.href, { method: "HEAD", redirect: "manual" }).catch(() => null);
+  if (page?.type === "opaqueredirect") location.reload();
+  else connect();
+}
 
-  async function retry() {
-    // A script cannot learn why a handshake was refused, but the page redirects a user who is not logged in.
-    const page = await fetch(location.href, { method: "HEAD", redirect: "manual" }).catch(() => null);
-    if (page?.type === "opaqueredirect") location.reload();
-    else connect();
-  }
-
-  // For the back button, browsers keep a left page with open WebSockets. When the page is shown again, onclose runs and
-  // opens a new connection.
-  addEventListener("pagehide", () => socket.close());
-  connect();
+function show(what, connected = null, countdown = "") {
+  const seconds = element("span", countdown);
+  seconds.ariaHidden = "true"; // otherwise a screen reader reads out every second
+  state.replaceChildren(what, seconds);
+  if (connected === conversation) return;
+  conversation = connected;
+  send.disabled = !connected;
+  if (!connected) worker.textContent = "";
+  state.className = connected ? "open" : "";
+  showPeople();
 }
 
 function showMessage({ id, author, text, sent_at }) {
-  if (document.getElementById(`message-${id}`)) return; // after a reconnect, the last messages come again
+  if (document.getElementById(`message-${id}`)) return; // it was published after the state had it
   const wasAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   const item = element("li", "", avatar(author), element("b", author), time(sent_at), element("p", text));
   item.id = `message-${id}`;
   item.className = author === me ? "mine" : "";
-  item.dataset.number = id;
-  log.insertBefore(item, [...log.children].find((other) => other.dataset.number > id) ?? null);
+  log.append(item);
   if (wasAtEnd || author === me) log.scrollTop = log.scrollHeight;
 }
 
-function showPeople(people) {
-  if (people.version < version) return; // two workers have sent lists, and this one is older
-  version = people.version;
-  here.replaceChildren(...people.here.map((name) => element("li", "", avatar(name), element("span", name))));
+function showPeople() {
+  const now = conversation ? [...present.keys()].sort() : []; // without a connection, who is here is unknown
+  here.replaceChildren(...now.map((name) => element("li", "", avatar(name), element("span", name))));
+  const gone = [...past].filter(([name]) => !present.has(name)).sort(([, one], [, other]) => other - one);
   earlier.replaceChildren(
-    ...people.earlier.map(({ name, at }) => element("li", "", avatar(name), element("span", name), time(at))),
+    ...gone.slice(0, 20).map(([name, at]) => element("li", "", avatar(name), element("span", name), time(at))),
   );
 }
 
@@ -127,3 +138,8 @@ text.onkeydown = (event) => {
   event.preventDefault();
   say.requestSubmit();
 };
+
+// For the back button, browsers keep a left page with an open WebSocket. When the page is shown again, onclose runs and
+// opens a new connection.
+addEventListener("pagehide", () => socket.close());
+connect();
