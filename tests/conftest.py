@@ -16,7 +16,7 @@ import pytest
 from flask_uwsgi_websocket.connection import transport
 from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
 from flask_uwsgi_websocket.protocol import protocol
-from flask_uwsgi_websocket.rooms import exchange, feed, outbox
+from flask_uwsgi_websocket.rooms import arrivals, feed, outbox, presence
 from flask_uwsgi_websocket.worker import housekeeper
 from support.inprocess import MODES, Clock, Site, serving, wait_for_background, wait_until
 from support.ports import reserved_port
@@ -33,6 +33,7 @@ _FDS = next(path for path in (Path("/proc/self/fd"), Path("/dev/fd")) if path.ex
 
 #: The markers of all tests in a folder. Single tests have more markers. pyproject.toml explains them.
 MARKERS = {
+    "compat/live": "live once",
     "connection": "compiled",
     "docs": "once",
     "live": "live",
@@ -70,14 +71,18 @@ def _no_skips(report: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that leaves a descriptor, a thread or a connection behind."""
-    if request.node.get_closest_marker("live"):  # the servers of live tests stay up for the next test
+    if request.node.get_closest_marker("live") or request.node.get_closest_marker(
+        "original"
+    ):  # the servers of live tests stay up for the next test
         yield
         return
     # Shorter, because the test waits until these have ended.
     monkeypatch.setattr(housekeeper, "INTERVAL", 0.02)
-    monkeypatch.setattr(exchange, "LINGER", 0.02)
+    monkeypatch.setattr(arrivals, "LINGER", 0.02)
     monkeypatch.setattr(feed, "TICK_INTERVAL", 0.02)
     monkeypatch.setattr(outbox, "IDLE_TIME", 0.02)
+    monkeypatch.setattr(presence, "LINGER", 0.1)
+    monkeypatch.setattr(presence, "RENEW_INTERVAL", 0.02)
     background_asyncio_loop()  # started here, because it runs to the end of the process
     resource_tracker.ensure_running()  # started here, because Werkzeug's debugger may start this process, and it stays
     threads = set(threading.enumerate())

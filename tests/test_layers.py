@@ -32,12 +32,14 @@ ORDER = [
     "rooms",
     "typing",
     "dispatch",
+    "legacy",
     "middleware",
     "views",
     "blueprints",
     "testing",
     "cli",
     "extension",
+    "compat",
     "__init__",
 ]
 

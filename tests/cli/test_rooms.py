@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from flask_uwsgi_websocket import WebSocket, WebSocketBlueprint
-from flask_uwsgi_websocket.rooms import exchange
+from flask_uwsgi_websocket.rooms import questions
 from flask_uwsgi_websocket.rooms.exchange import exchange_of
 from support.inprocess import Site, serving, wait_for_background, wait_until
 from support.pages import block_not_run
@@ -48,6 +49,17 @@ def add_handlers(site: Site) -> None:
 
     chat.websocket("/<name>")(site.mode.handler(chat_room))
     site.app.register_blueprint(chat)
+    club = WebSocketBlueprint("club", __name__, url_prefix="/club")
+    club_rooms = club.rooms(presence=True)
+
+    async def club_room(ws: Any, name: str) -> None:
+        club_rooms[name].join(ws.blocking, info={"from": request.args.get("from")})
+        await ws.send(ws.id)
+        async for _ in ws:
+            pass
+
+    club.websocket("/<name>")(site.mode.handler(club_room))
+    site.app.register_blueprint(club)
 
 
 @pytest.fixture
@@ -186,6 +198,20 @@ def test_members_are_listed_with_their_workers(site: Site) -> None:
     ]
 
 
+def test_members_of_a_room_with_presence_are_listed_with_what_they_say(site: Site) -> None:
+    assert run(site.app, "members", "club:bar") == "The room has no members.\n"
+    for path in ("/club/bar?user=ann&from=%1B", "/club/bar?user=ann&from=home"):
+        enter(site, path)
+    _, nobody = enter(site, "/club/bar")
+    ann, other = json.loads(run(site.app, "members", "club:bar", "--json"))
+    assert (ann["id"], ann["user_id"], ann["info"]) == ("ann", "ann", {"from": "home"})
+    assert (other["id"], other["user_id"], other["info"]) == (nobody, None, {"from": None})
+    titles, *lines = run(site.app, "members", "club:bar").splitlines()
+    assert titles.split() == ["MEMBER", "SINCE", "INFO"]
+    since = datetime.fromtimestamp(ann["since"], timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    assert lines[0].split(maxsplit=4) == ["ann", *since.split(), '{"from": "home"}']
+
+
 def test_what_a_client_has_chosen_does_not_control_the_terminal(site: Site) -> None:
     enter(site, "/any?name=%1B[2J%0A&user=%1B")
     assert "\\x1b[2J\\n  1        1" in run(site.app, "rooms")
@@ -193,7 +219,7 @@ def test_what_a_client_has_chosen_does_not_control_the_terminal(site: Site) -> N
 
 
 def test_what_a_worker_does_not_list_is_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MOST_LISTED", 1)
+    monkeypatch.setattr(questions, "MOST_LISTED", 1)
     for path in ("/news", "/news", "/news", "/other"):
         enter(site, path)
     for arguments, rest in [(["rooms"], 1), (["members", "news"], 2)]:

@@ -92,7 +92,7 @@ def test_an_exit_of_the_handler_wakes_a_receiver_and_ends_the_connection() -> No
 
     with ours, theirs:
         with app.test_request_context():
-            route = State().route("x", [], {}, {})
+            route = State().route("x", [], {})
             transport = Transport(server.open(), server.release, WebSocketClient.make_loop(), route.settings)
             client = WebSocketClient({}, app, route, transport, handshake)
             reader = threading.Thread(target=lambda: received.append(client.receive()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import http.client
+import json
 import logging
 import os
 import re
@@ -37,7 +38,7 @@ from test_layers import ORDER
 from websockets.sync.client import connect
 
 import flask_uwsgi_websocket
-from flask_uwsgi_websocket import HandshakeRejected, WebSocket
+from flask_uwsgi_websocket import AsyncioWebSocket, HandshakeRejected, WebSocket, WebSocketBlueprint
 from flask_uwsgi_websocket.cli.doctor import read_ini
 from flask_uwsgi_websocket.rooms.brokers.base import Outgoing
 from flask_uwsgi_websocket.rooms.brokers.memory import MemoryBroker
@@ -69,12 +70,11 @@ NOT_RUN = {
     "docs/deploying.md: apt-get install nginx": "live/test_fronts.py installs the same files",
     "docs/deploying.md: live=": "it needs a certificate of Let's Encrypt",
     "docs/how-it-works.md: __init__": "test_the_modules_are_listed_in_the_order_of_the_layers",
-    "docs/migrating.md: from flask import Flask\nfrom flask_sock": "the reader's own code before the migration",
     "docs/migrating.md: import threading": "the reader's own code before the migration",
     "docs/modes.md: pip install greenlet": "test_uwsgi_is_compiled_as_in_the_makefile",
     "docs/observability.md: WebSocket": "test_the_log_is_the_one_on_the_page",
+    "docs/resume.md: python follow.py": "live/test_resume_clients.py runs the clients of the page",
     "docs/scaling.md: bind": "test_the_redis_configuration_on_the_page_serves_rooms",
-    "docs/scaling.md: import { WebSocket }": "it needs a package of npm",
     "docs/observability.md: stats": "test_the_metrics_on_the_page_are_all_counters",
 }
 
@@ -362,11 +362,80 @@ def use_reconnecting_client(browser: Any, port: int) -> None:
     assert len(set(first_messages())) == browser.execute_script("return window.opened") == 2
 
 
+def use_presence(request: pytest.FixtureRequest, port: int) -> None:
+    ann, bob = request.getfixturevalue("browser"), request.getfixturevalue("other_browser")
+
+    def wait_for(browser: Any, *names: str) -> None:
+        wait_until(lambda: shown(browser) == [*names], lambda: f"{shown(browser)}, not {[*names]}")
+
+    def shown(browser: Any) -> list[str]:
+        found: list[str] = browser.execute_script(f"return {names_on_page}")
+        return found
+
+    names_on_page = "[...document.querySelectorAll('li')].map((item) => item.textContent)"
+    ann.get(f"http://localhost:{port}/as/Ann")
+    wait_for(ann, "Ann")
+    bob.get(f"http://localhost:{port}/as/Bob")
+    for each in (ann, bob):
+        wait_for(each, "Ann", "Bob")
+    bob.refresh()
+    wait_for(bob, "Ann", "Bob")
+    # From now on, the pages may show no other list, whatever happens.
+    for each in (ann, bob):
+        each.execute_script(
+            f"""
+            window.shown = [];
+            new MutationObserver(() => window.shown.push({names_on_page}.join()))
+              .observe(document.querySelector("ul"), {{childList: true}});
+            """
+        )
+    for pid in workers_of_this_test():
+        os.kill(pid, signal.SIGKILL)
+    for each in (ann, bob):  # they come back, and get a list
+        wait_until(lambda each=each: each.execute_script("return window.shown.length"))
+    assert set(bob.execute_script("return window.shown")) == {"Ann,Bob"}
+    bob.get("about:blank")
+    wait_for(ann, "Ann")  # ten seconds later
+    assert set(ann.execute_script("return window.shown")) == {"Ann,Bob", "Ann"}
+
+
+def workers_of_this_test() -> list[int]:
+    """Return the process ids of the workers of the uWSGI that this process has started."""
+
+    def children(pid: int) -> list[int]:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+    servers = [pid for pid in children(os.getpid()) if b"uwsgi" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
+
+
+def use_resuming(request: pytest.FixtureRequest, port: int) -> None:
+    address = f"ws://localhost:{port}/rooms/lobby"
+    with connect(address) as ws, connect(address) as other:
+        state = json.loads(ws.recv(DEADLINE))
+        assert state["state"] == []
+        ws.send("one")
+        one = json.loads(ws.recv(DEADLINE))
+        assert one["text"] == "one"
+        other.recv(DEADLINE)
+        other.recv(DEADLINE)
+        ws.close()
+        for text in ("two", "three"):
+            other.send(text)
+            other.recv(DEADLINE)
+        with connect(f"{address}?since={one['position']}") as again:
+            assert [json.loads(again.recv(DEADLINE))["text"] for _ in range(2)] == ["two", "three"]
+        with connect(f"{address}?since=nonsense") as again:
+            assert [each["text"] for each in json.loads(again.recv(DEADLINE))["state"]] == ["one", "two", "three"]
+
+
 #: The functions that use the servers of each page.
 SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest, int], None]]] = {
     "README.md": [use_echo],
     "docs/cli.md": [partial(use_index, "production"), partial(use_index, "development")],
     "docs/quickstart.md": [use_echo_page, use_echo, use_echo],
+    "docs/presence.md": [use_presence],
+    "docs/resume.md": [use_resuming],
     "docs/scaling.md": [use_two_workers],
     "docs/servers.md": [use_echo] * 5,
     "docs/tutorial.md": [use_accounts, use_chat],
@@ -375,6 +444,13 @@ SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest, int], None]]] = {
 
 def use_app(names: dict[str, Any]) -> None:
     with names["app"].test_client().websocket("/echo") as ws:
+        ws.send("hello")
+        assert ws.receive() == "hello"
+
+
+def use_migrating(names: dict[str, Any]) -> None:
+    use_app(names)
+    with names["app"].test_client().websocket("/old") as ws:
         ws.send("hello")
         assert ws.receive() == "hello"
 
@@ -548,12 +624,46 @@ def use_rooms(names: dict[str, Any]) -> None:
     _use_signed_broker(names["SignedBroker"])
 
 
+def use_audience(names: dict[str, Any]) -> None:
+    app = Flask("audience", root_path=".")
+    app.register_blueprint(names["live"])
+    websocket = WebSocket(app)
+
+    @websocket.route("/watch")
+    def watch(ws: Any) -> None:
+        names["audience"]["final"].join(ws)
+        for _ in ws:
+            pass
+
+    client = app.test_client()
+    with client.websocket("/watch") as ws, client.websocket("/watch") as other:
+        for each in (ws, other):
+            each.send("")
+        wait_until(lambda: client.get("/live/final/audience").json == {"count": 2})
+
+
+def use_resume(names: dict[str, Any]) -> None:
+    app = Flask("prices")
+    app.register_blueprint(names["prices"])
+    AsyncioWebSocket(app)
+    client = app.test_client()
+    with client.websocket("/prices/nasdaq") as ws:
+        assert ws.receive_json()["state"] == {"AAPL": 150}
+        names["markets"]["nasdaq"].publish_json({"AAPL": 151}, stamp="position")
+        first = ws.receive_json()
+    names["markets"]["nasdaq"].publish_json({"AAPL": 152}, stamp="position")
+    with client.websocket(f"/prices/nasdaq?since={first['position']}") as ws:
+        assert ws.receive_json()["AAPL"] == 152
+
+
 def _use_signed_broker(signed_broker: Callable[..., Any]) -> None:
     carrier = MemoryBroker()
     app = Flask("signed")
     app.config["WEBSOCKET_BROKER"] = lambda: signed_broker(carrier, b"a secret of your own")
     websocket = WebSocket(app)
     room = websocket.room("news")
+    blueprint = WebSocketBlueprint("kept", __name__)
+    kept = blueprint.rooms(history=10)["news"]
 
     @websocket.route("/news")
     def news(ws: Any) -> None:
@@ -561,6 +671,20 @@ def _use_signed_broker(signed_broker: Callable[..., Any]) -> None:
         for message in ws:
             room.publish(message)
 
+    @blueprint.websocket("/kept")
+    def keep(ws: Any) -> None:
+        kept.join(ws, since=request.args.get("since"))
+        for message in ws:
+            kept.publish_json({"text": message}, stamp="position")
+
+    app.register_blueprint(blueprint)
+    with app.test_client().websocket("/kept") as ws:
+        ws.send("one")
+        one = ws.receive_json()
+        ws.send("two")
+        two = ws.receive_json()
+    with app.test_client().websocket(f"/kept?since={one['position']}") as ws:
+        assert ws.receive_json() == two
     with app.test_client().websocket("/news") as ws:
         ws.send("signed")
         assert ws.receive() == "signed"
@@ -587,8 +711,10 @@ USES: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/contexts.md": use_contexts,
     "docs/deploying.md": use_deploying,
     "docs/index.md": use_app,
-    "docs/migrating.md": use_app,
+    "docs/migrating.md": use_migrating,
     "docs/modes.md": use_app,
+    "docs/presence.md": use_audience,
+    "docs/resume.md": use_resume,
     "docs/rooms.md": use_rooms,
     "docs/signals.md": use_signals,
 }

@@ -25,13 +25,13 @@ from selenium.webdriver.support.wait import WebDriverWait
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from flask_uwsgi_websocket.rooms.rooms import PRESENCE_GRACE
 from support.examples import DEADLINE, serving, wait_for_text
 from support.paths import EXAMPLES
 
 DIRECTORY = EXAMPLES / "blueprints"
 PASSWORD = "a long password"
 ROOM = "/rooms/Lobby"
-PRESENCE = "/rooms/Lobby/presence/"
 
 Browser = webdriver.Chrome
 
@@ -88,20 +88,29 @@ def connect_with(cookie: str, server: str, path: str, origin: str | None = None)
     )
 
 
-def next_of(ws: ClientConnection) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(ws.recv(DEADLINE))
-    return message
+def next_of(ws: ClientConnection, *types: str) -> dict[str, Any]:
+    """Return the next event of one of these types. Users may come at any moment, so other events are skipped."""
+    while True:
+        event: dict[str, Any] = json.loads(ws.recv(DEADLINE))
+        if event["type"] in types:
+            return event
 
 
-def texts(message: dict[str, Any]) -> list[str]:
-    assert message["type"] == "messages"
-    return [each["text"] for each in message["messages"]]
+def said(ws: ClientConnection) -> str:
+    """Return the text of the next message."""
+    text: str = next_of(ws, "message")["text"]
+    return text
 
 
-def people(message: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return who is in the room and who was there earlier."""
-    assert message["type"] == "people"
-    return message["here"], [each["name"] for each in message["earlier"]]
+def texts_in(state: dict[str, Any]) -> list[str]:
+    """Return the texts of all messages in the state of a room."""
+    return [message["text"] for message in state["messages"]]
+
+
+def change(ws: ClientConnection) -> tuple[str, str]:
+    """Return who comes or leaves next."""
+    event = next_of(ws, "came", "left")
+    return event["type"], event["name"]
 
 
 def close_code(ws: ClientConnection) -> int | None:
@@ -116,11 +125,11 @@ def close_code(ws: ClientConnection) -> int | None:
 def on_two_workers(one: Member, other: Member) -> Iterator[dict[int, ClientConnection]]:
     """Connect two members to the conversation on different workers. Return the connections by process ids, in order."""
     with one.connect(ROOM) as ws:
-        worker = next_of(ws)["worker"]
+        worker = next_of(ws, "ready")["process"]
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             with other.connect(ROOM) as second:
-                other_worker = next_of(second)["worker"]
+                other_worker = next_of(second, "ready")["process"]
                 if other_worker != worker:
                     yield {worker: ws, other_worker: second}
                     return
@@ -181,6 +190,28 @@ def record_states(browser: Browser) -> None:
     )
 
 
+#: Let the page record, from now on, what is added to a list and removed from it. Return what is in the list.
+RECORD = """
+    const list = document.getElementById(arguments[0]), last = (item) => item.lastElementChild.textContent;
+    window.recorded = [];
+    new MutationObserver((mutations) => {
+      for (const { addedNodes, removedNodes } of mutations) {
+        recorded.push(...[...removedNodes].map((item) => `-${last(item)}`));
+        recorded.push(...[...addedNodes].map((item) => `+${last(item)}`));
+      }
+    }).observe(list, { childList: true });
+    return [...list.children].map(last);
+"""
+
+#: Let the page wait with its next connection until goOn() is called.
+HOLD_BACK = """
+    const original = window.fetch;
+    window.fetch = async (...values) => {
+      await new Promise((resolve) => { window.goOn = resolve; });
+      return original(...values);
+    };
+"""
+
 # In the browser
 
 
@@ -231,19 +262,15 @@ def test_two_windows_on_different_workers_chat_and_see_each_other(
 
 @live
 def test_a_user_who_goes_to_another_page_is_no_longer_present(server: str, browser: Browser) -> None:
-    watcher = Member(server, "Watcher")
-    with watcher.connect(PRESENCE) as ws:
+    with Member(server, "Watcher").connect(ROOM) as ws:
+        assert change(ws) == ("came", "Watcher")
         sign_up(browser, server, "Ann")
         enter_lobby(browser, server)
-        while next_of(ws)["here"] != ["Ann", "Watcher"]:
-            pass
+        assert change(ws) == ("came", "Ann")
         browser.find_element(By.LINK_TEXT, "←").click()
-        while (news := next_of(ws))["here"] != ["Watcher"]:
-            pass
-        assert people(news) == (["Watcher"], ["Ann"])
+        assert change(ws) == ("left", "Ann")
         browser.back()
-        while next_of(ws)["here"] != ["Ann", "Watcher"]:
-            pass
+        assert change(ws) == ("came", "Ann")
 
 
 @live
@@ -273,6 +300,23 @@ def test_a_window_that_loses_its_connection_shows_this_and_connects_again(server
     say(browser, "after")
     wait_for_text(browser, "log", "after")
     assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#log p")] == ["before", "after"]
+
+
+@live
+def test_a_window_that_was_away_for_too_long_shows_the_state_of_the_room(server: str, browser: Browser) -> None:
+    sign_up(browser, server, "Ann")
+    enter_lobby(browser, server)
+    say(browser, "before")
+    wait_for_text(browser, "log", "before")
+    assert browser.execute_script(RECORD, "log") == ["before"]
+    browser.execute_script("position = 'unknown'; conversation.close()")
+    until(browser, lambda browser: browser.execute_script("return recorded.length") == 2)
+    assert browser.execute_script("return recorded") == ["-before", "+before"]
+    wait_until_connected(browser)
+    wait_for_text(browser, "here", "Ann")
+    say(browser, "after")
+    wait_for_text(browser, "log", "after")
+    assert browser.execute_script("return recorded") == ["-before", "+before", "+after"]
 
 
 @pytest.mark.live
@@ -375,7 +419,7 @@ def test_a_phone_shows_the_whole_name_of_a_room(server: str, browser: Browser) -
 def test_without_a_login_a_page_redirects_to_the_login_and_a_websocket_gets_401(server: str) -> None:
     with urllib.request.urlopen(f"http://{server}{ROOM}", timeout=DEADLINE) as response:
         assert urllib.parse.urlsplit(response.url).path == "/login"
-    for path in (ROOM, PRESENCE, "/rooms/missing"):
+    for path in (ROOM, "/rooms/missing"):
         with pytest.raises(InvalidStatus) as caught:
             connect_with("", server, path)
         assert caught.value.response.status_code == 401
@@ -385,28 +429,27 @@ def test_without_a_login_a_page_redirects_to_the_login_and_a_websocket_gets_401(
 def test_logging_out_closes_the_users_websockets_and_refuses_new_ones(server: str) -> None:
     ann, bob = Member(server, "Ann"), Member(server, "Bob")
     cookie = ann.cookie()
-    with ann.connect(ROOM) as talk, ann.connect(PRESENCE) as presence, bob.connect(ROOM) as other:
-        for ws in (talk, presence, other):
-            next_of(ws)
+    with ann.connect(ROOM) as talk, ann.connect(ROOM) as second, bob.connect(ROOM) as other:
+        for ws in (talk, second, other):
+            next_of(ws, "ready")
         assert ann.post("/logout", "/rooms/") == "/login"
         assert close_code(talk) == 4401
-        assert close_code(presence) == 4401
-        for path in (ROOM, PRESENCE):
-            for each in (cookie, ann.cookie()):  # also with the cookie from before the logout
-                with pytest.raises(InvalidStatus) as caught:
-                    connect_with(each, server, path)
-                assert caught.value.response.status_code == 401
+        assert close_code(second) == 4401
+        for each in (cookie, ann.cookie()):  # also with the cookie from before the logout
+            with pytest.raises(InvalidStatus) as caught:
+                connect_with(each, server, ROOM)
+            assert caught.value.response.status_code == 401
         other.send(json.dumps({"text": "still here"}))
-        assert texts(next_of(other)) == ["still here"]
+        assert said(other) == "still here"
     assert ann.post("/login", "/login", name="Ann", password=PASSWORD) == "/rooms/"
     with ann.connect(ROOM) as ws:
-        assert texts(next_of(ws)) == ["still here"]
+        assert texts_in(next_of(ws, "state")) == ["still here"]
 
 
 @live
 def test_a_user_whose_login_has_ended_elsewhere_cannot_send_any_more(server: str, tmp_path: Path) -> None:
     with Member(server, "Ann").connect(ROOM) as ws:
-        next_of(ws)
+        next_of(ws, "ready")
         with closing(sqlite3.connect(tmp_path / "community.sqlite")) as database, database:
             database.execute("UPDATE user SET login_key = 'another'")
         ws.send(json.dumps({"text": "hello"}))
@@ -461,26 +504,23 @@ def test_a_message_reaches_only_its_room_and_a_missing_room_gets_404(server: str
     assert ann.post("/rooms/", "/rooms/", name="Gärten") == urllib.parse.quote("/rooms/Gärten")
     with ann.connect(urllib.parse.quote("/rooms/Gärten")) as garden, bob.connect(ROOM) as lobby:
         for ws, text in ((garden, "in the garden"), (lobby, "in the lobby")):
-            assert texts(next_of(ws)) == []
             ws.send(json.dumps({"text": text}))
-        assert texts(next_of(garden)) == ["in the garden"]
-        assert texts(next_of(lobby)) == ["in the lobby"]
-    for path in ("/rooms/missing", "/rooms/missing/presence/"):
-        with pytest.raises(InvalidStatus) as caught:
-            ann.connect(path)
-        assert caught.value.response.status_code == 404
+        assert said(garden) == "in the garden"
+        assert said(lobby) == "in the lobby"
+    with pytest.raises(InvalidStatus) as caught:
+        ann.connect("/rooms/missing")
+    assert caught.value.response.status_code == 404
 
 
 @live
 def test_the_last_fifty_messages_of_a_room_are_shown(server: str) -> None:
     ann = Member(server, "Ann")
     with ann.connect(ROOM) as ws:
-        next_of(ws)
         for number in range(60):
             ws.send(json.dumps({"text": f"message {number}"}))
-            assert texts(next_of(ws)) == [f"message {number}"]
+            assert said(ws) == f"message {number}"
     with ann.connect(ROOM) as ws:
-        assert texts(next_of(ws)) == [f"message {number}" for number in range(10, 60)]
+        assert texts_in(next_of(ws, "state")) == [f"message {number}" for number in range(10, 60)]
 
 
 @live
@@ -488,13 +528,12 @@ def test_an_invalid_message_gets_an_error_and_the_conversation_continues(server:
     bad = ["", "hello", "null", "[]", "{}", '{"text": 1}', '{"text": "\\ud800"}', "[" * 16_000, b"\x00\xff"]
     wrong_length = [json.dumps({"text": text}) for text in ("", " \n", "x" * 2001)]
     with Member(server, "Ann").connect(ROOM) as ws:
-        next_of(ws)
         for message in bad + wrong_length:
             ws.send(message)
-            assert next_of(ws)["type"] == "error"
+            assert next_of(ws, "error", "message")["type"] == "error"
         longest = "🎉" * 2000
         ws.send(json.dumps({"text": longest}, ensure_ascii=False))
-        assert texts(next_of(ws)) == [longest]
+        assert said(ws) == longest
         ws.send("x" * 2**15)
         assert close_code(ws) == 1009
 
@@ -503,28 +542,28 @@ def test_an_invalid_message_gets_an_error_and_the_conversation_continues(server:
 def test_forty_idle_websockets_share_one_database_connection(server: str) -> None:
     ann = Member(server, "Ann")
     with ExitStack() as stack:
-        talks = [stack.enter_context(ann.connect(ROOM)) for _ in range(20)]
-        watches = [stack.enter_context(ann.connect(PRESENCE)) for _ in range(20)]
-        for ws in talks + watches:
-            next_of(ws)
-        for number, ws in enumerate(talks):
+        talks = [stack.enter_context(ann.connect(ROOM)) for _ in range(40)]
+        for ws in talks:
+            next_of(ws, "ready")
+        for number, ws in enumerate(talks[:20]):
             ws.send(json.dumps({"text": str(number)}))
             for each in talks:
-                assert texts(next_of(each)) == [str(number)]
+                assert said(each) == str(number)
         assert ann.get("/rooms/")[0] == "/rooms/"
 
 
 @live
 def test_users_are_present_once_however_many_windows_they_have(server: str) -> None:
     ann, bob = Member(server, "Ann"), Member(server, "Bob")
-    with bob.connect(PRESENCE) as watch:
-        assert people(next_of(watch)) == (["Bob"], [])
-        with ann.connect(PRESENCE):
-            assert people(next_of(watch)) == (["Ann", "Bob"], [])
-            with ann.connect(PRESENCE):
-                assert people(next_of(watch)) == (["Ann", "Bob"], [])
-            assert people(next_of(watch)) == (["Ann", "Bob"], [])
-        assert people(next_of(watch)) == (["Bob"], ["Ann"])
+    with bob.connect(ROOM) as ws:
+        assert change(ws) == ("came", "Bob")
+        with ann.connect(ROOM), ann.connect(ROOM) as second:
+            assert change(ws) == ("came", "Ann")
+            second.send(json.dumps({"text": "in two windows"}))
+            assert next_of(ws, "came", "left", "message")["type"] == "message"
+            assert ">Ann, Bob<" in bob.get("/rooms/")[1]
+        assert change(ws) == ("left", "Ann")
+        assert ">Bob<" in bob.get("/rooms/")[1]
 
 
 # Two workers
@@ -536,7 +575,7 @@ def test_a_message_reaches_the_members_on_the_other_worker_in_the_same_order(ser
         for number in range(20):
             for name, ws in zip(("Ann", "Bob"), connections.values(), strict=True):
                 ws.send(json.dumps({"text": f"{name} {number}"}))
-        heard = [[text for _ in range(40) for text in texts(next_of(ws))] for ws in connections.values()]
+        heard = [[said(ws) for _ in range(40)] for ws in connections.values()]
         assert heard[0] == heard[1]
         for name in ("Ann", "Bob"):
             assert [text for text in heard[0] if name in text] == [f"{name} {number}" for number in range(20)]
@@ -558,28 +597,58 @@ def test_the_members_on_the_other_worker_go_on_when_a_worker_is_killed(server: s
         os.kill(worker, signal.SIGKILL)
         assert close_code(anns) == 1006
         with ann.connect(ROOM) as again:
-            next_of(again)
             for ws in (again, bobs):
                 ws.send(json.dumps({"text": "still here"}))
             for ws in (again, bobs):
-                assert texts(next_of(ws)) == texts(next_of(ws)) == ["still here"]
+                assert said(ws) == said(ws) == "still here"
+
+
+@live
+def test_people_who_do_not_come_back_after_their_worker_was_killed_are_not_present_for_long(server: str) -> None:
+    ann, bob = Member(server, "Ann"), Member(server, "Bob")
+    with on_two_workers(ann, bob) as connections:
+        (worker, _), (_, bobs) = connections.items()
+        os.kill(worker, signal.SIGKILL)
+        assert next_of(bobs, "left")["name"] == "Ann"
+    with ann.connect(ROOM) as anns:
+        assert "Ann" in next_of(anns, "state")["earlier"]
 
 
 @pytest.mark.live
-def test_people_who_do_not_come_back_after_their_worker_was_killed_are_not_present_for_long(
-    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+def test_a_window_whose_worker_is_killed_shows_what_it_missed_once_and_was_never_gone(
+    broker: None, tmp_path: Path, port: int, browser: Browser, other_browser: Browser
 ) -> None:
-    monkeypatch.setenv("COMMUNITY_WEBSOCKET_PING_INTERVAL", "4")
     with serving(DIRECTORY, port, tmp_path / "log") as server:
-        ann, bob = Member(server, "Ann"), Member(server, "Bob")
-        with on_two_workers(ann, ann) as connections, bob.connect(PRESENCE) as bobs:
-            assert people(next_of(bobs)) == (["Bob"], [])
-            for worker in connections:
-                os.kill(worker, signal.SIGKILL)
-            assert close_code(bobs) == 1006
-        with ann.connect(PRESENCE) as anns:
-            assert people(next_of(anns)) == (["Ann", "Bob"], [])
-            assert people(next_of(anns)) == (["Ann"], ["Bob"])
+        sign_up(browser, server, "Ann")
+        enter_lobby(browser, server)
+        sign_up(other_browser, server, "Bob")
+        enter_lobby(other_browser, server)
+        worker = worker_of(browser)
+        move_to_another_worker(other_browser, worker)
+        say(other_browser, "before")
+        wait_for_text(browser, "log", "before")
+        wait_for_text(other_browser, "here", "Bob")
+        assert other_browser.execute_script(RECORD, "here") == ["Ann", "Bob"]
+        assert browser.execute_script(RECORD, "log") == ["before"]
+        browser.execute_script(HOLD_BACK)
+
+        os.kill(int(worker.removeprefix("process ")), signal.SIGKILL)
+        until(browser, lambda browser: browser.execute_script("return window.goOn !== undefined"))
+        missed = [f"missed {number}" for number in range(3)]
+        for text in missed:
+            say(other_browser, text)
+            wait_for_text(other_browser, "log", text)
+        browser.execute_script("goOn()")
+        wait_until_connected(browser)
+        say(other_browser, "after")
+        wait_for_text(browser, "log", "after")
+        time.sleep(PRESENCE_GRACE + 5)  # by then, a user who has not come back would be gone
+        assert browser.execute_script("return recorded") == [f"+{text}" for text in (*missed, "after")]
+        assert other_browser.execute_script("return recorded") == []
+
+        browser.get("about:blank")
+        wait_for_text(other_browser, "earlier", "Ann")
+        assert other_browser.execute_script("return recorded") == ["-Ann", "-Bob", "+Bob"]
 
 
 # The files

@@ -17,9 +17,7 @@ from selenium.webdriver.common.by import By
 from websockets.sync.client import ClientConnection, connect
 
 from support.examples import DEADLINE, run_script, serving, wait_for_text
-from support.needs import require
 from support.paths import EXAMPLES
-from support.redis_server import RedisServer, running
 
 ECHOES = ["echo", "echo-gevent", "echo-asyncio"]
 CHATS = ["chat-gevent", "chat-asyncio"]
@@ -121,20 +119,6 @@ def pubsub(tmp_path: Path) -> Path:
     for name in ("pubsub", "templates"):
         shutil.copytree(EXAMPLES / name, tmp_path / name)
     return tmp_path / "pubsub"
-
-
-@pytest.fixture(params=["auto", "redis"])
-def broker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Configure the broker of the example as its user does."""
-    if request.param == "auto":
-        monkeypatch.delenv("WEBSOCKET_BROKER", raising=False)
-        yield
-        return
-    require("redis")
-    (tmp_path / "redis").mkdir()
-    with running(RedisServer(tmp_path / "redis")) as redis:
-        monkeypatch.setenv("WEBSOCKET_BROKER", redis.url)
-        yield
 
 
 @pytest.mark.live

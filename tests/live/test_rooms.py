@@ -13,17 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any, NamedTuple
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from flask_uwsgi_websocket.rooms.exchange import LINGER
+from flask_uwsgi_websocket.rooms.arrivals import LINGER
 from flask_uwsgi_websocket.rooms.feed import TICK_INTERVAL
 from support.endings import touch
 from support.live import OTHERS
@@ -38,8 +37,11 @@ from support.rooms import (
     Oracle,
     OtherRoomServer,
     RoomServer,
+    Setup,
     enter,
+    make,
     member,
+    on_each,
     serving_rooms,
     together,
     until,
@@ -50,47 +52,6 @@ from support.rooms import (
 def _summary() -> Iterator[None]:
     yield
     sys.stdout.write(f"\n{dict(FIGURES)}\n")
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    require("redis")
-    with tempfile.TemporaryDirectory() as directory, running(RedisServer(Path(directory))) as server:
-        yield server
-
-
-class Setup(NamedTuple):
-    """A server with rooms."""
-
-    mode: str
-    broker: str
-    workers: int
-
-    def __str__(self) -> str:
-        return f"{self.mode}-{self.broker}-{self.workers}"
-
-
-@pytest.fixture(scope="module")
-def shared_memory() -> Iterator[Path]:
-    """A directory for the directories of local brokers, whose paths have to be short."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        yield Path(directory)
-
-
-def make(directory: Path, setup: Setup, broker: str, **options: Any) -> RoomServer:
-    """Start a server in a directory of its own."""
-    directory = directory / str(setup)
-    directory.mkdir(parents=True)
-    return RoomServer(directory, setup.mode, broker=broker, workers=setup.workers, **options)
-
-
-def on_each(servers: list[AnyServer], check: Callable[[AnyServer], Coroutine[Any, Any, object]]) -> None:
-    """Run a check on all servers at the same time, because it mostly waits."""
-
-    async def run() -> None:
-        await together(*map(check, servers))
-
-    asyncio.run(run())
 
 
 # Without faults

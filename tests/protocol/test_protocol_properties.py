@@ -15,6 +15,7 @@
 8. BFINAL: after a block with BFINAL set it inflates no more data, and we start again (RFC 7692, 7.2.3.4).
 9. Two errors at once: a compressed frame may be too big and also be invalid UTF-8 or deflate data. We inflate
    it as it arrives, so the first error in the input decides. It inflates the frame as a whole.
+10. Control frames within a message: it limits them to the bytes that the message may still have.
 """
 
 from __future__ import annotations
@@ -387,8 +388,12 @@ def judge(data: bytes, is_client: bool, parameters: DeflateParameters | None) ->
                 body = bytes(octet ^ key[i % 4] for i, octet in enumerate(body))
             if len(body) >= 2 and not acceptable(int.from_bytes(body[:2], "big")):
                 return Verdict(oracle.events, 1002)  # difference 4
-            if in_message:  # difference 3
-                oracle = resumed(oracle, is_client)
+        if header.opcode >= 8 and in_message:  # differences 3 and 10
+            aside = resumed(oracle, is_client)
+            aside.receive(data[header.start : header.end])
+            if aside.code is not None:
+                return Verdict(aside.events, aside.code)
+            continue
         oracle.receive(data[header.start : header.end])
         if oracle.deflate is not None and oracle.deflate.met_bfinal:
             return Verdict(oracle.events[:-1], None, incomparable=True)  # difference 8
@@ -506,6 +511,12 @@ def test_we_and_websockets_have_the_same_verdict_on_mutated_frames(
     code = protocol.closed and protocol.closed.code
     assert code == verdict.code or code in verdict.other_codes
     assert protocol.input_ended is (code is not None)
+
+
+def test_a_control_frame_may_be_longer_than_the_rest_of_its_message() -> None:
+    pieces = frame(TEXT, b"a" * (LIMIT - 4), fin=False), frame(PING, b"12345"), frame(CONTINUATION, b"bcde")
+    expected = [Ping(b"12345"), "a" * (LIMIT - 4) + "bcde"]
+    assert feed(ours(True, None, max_size=LIMIT), pieces) == judge(b"".join(pieces), True, None).events == expected
 
 
 @settings(deadline=None, max_examples=2 * USUAL)

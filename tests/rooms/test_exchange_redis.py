@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from flask_uwsgi_websocket import WebSocket, websocket_gap
+from flask_uwsgi_websocket import WebSocket, WebSocketBlueprint, websocket_gap
 from flask_uwsgi_websocket.exceptions import BrokerUnavailable
 from flask_uwsgi_websocket.rooms import feed, outbox
 from flask_uwsgi_websocket.rooms.brokers import redis as redis_broker
+from flask_uwsgi_websocket.rooms.brokers import redis_wire
 from flask_uwsgi_websocket.rooms.exchange import exchange_of
-from support.inprocess import DEADLINE, MODES, Site, wait_for_background, wait_until
-from support.redis_server import RedisServer, TcpProxy
+from support.inprocess import DEADLINE, MODES, Site, join, wait_for_background, wait_until
+from support.redis_server import RedisServer
+from support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.heavy, pytest.mark.covered]
 
@@ -39,23 +42,28 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Worker:
-    """An app with a room, in a process of its own as far as Redis can see."""
+    """An app with a room, in a process of its own as far as Redis can see.
 
-    def __init__(self, mode: str, url: str) -> None:
+    :param history: the messages that Redis keeps of the room.
+    """
+
+    def __init__(self, mode: str, url: str, history: int = 0) -> None:
         self.site = Site(MODES[mode]())
         self.site._handler.addFilter(lambda record: not any(text in record.getMessage() for text in EXPECTED))
         self.app = self.site.app
         self.app.config["WEBSOCKET_BROKER"] = url
         self.room = self.site.websocket.room("news")
+        if history:
+            blueprint = WebSocketBlueprint("news", __name__)
+            self.room = blueprint.rooms(history=history)["news"]
+            self.app.register_blueprint(blueprint)
         #: What ``websocket_gap`` has reported.
         self.missed: list[int | None] = []
         websocket_gap.connect(self._on_gap, self.app)
 
         @self.site.route("/")
         async def handler(ws: Any) -> None:
-            joining: Any = self.room.join(getattr(ws, "blocking", ws))
-            if joining is not None:
-                await joining
+            await join(self.room, ws)
             await ws.send("joined")
             async for _ in ws:
                 pass
@@ -67,8 +75,13 @@ class Worker:
     def join(self) -> ClientConnection:
         """Connect a client that is a member, and wait until the broker has confirmed that."""
         client = self.join_at_once()
-        wait_until(lambda: exchange_of(self.app)._rooms[self.room.key].position is not None)
+        wait_until(self._is_compared)
         return client
+
+    def _is_compared(self) -> bool:
+        """Return whether the broker has told the position of the room."""
+        local = exchange_of(self.app)._rooms.get(self.room.key)
+        return local is not None and local.position is not None
 
     def join_at_once(self) -> ClientConnection:
         client = self.site.connect()
@@ -106,11 +119,11 @@ class Worker:
 
 
 @contextmanager
-def working(mode: str, *urls: str) -> Iterator[list[Worker]]:
+def working(mode: str, *urls: str, history: int = 0) -> Iterator[list[Worker]]:
     with ExitStack() as stack:
         workers = []
         for url in urls:
-            workers.append(Worker(mode, url))
+            workers.append(Worker(mode, url, history))
             stack.callback(workers[-1].close)
         try:
             yield workers
@@ -134,6 +147,14 @@ def url_of(proxy: TcpProxy) -> str:
 
 def recv(client: ClientConnection) -> Any:
     return client.recv(DEADLINE)
+
+
+def closing(client: ClientConnection) -> tuple[int, str]:
+    """Wait until a client is closed, and return the code and the reason."""
+    with pytest.raises(ConnectionClosed) as closed:
+        recv(client)
+    assert closed.value.rcvd is not None
+    return closed.value.rcvd.code, closed.value.rcvd.reason
 
 
 def take(client: ClientConnection, last: str = "end") -> list[Any]:
@@ -230,7 +251,7 @@ def test_redis_is_flushed_while_a_worker_is_away(server: RedisServer) -> None:
 
 
 def test_redis_freezes(server: RedisServer, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
+    monkeypatch.setattr(redis_wire, "TIMEOUT", 0.5)
     with working(mode, server.url, server.unix_url) as workers:
         one, two = workers
         clients = [one.join(), two.join()]
@@ -343,6 +364,82 @@ def test_a_worker_that_was_cut_off_knows_how_many_messages_it_has_missed(server:
         assert one.stats("gaps") == 0
 
 
+def test_members_get_from_the_history_what_their_worker_has_missed(server: RedisServer, mode: str) -> None:
+    with through_proxy(server) as proxy, working(mode, server.url, url_of(proxy), history=100) as workers:
+        one, two = workers
+        clients = [one.join(), two.join()]
+        one.publish("before")
+        assert [recv(client) for client in clients] == ["before"] * 2
+        for number in range(3):
+            proxy.leave()
+            two.wait_until_lost()
+            two.publish(*texts("two", 5))
+            one.publish(*texts("one", 7), f"sent {number}")
+            one.wait_until_sent()
+            proxy.come_back()
+            two.wait_until_back()
+            two.wait_until_sent()
+            one.publish(f"end {number}")
+            received = [take(client, f"end {number}") for client in clients]
+            assert received == [[*texts("one", 7), f"sent {number}", *texts("two", 5), f"end {number}"]] * 2
+        assert [(worker.stats("gaps"), worker.missed) for worker in workers] == [(0, [])] * 2
+        assert (one.stats("filled"), two.stats("filled")) == (0, 3)
+
+
+def test_members_are_closed_when_the_history_does_not_have_what_was_missed(server: RedisServer, mode: str) -> None:
+    with through_proxy(server) as proxy, working(mode, server.url, url_of(proxy), history=5) as workers:
+        one, two = workers
+        clients = [one.join(), two.join()]
+        one.publish("before")
+        assert [recv(client) for client in clients] == ["before"] * 2
+        proxy.leave()
+        two.wait_until_lost()
+        one.publish(*texts("one", 7))
+        one.wait_until_sent()
+        proxy.come_back()
+        assert closing(clients[1]) == (1013, "messages were missed")
+        one.publish("end")
+        assert take(clients[0]) == [*texts("one", 7), "end"]
+        assert (two.stats("gaps"), two.missed, two.stats("filled")) == (1, [7], 0)
+
+
+def test_members_are_closed_when_the_history_is_gone(server: RedisServer, mode: str) -> None:
+    with working(mode, server.url, history=5) as (worker,):
+        client = worker.join()
+        worker.publish("before")
+        assert recv(client) == "before"
+        server.kill()
+        worker.wait_until_lost()
+        server.start()
+        assert closing(client) == (1013, "messages were missed")
+        assert (worker.stats("gaps"), worker.missed) == (1, [None])
+
+
+def test_nobody_joins_with_a_position_while_redis_is_away(server: RedisServer, mode: str) -> None:
+    with working(mode, server.url, history=5) as (worker,):
+
+        @worker.site.route("/resume")
+        async def resume(ws: Any) -> None:
+            await join(worker.room, ws, since="1.epoch")
+
+        @worker.site.route("/late")
+        async def late(ws: Any) -> None:
+            await ws.send("accepted")
+            await join(worker.room, ws, since="1.epoch")
+
+        worker.join()
+        server.kill()
+        worker.wait_until_lost()
+        with pytest.raises(InvalidStatus) as refused:
+            worker.site.connect("/resume")
+        assert refused.value.response.status_code == 503
+        assert str(server.port).encode() not in refused.value.response.body
+        client = worker.site.connect("/late")
+        assert recv(client) == "accepted"
+        assert closing(client) == (4503, "Service Unavailable")
+        assert len(worker.room.local_members) == 1
+
+
 def test_a_worker_misses_the_first_messages_of_a_room(server: RedisServer, mode: str) -> None:
     with through_proxy(server) as proxy, working(mode, server.url, url_of(proxy)) as workers:
         one, two = workers
@@ -396,7 +493,7 @@ def test_what_a_publisher_sends_through_a_network_that_breaks_arrives_once(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     if end == "silence":
-        monkeypatch.setattr(redis_broker, "TIMEOUT", 0.3)
+        monkeypatch.setattr(redis_wire, "TIMEOUT", 0.3)
     with through_proxy(server) as proxy, working("threads", server.url, url_of(proxy)) as workers:
         one, two = workers
         client = one.join()

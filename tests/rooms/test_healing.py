@@ -16,7 +16,7 @@ import pytest
 from flask_uwsgi_websocket import Room, websocket_gap
 from flask_uwsgi_websocket.rooms.brokers import local_directory
 from flask_uwsgi_websocket.rooms.exchange import exchange_of
-from support.inprocess import DEADLINE, Site, serving, wait_for_background
+from support.inprocess import DEADLINE, Site, join, serving, wait_for_background
 
 
 @pytest.fixture
@@ -51,9 +51,7 @@ def enter(site: Site) -> Any:
 
     @site.route("/")
     async def handler(ws: Any) -> None:
-        joining: Any = site.websocket.room("news").join(getattr(ws, "blocking", ws))
-        if joining is not None:
-            await joining
+        await join(site.websocket.room("news"), ws)
         await ws.send("joined")
         async for _ in ws:
             pass

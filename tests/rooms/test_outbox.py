@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import pytest
+from gevent import monkey
 
 from flask_uwsgi_websocket import BrokerUnavailable
+from flask_uwsgi_websocket.loops.current import current_blocking_loop
+from flask_uwsgi_websocket.loops.tasks import current_asyncio_loop
 from flask_uwsgi_websocket.rooms import outbox as module
 from flask_uwsgi_websocket.rooms.brokers.base import Broker, Outgoing, Subscription
 from flask_uwsgi_websocket.rooms.envelope import SEAL_SIZE, unseal
-from flask_uwsgi_websocket.rooms.outbox import Direct, Outbox, backoff
-from support.inprocess import wait_until
+from flask_uwsgi_websocket.rooms.outbox import Direct, Outbox, Receipt, Sender, backoff
+from support.inprocess import DEADLINE, MODES, Threads, wait_until
 
 
 class Log(Broker):
@@ -50,8 +54,160 @@ def outbox(log: Log) -> Outbox:
     return Outbox(lambda: log)
 
 
+def put(outbox: Outbox | Direct, data: bytes, room: str = "room") -> Receipt:
+    """Publish a message, and return what becomes of it."""
+    receipt = Receipt()
+    outbox.put(room, data, receipt=receipt)
+    return receipt
+
+
+class QuickLog(Log):
+    """A broker that event loops may call, unless it is stuck."""
+
+    publishes_now = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_stuck = False
+        #: The sizes of the batches that event loops have published.
+        self.batches: list[int] = []
+
+    def publish_now(self, messages: Sequence[Outgoing], publisher: str) -> Sequence[int] | None:
+        if self.error is not None:
+            raise self.error
+        if self.is_stuck:
+            return None
+        self.batches.append(len(messages))
+        return self.publish(messages, publisher)
+
+
+@pytest.fixture
+def quick_log() -> QuickLog:
+    return QuickLog()
+
+
+@pytest.fixture(params=["gevent", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Threads]:
+    """A worker with an event loop that connections use."""
+    worker = MODES[request.param]()
+    worker.start()
+    current = current_asyncio_loop if worker.name == "asyncio" else current_blocking_loop
+    loops: list[Any] = []  # so that the loop stays in use
+    run_in(worker, lambda: loops.append(current()))
+    yield worker
+    worker.stop()
+    assert not worker.errors, worker.errors
+
+
+def run_in(worker: Threads, function: Callable[[], Any]) -> None:
+    """Run a function as a handler would run, and wait for its end."""
+    done = threading.Event()
+
+    def call() -> None:
+        try:
+            function()
+        finally:
+            done.set()
+
+    worker.dispatch(call)
+    assert done.wait(DEADLINE)
+
+
+@pytest.fixture
+def quick(quick_log: QuickLog) -> Outbox:
+    """An outbox whose thread has reached the broker, and has ended."""
+    outbox = Outbox(lambda: quick_log)
+    outbox.put("room", b"first")
+    wait_until(lambda: not outbox._is_running)
+    assert quick_log.batches == []
+    quick_log.got.clear()
+    return outbox
+
+
+def put_many(outbox: Outbox, count: int) -> None:
+    for number in range(count):
+        outbox.put("room", b"%d" % number)
+
+
+def numbers(log: Log) -> list[int]:
+    return [int(data) for _, data, _ in log.got]
+
+
+def test_an_event_loop_publishes_the_messages_of_a_turn_together_and_without_a_thread(
+    quick_log: QuickLog, quick: Outbox, loop: Threads
+) -> None:
+    run_in(loop, lambda: put_many(quick, 20))
+    wait_until(lambda: len(quick) == 0)
+    assert (quick_log.batches, numbers(quick_log)) == ([20], list(range(20)))
+    assert not quick._is_running
+    assert quick.published == 21
+
+
+def test_an_event_loop_publishes_many_messages_in_several_turns(
+    quick_log: QuickLog, quick: Outbox, loop: Threads
+) -> None:
+    run_in(loop, lambda: put_many(quick, 2 * module.BATCH_NOW + 1))
+    wait_until(lambda: len(quick) == 0)
+    assert quick_log.batches == [module.BATCH_NOW, module.BATCH_NOW, 1]
+    assert numbers(quick_log) == list(range(2 * module.BATCH_NOW + 1))
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("a bug")])
+def test_the_thread_publishes_what_an_event_loop_cannot(
+    error: Exception | None,
+    quick_log: QuickLog,
+    quick: Outbox,
+    loop: Threads,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "backoff", lambda attempt: 0.001)
+    quick_log.error, quick_log.is_stuck = error, error is None
+    run_in(loop, lambda: put_many(quick, 100))
+    if error is not None:
+        wait_until(lambda: quick.error)
+        quick_log.error = None
+    wait_until(lambda: len(quick) == 0)
+    assert (quick_log.batches, numbers(quick_log)) == ([], list(range(100)))
+    quick_log.is_stuck = False
+    run_in(loop, lambda: put_many(quick, 1))
+    wait_until(lambda: len(quick) == 0)
+    assert quick_log.batches == [1]
+
+
+def test_no_message_of_a_thread_waits_for_an_event_loop_that_is_busy(
+    quick_log: QuickLog, quick: Outbox, loop: Threads
+) -> None:
+    is_seen = threading.Event()
+
+    def put_and_be_busy() -> None:
+        quick.put("room", b"0")
+        thread = monkey.get_original("_thread", "start_new_thread")
+        thread(quick.put, ("room", b"1"))
+        wait_until(lambda: len(quick) == 0)  # which blocks the loop
+        is_seen.set()
+
+    run_in(loop, put_and_be_busy)
+    assert is_seen.is_set()
+    run_in(loop, lambda: quick.put("room", b"2"))  # after the callback that had nothing to do
+    wait_until(lambda: len(quick) == 0)
+    assert (quick_log.batches, numbers(quick_log)) == ([1], [0, 1, 2])
+
+
+def test_messages_whose_event_loop_has_ended_are_sent_when_the_process_ends(
+    quick_log: QuickLog, quick: Outbox, loop: Threads
+) -> None:
+    def put_and_hurry() -> None:
+        quick.put("room", b"0")
+        quick.hurry()
+        assert quick._sender is not Sender.CALLBACK
+
+    run_in(loop, put_and_hurry)
+    wait_until(lambda: len(quick) == 0)
+    assert (quick_log.batches, numbers(quick_log)) == ([], [0])
+
+
 def test_messages_reach_the_broker_in_order_with_growing_numbers(log: Log, outbox: Outbox) -> None:
-    receipts = [outbox.put(f"room {number % 3}", b"%d" % number) for number in range(1000)]
+    receipts = [put(outbox, b"%d" % number, f"room {number % 3}") for number in range(1000)]
     wait_until(lambda: len(outbox) == 0)
     assert log.got == [(f"room {number % 3}", b"%d" % number, number + 1) for number in range(1000)]
     assert {receipt.reached for receipt in receipts} == {7}
@@ -88,10 +244,10 @@ def test_the_oldest_messages_are_lost_beyond_so_many_bytes(
     log: Log, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log.is_open.clear()
-    first = outbox.put("room", b"in the broker's hands")
+    first = put(outbox, b"in the broker's hands")
     wait_until(lambda: log.calls)
     monkeypatch.setattr(module, "MOST_BYTES", 5 * (10 + SEAL_SIZE + module._OVERHEAD))
-    receipts = [outbox.put("room", b"%010d" % number) for number in range(8)]
+    receipts = [put(outbox, b"%010d" % number) for number in range(8)]
     assert (len(outbox), outbox.lost) == (6, 3)
     log.is_open.set()
     wait_until(lambda: len(outbox) == 0)
@@ -108,7 +264,7 @@ def test_messages_are_lost_after_so_many_seconds_and_that_is_logged(
     monkeypatch.setattr(module, "backoff", lambda attempt: 0.001)
     monkeypatch.setattr(module, "MOST_SECONDS", 0.05)
     log.error = BrokerUnavailable("it is away")
-    receipts = [outbox.put("room", b"old"), outbox.put("room", b"old")]
+    receipts = [put(outbox, b"old"), put(outbox, b"old")]
     wait_until(lambda: len(outbox) == 0)
     assert (outbox.lost, [receipt.reached for receipt in receipts]) == (2, [0, 0])
     assert "messages to rooms are lost" in caplog.text
@@ -154,7 +310,7 @@ def test_many_threads_publish_each_in_its_order(log: Log, outbox: Outbox) -> Non
 
 def test_outside_of_a_worker_a_call_returns_when_the_broker_has_the_message(log: Log) -> None:
     direct = Direct(lambda: log)
-    assert direct.put("room", b"data").reached == 7
+    assert put(direct, b"data").reached == 7
     assert log.got == [("room", b"data", 1)]
     log.error = BrokerUnavailable("it is away")
     with pytest.raises(BrokerUnavailable):

@@ -13,15 +13,8 @@ from flask_uwsgi_websocket import Room, WebSocket, WebSocketBlueprint, websocket
 from flask_uwsgi_websocket.loops.current import wait_for
 from flask_uwsgi_websocket.rooms.exchange import exchange_of
 from flask_uwsgi_websocket.rooms.rooms import room_named
-from support.inprocess import Site, wait_until
+from support.inprocess import Site, join, wait_until
 from support.wire import BINARY, CLOSE, TEXT
-
-
-async def join(room: Room, ws: Any) -> None:
-    """Join a room, in every mode."""
-    joining: Any = room.join(getattr(ws, "blocking", ws))
-    if joining is not None:
-        await joining
 
 
 @pytest.fixture

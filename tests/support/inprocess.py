@@ -28,7 +28,14 @@ import greenlet
 from flask import Flask
 from websockets.sync.client import ClientConnection, connect
 
-from flask_uwsgi_websocket import AsyncioWebSocket, AsyncioWebSocketClient, GeventWebSocket, WebSocket, WebSocketClient
+from flask_uwsgi_websocket import (
+    AsyncioWebSocket,
+    AsyncioWebSocketClient,
+    GeventWebSocket,
+    Room,
+    WebSocket,
+    WebSocketClient,
+)
 from flask_uwsgi_websocket.rooms import exchange
 from flask_uwsgi_websocket.worker import housekeeper
 from support.wire import CONTINUATION, KEY, PING, TEXT, frame
@@ -317,13 +324,27 @@ def _unpack(outcome: tuple[Any, BaseException | None]) -> Any:
     return result
 
 
+async def join(room: Room, ws: Any, **options: Any) -> bool:
+    """Join a room, in every mode.
+
+    :param ws: what a handler of :meth:`Site.route` gets.
+    """
+    joining: Any = room.join(getattr(ws, "blocking", ws), **options)
+    joined: bool = await joining if inspect.isawaitable(joining) else joining
+    return joined
+
+
 def wait_for_background() -> None:
-    """Wait until the housekeepers look after no connection, and no room is subscribed."""
+    """Wait until the housekeepers look after no connection, and no room is subscribed or watched."""
     wait_until(
         lambda: not any(each.connections() or each._running for each in list(housekeeper._housekeepers.values())),
         "a connection is left in the housekeeper's registry",
     )
     wait_until(lambda: not any(each._feed._is_running for each in list(exchange._exchanges)), "a room is left")
+    keepers = [each._keeper for each in list(exchange._exchanges)]
+    for keeper in keepers:
+        keeper._ends_at = 0  # rather than after the grace
+    wait_until(lambda: not any(keeper._is_running for keeper in keepers), "the keeper of a roster runs")
 
 
 class Server:

@@ -44,6 +44,7 @@ class Need(NamedTuple):
 NEEDS = {
     "browser": Need("pages in a browser", "chromium chromium-driver", "chromium chromedriver"),
     "ip": Need("the documentation's pages, cut networks", "iproute2", "ip"),
+    "node": Need("clients in Node.js", "nodejs npm", "node npm"),
     "proxies": Need(
         "proxies in front of uWSGI", "nginx haproxy openssl systemd", "nginx haproxy openssl systemd-analyze"
     ),

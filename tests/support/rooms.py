@@ -12,25 +12,31 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from support.endings import touch
 from support.live import DEADLINE, MODES, PATHS, Mode, OtherServer, Server, in_threads
 from support.namespaces import Place
 from support.paths import SUPPORT
+
+T = TypeVar("T")
 
 #: uWSGI's log messages about faults that no test causes on purpose.
 TROUBLE = re.compile(r"\[BUG\]|Segmentation|Traceback|never awaited|stack is not")
@@ -103,6 +109,24 @@ def mapped(workers: int) -> list[str]:
     return [item for number in range(workers) for item in ("--map-socket", f"{number}:{number + 1}")]
 
 
+class Setup(NamedTuple):
+    """A server with rooms."""
+
+    mode: str
+    broker: str
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.mode}-{self.broker}-{self.workers}"
+
+
+def make(directory: Path, setup: Setup, broker: str, **options: Any) -> RoomServer:
+    """Start a server in a directory of its own."""
+    directory = directory / str(setup)
+    directory.mkdir(parents=True)
+    return RoomServer(directory, setup.mode, broker=broker, workers=setup.workers, **options)
+
+
 class OtherRoomServer(AnyServer, OtherServer):
     """Another server with rooms."""
 
@@ -133,6 +157,78 @@ def serving_rooms(*makes: Callable[[], AnyServer], are_mortal: bool = False) -> 
             server.check_log()
 
 
+class Worker(NamedTuple):
+    """A worker of a server."""
+
+    server: AnyServer
+    number: int
+
+    def pid(self) -> int:
+        """Return its process id."""
+        pid: int = self.server.request("/stats", worker=self.number)["pid"]
+        return pid
+
+
+def workers_of(*servers: AnyServer) -> list[Worker]:
+    """Return all workers of some servers."""
+    return [Worker(server, number) for server in servers for number in range(1, server.mode.processes + 1)]
+
+
+class Group:
+    """Servers that share a broker.
+
+    :param broker: its kind.
+    """
+
+    def __init__(self, broker: str, servers: Sequence[AnyServer]) -> None:
+        self.broker, self.servers = broker, servers
+
+    @property
+    def workers(self) -> list[Worker]:
+        return workers_of(*self.servers)
+
+
+@contextmanager
+def serving_groups(directory: Path, setups: Sequence[Setup], brokers: Mapping[str, str]) -> Iterator[dict[str, Group]]:
+    """Run servers whose workers may die, and which :func:`reload` replaces.
+
+    :param brokers: the setting ``WEBSOCKET_BROKER`` for each kind of broker.
+    """
+
+    def start(setup: Setup) -> RoomServer:
+        trigger = directory / f"reload-{setup}"
+        trigger.touch()
+        options = ["--lazy-apps", "--touch-chain-reload", str(trigger)]
+        return make(directory, setup, brokers[setup.broker], options=options)
+
+    with serving_rooms(*(partial(start, setup) for setup in setups), are_mortal=True) as servers:
+        yield {
+            name: Group(name, [each for each, setup in zip(servers, setups, strict=True) if setup.broker == name])
+            for name in brokers
+        }
+
+
+def reload(server: AnyServer) -> None:
+    """Have the workers of a server in a group replaced, one after the other."""
+    touch(server.directory.parent / f"reload-{server.directory.name}")
+
+
+def delete(directory: Path) -> None:
+    """Delete the directory of a local broker at once, although processes use it."""
+    moved = directory.with_name(f"{directory.name}-{time.monotonic_ns()}")
+    directory.rename(moved)
+    shutil.rmtree(moved, ignore_errors=True)  # another process may remove a file first
+
+
+def on_each(servers: Iterable[T], check: Callable[[T], Coroutine[Any, Any, object]]) -> None:
+    """Run a check on all servers at the same time, because it mostly waits."""
+
+    async def run() -> None:
+        await together(*map(check, servers))
+
+    asyncio.run(run())
+
+
 def outside(broker: str, mode: str = "threads") -> dict[str, str]:
     """Return the environment of a process that imports the application, and is no worker."""
     return {
@@ -157,12 +253,20 @@ class Received(NamedTuple):
 
 
 class Member:
-    """A WebSocket that is a member of a room, or gives orders as a visitor."""
+    """A WebSocket that is a member of a room, or gives orders as a visitor.
 
-    def __init__(self, server: AnyServer, connection: websockets.asyncio.client.ClientConnection) -> None:
+    :param received: where it notes the messages that it gets.
+    """
+
+    def __init__(
+        self,
+        server: AnyServer,
+        connection: websockets.asyncio.client.ClientConnection,
+        received: list[Received] | None = None,
+    ) -> None:
         self.server = server
         self.connection = connection
-        self.received: list[Received] = []
+        self.received: list[Received] = [] if received is None else received
         #: The process id of its worker, and when it has joined.
         self.pid, self.joined_at = 0, 0.0
         #: The close code, when the connection has ended.
@@ -188,6 +292,12 @@ class Member:
         self.pid = (await asyncio.wait_for(self._first, DEADLINE))["pid"]
         self.joined_at = time.monotonic()
 
+    @property
+    def hello(self) -> Any:
+        """What its handler has sent first, when it has joined; None before."""
+        has_come = self._first.done() and not self._first.cancelled() and self._first.exception() is None
+        return self._first.result() if has_come else None
+
     async def send(self, message: str) -> None:
         """Send a message without waiting for an answer."""
         await self.connection.send(message)
@@ -211,8 +321,20 @@ class Member:
         """The messages that it got."""
         return [each.text for each in self.received]
 
+    async def wait_until_ended(self, seconds: float | None = None) -> None:
+        """Wait until the connection has ended, or for at most some seconds."""
+        await asyncio.wait([self._reading], timeout=seconds)
+
     async def close(self) -> None:
         await self.connection.close()
+        await self._reading
+
+    async def reset(self) -> None:
+        """Vanish with a TCP reset."""
+        with suppress(OSError):  # it has just ended by itself
+            sock = self.connection.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.transport.abort()
         await self._reading
 
 
@@ -233,6 +355,24 @@ async def member(
 
 async def enter(server: AnyServer, room: str = "", worker: int = 1, path: str = "/member", **query: str) -> Member:
     """Do the same without a ``with`` statement."""
+    each = await connect(server, room, worker, path, **query)
+    try:
+        await each.wait_until_joined()
+    except BaseException:
+        await each.close()
+        raise
+    return each
+
+
+async def connect(
+    server: AnyServer,
+    room: str = "",
+    worker: int = 1,
+    path: str = "/member",
+    received: list[Received] | None = None,
+    **query: str,
+) -> Member:
+    """Connect to a worker, which then has the connection join a room; see :class:`Member`."""
     host = server.address(worker)
     sock = socket.create_connection((host, server.port), DEADLINE)
     sock.setblocking(False)
@@ -245,13 +385,7 @@ async def enter(server: AnyServer, room: str = "", worker: int = 1, path: str = 
         ping_interval=None,
         max_size=None,
     )
-    each = Member(server, connection)
-    try:
-        await each.wait_until_joined()
-    except BaseException:
-        await each.close()
-        raise
-    return each
+    return Member(server, connection, received)
 
 
 async def until(find: Callable[[], Any], complain: Callable[[], object] = str) -> None:

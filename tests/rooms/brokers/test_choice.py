@@ -34,6 +34,8 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="broker-") as name:
         place = Path(name).resolve()
         monkeypatch.setattr(choice, "_PLACES", (place,))
+        # The servers of these tests have numbers of processes that may exist.
+        monkeypatch.setattr(choice, "_is_running", lambda server: server == str(os.getpid()))
         yield place
 
 
@@ -186,6 +188,29 @@ def test_a_server_that_starts_removes_the_directories_of_servers_that_have_ended
         become()
         with used(app):
             assert directories(place) == ["1000", "4711"]  # both run
+
+
+def test_the_directory_of_a_server_that_runs_is_kept_when_it_has_no_worker_for_a_moment(
+    app: Flask, place: Path, become: Callable[..., None]
+) -> None:
+    become(master=os.getpid())
+    with used(app):
+        pass  # all of its workers were killed
+    become(master=1001)
+    with used(Flask("another", root_path=str(place))):
+        assert directories(place) == sorted([str(os.getpid()), "1001"])
+
+
+def test_a_server_runs_as_long_as_its_master_or_its_process_group_exists() -> None:
+    group = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert choice._is_running(str(os.getpid()))
+        assert choice._is_running(str(group.pid))
+    finally:
+        group.kill()
+        group.wait()
+    assert not choice._is_running(str(group.pid))
+    assert not any(map(choice._is_running, ("", "x", "9" * 30)))
 
 
 def test_what_has_the_name_of_a_directory_and_is_not_ours_is_left_alone(

@@ -25,7 +25,7 @@ import pytest
 
 import flask_uwsgi_websocket
 from flask_uwsgi_websocket.exceptions import BrokerUnavailable
-from flask_uwsgi_websocket.rooms.brokers import local, local_directory, local_log
+from flask_uwsgi_websocket.rooms.brokers import local, local_directory, local_log, local_schema
 from flask_uwsgi_websocket.rooms.brokers.base import (
     Compared,
     Delivered,
@@ -50,7 +50,7 @@ import fcntl, gc, itertools, json, os, signal, sqlite3, sys, threading, time
 from contextlib import closing
 from pathlib import Path
 from flask_uwsgi_websocket.exceptions import BrokerUnavailable
-from flask_uwsgi_websocket.rooms.brokers import local, local_directory, local_log
+from flask_uwsgi_websocket.rooms.brokers import local, local_directory, local_log, local_schema
 from flask_uwsgi_websocket.rooms.brokers.base import Compared, Delivered, Outgoing, Subscribed
 from flask_uwsgi_websocket.rooms.brokers.local import LocalBroker
 
@@ -217,7 +217,7 @@ def use(path: Path) -> None:
 def log_of(broker: LocalBroker) -> Log:
     opened = broker._use().opened
     assert opened is not None
-    return opened._log
+    return opened.log
 
 
 def outgoing(room: str, *texts: str, first: int = 1) -> list[Outgoing]:
@@ -541,7 +541,7 @@ def test_publishing_goes_on_at_once_when_the_holder_of_the_lock_is_killed(
 def test_a_subscriber_that_was_stopped_for_too_long_learns_what_it_has_missed(
     directory: Path, broker: LocalBroker, start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_log, "LOG_BYTES", 10 * local_log.OVERHEAD)
+    monkeypatch.setattr(local_log, "LOG_BYTES", 10 * local_schema.OVERHEAD)
     monkeypatch.setattr(local, "PRUNE_MESSAGES", 1)
     subscriber = start(SUBSCRIBER, directory, '["a", "b", "empty"]')
     subscriber.read_until("compared")
@@ -583,11 +583,11 @@ def test_a_room_that_was_forgotten_begins_above_all_earlier_offsets(
 def test_a_room_in_use_is_not_forgotten(broker: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     broker.publish(outgoing("a", "1"), "me")
     log = log_of(broker)
-    log._execute("UPDATE rooms SET hour = hour - 100")
+    log.execute("UPDATE rooms SET hour = hour - 100")
     broker.publish(outgoing("a", "2", first=2), "me")
     log.forget()
     assert log.positions(["a"]) == {"a": Position(log.epoch, 2)}
-    log._execute("UPDATE rooms SET hour = hour - 100")
+    log.execute("UPDATE rooms SET hour = hour - 100")
     log.forget()
     assert log.positions(["a"]) == {"a": None}
 
@@ -807,7 +807,7 @@ def test_a_log_that_is_damaged_while_it_is_open_is_replaced(directory: Path, bro
     for number in range(1, 100):
         broker.publish([Outgoing("a", bytes(1000), number)], "me")
     receive(subscription, lambda events: len(delivered(events)) == 99)
-    log_of(broker)._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log_of(broker).execute("PRAGMA wal_checkpoint(TRUNCATE)")
     epoch, file = epoch_of(directory), log_file(directory)
     with file.open("r+b") as stream:
         stream.write(os.urandom(file.stat().st_size))
@@ -834,7 +834,7 @@ sys.stdin.readline()
 for number in range(1, 31):
     broker = LocalBroker(directory)
     broker.publish([Outgoing("a", b"x", number)], sys.argv[2])
-    epoch = broker._use().opened._log.epoch
+    epoch = broker._use().opened.log.epoch
     broker.close()
 say(epoch)
 """
@@ -1191,7 +1191,7 @@ ended = True
 for thread in threads:
     thread.join()
 assert offset == number + 1, (offset, number)
-assert broker._use().opened._log._execute("PRAGMA integrity_check") == [("ok",)]
+assert broker._use().opened.log.execute("PRAGMA integrity_check") == [("ok",)]
 broker.close()
 subscription.close()
 assert not local_directory.is_in_use(directory)
@@ -1236,6 +1236,28 @@ say("done")
     process.expect_success()
 
 
+def test_a_child_that_was_forked_while_the_log_was_made_holds_up_nobody(
+    directory: Path, start: Callable[..., Process]
+) -> None:
+    code = """
+opened = local_directory.Directory(directory)
+with opened.setup():
+    child = os.fork()
+    if not child:
+        os.close(1)
+        sys.stdin.readline()
+        os._exit(0)
+use(directory)
+opened.close()
+say("done")
+assert os.waitpid(child, 0)[1] == 0
+"""
+    process = start(code, directory)
+    assert process.read() == ["done"]
+    process.go_on()
+    process.expect_success()
+
+
 #: How uWSGI's workers may be forked. On CPython 3.13 and newer, a worker with the last option dies in the interpreter.
 FORKS = [(), ("--py-call-uwsgi-fork-hooks",), *([("--py-call-osafterfork",)] if sys.version_info < (3, 13) else [])]
 
@@ -1275,5 +1297,5 @@ app = print
         finally:
             os.killpg(server.pid, signal.SIGKILL)  # a worker that is starting ignores other signals
             server.wait()
-        assert log_of(broker)._execute("PRAGMA integrity_check") == [("ok",)]
+        assert log_of(broker).execute("PRAGMA integrity_check") == [("ok",)]
     assert not any(word in log.read_text() for word in ("Traceback", "Exception ignored")), log.read_text()

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from functools import partial
-from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -24,19 +23,33 @@ from redis.sentinel import Sentinel
 
 from flask_uwsgi_websocket.exceptions import BrokerUnavailable
 from flask_uwsgi_websocket.rooms.brokers import redis as module
+from flask_uwsgi_websocket.rooms.brokers import redis_roster, redis_wire
 from flask_uwsgi_websocket.rooms.brokers.base import (
+    Attendance,
     Compared,
     Delivered,
     Event,
+    Lease,
     Outgoing,
-    Position,
+    Retention,
     Subscribed,
     Subscription,
 )
 from flask_uwsgi_websocket.rooms.brokers.redis import RedisBroker
 from support.brokers import TAKE, take
 from support.inprocess import DEADLINE, Clock, wait_until
-from support.redis_server import RedisServer, StartServer, TcpProxy
+from support.redis_brokers import (
+    check_chain,
+    compared,
+    messages,
+    opened,
+    receive,
+    receive_messages,
+    subscribed,
+    threads,
+)
+from support.redis_server import RedisServer, StartServer
+from support.tcp_proxy import TcpProxy
 
 
 @pytest.fixture
@@ -53,41 +66,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@contextmanager
-def opened(source: str | redis.Redis, **options: str) -> Iterator[RedisBroker]:
-    broker = RedisBroker(source, **options)
-    try:
-        yield broker
-    finally:
-        broker.close()
-
-
-@contextmanager
-def subscribed(broker: RedisBroker, *rooms: str) -> Iterator[Subscription]:
-    """A subscription that has compared its rooms."""
-    subscription = broker.subscribe(rooms)
-    try:
-        if rooms:
-            receive(subscription, lambda events: compared(events).keys() == set(rooms))
-        yield subscription
-    finally:
-        subscription.close()
-
-
-def receive(subscription: Subscription, is_enough: Callable[[list[Event]], object]) -> list[Event]:
-    """Receive until there is enough."""
-    deadline = time.monotonic() + DEADLINE
-    events: list[Event] = []
-    while not is_enough(events):
-        assert time.monotonic() < deadline, events
-        events += take(subscription, 0.05)
-    return events
-
-
-def receive_messages(subscription: Subscription, count: int) -> list[Delivered]:
-    return messages(receive(subscription, lambda events: len(messages(events)) >= count))
-
-
 def receive_to_the_end(subscription: Subscription) -> list[Event]:
     """Receive until the subscription is over, and check that it then stays so."""
     deadline = time.monotonic() + DEADLINE
@@ -99,14 +77,6 @@ def receive_to_the_end(subscription: Subscription) -> list[Event]:
     with pytest.raises(BrokerUnavailable):
         receive(subscription, lambda _: False)
     return events
-
-
-def messages(events: Sequence[Event]) -> list[Delivered]:
-    return [event for event in events if isinstance(event, Delivered)]
-
-
-def compared(events: Sequence[Event]) -> dict[str, Position | None]:
-    return {room: at for event in events if isinstance(event, Compared) for room, at in event.positions.items()}
 
 
 def outgoing(room: str, *data: bytes, first: int = 1) -> list[Outgoing]:
@@ -127,26 +97,6 @@ def publish_at_last(broker: RedisBroker, room: str, data: bytes, *, publisher: s
         return False
 
     wait_until(attempt)
-
-
-def check_chain(events: Sequence[Delivered]) -> None:
-    """Check that between messages of one room and epoch none is missing."""
-    for before, after in pairwise(events):
-        assert (after.room, after.position.epoch) == (before.room, before.position.epoch)
-        assert after.previous == before.position.offset
-        assert after.position.offset == before.position.offset + 1
-
-
-@contextmanager
-def threads(*functions: Callable[[], object]) -> Iterator[None]:
-    started = [threading.Thread(target=function) for function in functions]
-    for thread in started:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in started:
-            thread.join()
 
 
 # The order
@@ -609,7 +559,7 @@ def test_a_silent_server_ends_a_subscription_within_ten_seconds(
 
         with pytest.raises(BrokerUnavailable, match=r"has not answered for \d+ seconds"):
             tick_for_ten_seconds()
-    assert module.CONNECT_TIMEOUT + module.TIMEOUT < 10
+    assert redis_wire.CONNECT_TIMEOUT + redis_wire.TIMEOUT < 10
 
 
 def test_a_frozen_server_ends_a_subscription(
@@ -771,6 +721,8 @@ def test_a_missing_password_is_named(start_server: StartServer) -> None:
 #: What the user of a broker needs.
 PERMISSIONS = (
     "+eval +evalsha +ping +subscribe +unsubscribe +publish +mget +get +set +incr +expire +time +info"
+    " +del +xadd +xdel +xrange +xrevrange +hget +hgetall +hset +hdel +hlen +hexists"
+    " +zadd +zrem +zscore +zrange +zrangebyscore +zremrangebyscore +zpopmin +zcount +zscan"
     " resetchannels ~websocket:* &websocket:*"
 )
 
@@ -780,6 +732,44 @@ def test_a_user_needs_few_permissions(server: RedisServer) -> None:
     with opened(f"redis://me:secret@127.0.0.1:{server.port}") as broker, subscribed(broker, "room") as subscription:
         publish(broker, "room", b"data")
         assert receive_messages(subscription, 1)
+
+
+def use_histories_and_rosters(broker: RedisBroker) -> None:
+    retention = Retention(10, 100.0, 10)
+    for number in range(3):
+        broker.publish([Outgoing("room", b"123456", number, retention)], "publisher")
+    position = broker.history("room", None, retention).position
+    assert position is not None
+    assert len(broker.history("room", position._replace(offset=0), retention).messages) == 1
+    broker.publish([Outgoing("room", b"", 3, retention)], "publisher")
+    roster, another = broker.roster(), broker.roster()
+    with closing(roster), closing(another):
+        attendances = [Attendance("room", member, "connection", b"", 0.0) for member in "abc"]
+        assert len(roster.enter(attendances)) == 3
+        roster.leave(attendances)
+        assert roster.enter(attendances[:1]) == []
+        assert roster.renew() is Lease.HELD
+        assert [each.member for each in roster.members("room")] == ["a"]
+        assert roster.count("room") == 1
+        assert len(roster.sweep()) == 2
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(redis_roster, "LEASE", 0.0)  # it dies at once
+            another.enter(attendances)
+        assert len(roster.sweep()) == 2
+
+
+def test_histories_and_rosters_need_few_permissions_and_name_a_missing_one(server: RedisServer) -> None:
+    server.run("ACL", "SETUSER", "me", "on", ">secret", *PERMISSIONS.split())
+    url = f"redis://me:secret@127.0.0.1:{server.port}"
+    with opened(url) as broker:
+        use_histories_and_rosters(broker)
+    for command in PERMISSIONS.split("+del ")[1].split():
+        if command.startswith("+"):
+            server.run("FLUSHALL")
+            server.run("ACL", "SETUSER", "me", command.replace("+", "-"))
+            with opened(url) as broker, pytest.raises(BrokerUnavailable, match="ACL SETUSER"):
+                use_histories_and_rosters(broker)
+            server.run("ACL", "SETUSER", "me", command)
 
 
 @pytest.mark.parametrize("missing", ["-evalsha", "-publish", "-info", "-incr", "resetkeys", "resetchannels"])

@@ -12,9 +12,11 @@ from flask import request
 from live_app import IS_ASYNCIO, Awaitable, app, followed, for_mode, handler, journal, websocket
 
 from flask_uwsgi_websocket import WebSocketBlueprint, WebSocketView, websocket_gap
-from flask_uwsgi_websocket.rooms import exchange
+from flask_uwsgi_websocket.rooms import exchange, questions
+from flask_uwsgi_websocket.rooms.brokers import redis_roster
 
-exchange.SUBSCRIBE_TIME = exchange.ANSWER_TIME = 30  # the machine may be busy
+exchange.SUBSCRIBE_TIME = questions.ANSWER_TIME = 30  # the machine may be busy
+redis_roster.LEASE, redis_roster.PROLONG_AFTER, redis_roster.SILENT_AFTER = 6, 1, 3  # so that the tests wait less
 app.config["WEBSOCKET_BROKER"] = os.environ["LIVE_BROKER"]
 
 chat = WebSocketBlueprint("chat", __name__, url_prefix="/chat")
@@ -25,10 +27,9 @@ def plain(ws):
     return ws._ws if isinstance(ws, Awaitable) else ws
 
 
-async def join(room, ws):
-    joining = room.join(plain(ws))
-    if joining is not None:
-        await joining
+async def join(room, ws, **options):
+    joining = room.join(plain(ws), **options)
+    return await joining if IS_ASYNCIO else joining
 
 
 async def answer(ws, value):
@@ -45,6 +46,7 @@ def stats():
         pages = int(file.read().split()[1])
     return {
         **websocket.stats()["rooms"],
+        "pid": os.getpid(),
         "files": len(os.listdir("/proc/self/fd")),
         "kilobytes": pages * os.sysconf("SC_PAGE_SIZE") // 1024,
     }
@@ -58,6 +60,11 @@ async def obey(ws, room, name, *values):
     elif name == "publish in":
         name, text = values
         websocket.room(name).publish(text)
+    elif name == "publish kept":
+        history, name, publisher, start, length, size = values
+        for number in range(start, start + length):
+            text = f"{publisher} {number} {size * 'x'}".rstrip()
+            HISTORIES[history][name].publish_json({"text": text}, stamp="id")
     elif name == "publish to user":
         user, text = values
         websocket.user(user).publish(text)
@@ -131,6 +138,87 @@ class Talk(WebSocketView):
 chat.add_websocket_rule("/view/<name>", handler=Talk.as_view("view"))
 
 
+# Rooms with a history. What they send in text frames is JSON: messages with their positions, and snapshots.
+
+kept = WebSocketBlueprint("kept", __name__, url_prefix="/kept")
+HISTORIES = {"long": kept.rooms("long", history=5000, history_size=64 * 2**20), "short": kept.rooms("short", history=5)}
+
+
+async def come_back(ws):
+    """Join the room of the query string with what the client has missed. A snapshot may wait for the client."""
+
+    @for_mode
+    async def snapshot(position):
+        await ws.send_json({"snapshot": position})
+        if "waits" in request.args:
+            await ws.receive()
+
+    room = HISTORIES[request.args["history"]][request.args["room"]]
+    is_whole = await join(room, ws, since=request.args.get("since"), snapshot=snapshot)
+    await answer(ws, {"pid": os.getpid(), "is_whole": is_whole})
+
+
+@handler("/kept/handler")
+async def resume(ws):
+    await come_back(ws)
+    async for _ in ws:
+        pass
+
+
+class Resume(WebSocketView):
+    """The same as a class."""
+
+    @for_mode
+    async def on_connect(self, ws):
+        await come_back(ws)
+
+
+kept.add_websocket_rule("/view", handler=Resume.as_view("view"))
+
+
+# Rooms with presence. Who comes and goes is in the journal, and all workers list their members over HTTP.
+
+present = WebSocketBlueprint("present", __name__, url_prefix="/present")
+GRACES = {
+    "brief": present.rooms("brief", presence=True, presence_grace=0.2),
+    "default": present.rooms("default", presence=True),
+}
+
+
+def present_room():
+    return GRACES[request.args["grace"]][request.args["room"]]
+
+
+@handler("/present")
+async def attend(ws):
+    """Join the room of the query string."""
+    await join(present_room(), ws, info=request.args["user"])
+    await answer(ws, {"pid": os.getpid()})
+    async for _ in ws:
+        pass
+
+
+@present.get("/members")
+def list_members():
+    room = present_room()
+    return {"members": [[member.user_id, member.info] for member in room.members()], "count": room.count()}
+
+
+@for_mode
+async def note_join(room, member):
+    journal("join", room=room.name, user=member.user_id)
+
+
+@for_mode
+async def note_leave(room, member):
+    journal("leave", room=room.name, user=member.user_id)
+
+
+for each in GRACES.values():
+    each.on_join(note_join)
+    each.on_leave(note_leave)
+
+
 @chat.post("/announce/<name>")
 def announce(name):
     rooms[name].publish(request.get_data(as_text=True))
@@ -143,6 +231,8 @@ def count_members(name):
 
 
 app.register_blueprint(chat)
+app.register_blueprint(kept)
+app.register_blueprint(present)
 app.add_url_rule("/stats", view_func=stats)
 
 
