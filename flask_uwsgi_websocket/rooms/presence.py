@@ -20,6 +20,9 @@ from .outbox import backoff
 #: Connections that one call of the broker enters or removes.
 BATCH = 100
 
+#: Seconds for which the keeper rests after a change, so that one call has all connections of a storm.
+REST = 0.01
+
 #: Seconds without a renewal after which the lease may have ended, whatever the broker says now.
 SURE_TIME = 5.0
 
@@ -196,13 +199,15 @@ class Keeper:
         while self._is_needed():
             self._alarm.clear()
             try:
-                self._step()
+                has_changed = self._step()
             except Exception as error:
                 self._report(error)
                 time.sleep(backoff(attempt))
                 attempt += 1
             else:
                 attempt, self.error = 0, None
+                if has_changed and len(self._changed) < BATCH:
+                    time.sleep(REST)
                 if not self._changed:
                     self._alarm.wait(max(0.0, self._tick_at - time.monotonic()))
 
@@ -226,8 +231,11 @@ class Keeper:
                 logger.exception("keeping presence has failed")
         self.error = str(error) or repr(error)
 
-    def _step(self) -> None:
-        """Renew the lease if it is time, enter and remove some connections, and announce who has come and gone."""
+    def _step(self) -> bool:
+        """Renew the lease if it is time, enter and remove some connections, and announce who has come and gone.
+
+        :returns: whether there were connections to enter or remove.
+        """
         now = time.monotonic()
         if now >= self._tick_at:
             self._renew(now)
@@ -245,6 +253,7 @@ class Keeper:
                 with self._lock:  # what has changed meanwhile is newer
                     self._changed = changed | self._changed
                 raise
+            return bool(changed)
         finally:
             self._is_working = False
 

@@ -60,7 +60,10 @@ def places(count: int) -> Iterator[tuple[str, Sequence[Place]]]:
     machines = []
     try:
         for switch, (address, *_) in zip(switches, (outside, inside), strict=True):
-            _run("ip", "link", "add", switch, "type", "bridge")
+            # With an Ethernet address of its own: otherwise it is that of a cable, and changes with the cables, so that
+            # all machines lose it for some seconds when one is cut off.
+            ethernet = "02:00:" + ":".join(f"{byte:02x}" for byte in address.packed)
+            _run("ip", "link", "add", switch, "address", ethernet, "type", "bridge")
             _run("ip", "address", "add", f"{address}/27", "dev", switch)
             _run("ip", "link", "set", switch, "up")
         for number in range(1, count + 1):

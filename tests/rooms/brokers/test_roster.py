@@ -653,15 +653,19 @@ threads = [threading.Thread(target=come_and_go) for _ in range(2)]
 for thread in threads:
     thread.start()
 children = []
+reader, writer = os.pipe()
 for _ in range(20):
     child = os.fork()
     if not child:
+        os.write(writer, b".")  # it runs, so it has dropped what it has inherited
         while True:
             time.sleep(1000)
     children.append(child)
 ended = True
 for thread in threads:
     thread.join()
+for _ in children:
+    os.read(reader, 1)
 say(*children)
 sys.stdin.readline()
 """
