@@ -205,19 +205,30 @@ SOCKETS_SCENARIOS: dict[str, Scenario] = {"sockets_echo": use_sockets_echo, "soc
 # The same record
 
 
+#: How often a program runs with its own package: what its client sees there is not the same each time.
+ATTEMPTS = 5
+
+
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """Return a function that returns the record of a program with its own package."""
-    records: dict[str, Any] = {}
+def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], None]:
+    """Return a function that checks that a record of a program is one that it also has with its own package."""
+    records: dict[str, list[Any]] = {}
 
     def record(name: str) -> Any:
-        if name not in records:
-            server = "gunicorn-threads" if name in SOCK_SCENARIOS else "flask-sockets-worker"
-            with run(tmp_path_factory.mktemp(name), name, server, original=True) as program:
-                records[name] = {**SOCK_SCENARIOS, **SOCKETS_SCENARIOS}[name](program)
-        return records[name]
+        server = "gunicorn-threads" if name in SOCK_SCENARIOS else "flask-sockets-worker"
+        with run(tmp_path_factory.mktemp(name), name, server, original=True) as program:
+            return {**SOCK_SCENARIOS, **SOCKETS_SCENARIOS}[name](program)
 
-    return record
+    def check(name: str, ours: Any) -> None:
+        known = records.setdefault(name, [])
+        while ours not in known and len(known) < ATTEMPTS:
+            try:
+                known.append(record(name))
+            except Exception as error:  # such as an end that does not come
+                known.append(error)
+        assert ours in known, f"{ours} is none of {known}"
+
+    return check
 
 
 def run(directory: Path, name: str, server: str, **options: Any) -> Any:
@@ -227,27 +238,27 @@ def run(directory: Path, name: str, server: str, **options: Any) -> Any:
 @pytest.mark.parametrize("name", SOCK_SCENARIOS)
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_program_for_flask_sock_does_the_same(
-    tmp_path: Path, oracle: Callable[[str], Any], name: str, server: str
+    tmp_path: Path, check: Callable[[str, Any], None], name: str, server: str
 ) -> None:
     with run(tmp_path, name, server) as program:
-        assert SOCK_SCENARIOS[name](program) == oracle(name)
+        check(name, SOCK_SCENARIOS[name](program))
 
 
 @pytest.mark.parametrize("name", SOCKETS_SCENARIOS)
 @pytest.mark.parametrize("server", GEVENT_SERVERS)
 def test_a_program_for_flask_sockets_does_the_same(
-    tmp_path: Path, oracle: Callable[[str], Any], name: str, server: str
+    tmp_path: Path, check: Callable[[str, Any], None], name: str, server: str
 ) -> None:
     with run(tmp_path, name, server) as program:
-        assert SOCKETS_SCENARIOS[name](program) == oracle(name)
+        check(name, SOCKETS_SCENARIOS[name](program))
 
 
 @pytest.mark.parametrize("server", ["gevent", "flask-run", "uwsgi-threads"])
 def test_a_program_for_flask_sockets_runs_on_other_servers_too(
-    tmp_path: Path, oracle: Callable[[str], Any], server: str
+    tmp_path: Path, check: Callable[[str, Any], None], server: str
 ) -> None:
     with run(tmp_path, "sockets_echo", server) as program:
-        assert use_sockets_echo(program) == oracle("sockets_echo")
+        check("sockets_echo", use_sockets_echo(program))
 
 
 @pytest.mark.parametrize("server", ["gunicorn-gevent", "uwsgi-gevent"])
@@ -271,40 +282,34 @@ def test_a_server_of_gevent_websocket_says_what_to_change(tmp_path: Path) -> Non
 # The differences
 
 
-@pytest.fixture(scope="module", params=["original", "drop-in"])
-def login(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, bool]]:
-    is_original = request.param == "original"
-    with run(tmp_path_factory.mktemp("login"), "login", "gunicorn-threads", original=is_original) as program:
-        yield program, is_original
+@pytest.fixture(scope="module")
+def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    with run(tmp_path_factory.mktemp("login"), "login", "gunicorn-threads") as program:
+        yield program
 
 
+# The original sends a response within the frames, or nothing at all.
 @pytest.mark.parametrize(
     ("what", "end"),
     [("denied", (1011, "internal error")), ("abort", (4404, "Not Found")), ("other", (1011, "internal error"))],
 )
 def test_an_exception_of_a_view_has_a_close_code_and_not_a_response_within_the_frames(
-    login: tuple[Program, bool], what: str, end: tuple[int, str]
+    login: Program, what: str, end: tuple[int, str]
 ) -> None:
-    program, is_original = login
-    before = program.log.count("RECORD torn down")
-    seen = program.talk(f"/raises/{what}", "hello")
-    assert seen == ([None] if is_original else [end])
-    wait_until(lambda: program.log.count("RECORD torn down") > before, lambda: program.log)
+    before = login.log.count("RECORD torn down")
+    assert login.talk(f"/raises/{what}", "hello") == [end]
+    wait_until(lambda: login.log.count("RECORD torn down") > before, lambda: login.log)
     if what == "denied":  # the error handler of the application
-        assert "RECORD denied: you" in program.log
+        assert "RECORD denied: you" in login.log
 
 
 def test_close_frames_have_their_codes(tmp_path: Path) -> None:
-    ends = []
-    for original, server in ((True, "flask-sockets-worker"), (False, "gunicorn-gevent")):
-        directory = tmp_path / server
-        directory.mkdir()
-        with run(directory, "sockets_echo", server, original=original) as program:
-            ends.append(program.talk("/close", "hello")[-1][0])
-            with program.connect("/echo") as ws:
-                ws.close(4000, "mine")
-            ends.append(ws.close_code)
-    assert ends == [1005, 1006, 1000, 4000]  # the original's Close frames have no codes, or invalid ones
+    """The original's Close frames have no codes, or invalid ones."""
+    with run(tmp_path, "sockets_echo", "gunicorn-gevent") as program:
+        assert program.talk("/close", "hello")[-1] == (1000, "")
+        with program.connect("/echo") as ws:
+            ws.close(4000, "mine")
+        assert ws.close_code == 4000
 
 
 def test_a_page_and_a_socket_may_share_a_url(tmp_path: Path) -> None:
