@@ -120,8 +120,8 @@ class Keeper:
         self._alarm = threading.Event()
         self._making = threading.Lock()  # held while the roster is made
         self._roster: Roster | None = None
+        self._is_working = False  # only the thread changes it
         # Only the thread uses the next ones.
-        self._is_working = False
         self._arrived: list[Presence] = []  # members who have come, and were not announced yet
         self._entered: set[tuple[str, str]] = set()
         self._known: set[tuple[str, str]] = set()  # whose members were announced, before the broker has forgotten them
@@ -271,9 +271,9 @@ class Keeper:
 
     def _apply(self, changed: dict[tuple[str, str], Attendance], entering: Sequence[Attendance]) -> None:
         # Enter first: whoever replaces one connection by another one is always there.
+        keys = {(each.room, each.connection) for each in entering}
         if entering:
             self._arrived += self.roster().enter(entering)
-            keys = {(each.room, each.connection) for each in entering}
             arrived = {(each.room, each.member) for each in self._arrived}
             again = {(each.room, each.connection) for each in entering if (each.room, each.member) in arrived}
             if again & self._entered - self._known:  # something was lost since the lease was renewed
@@ -283,13 +283,11 @@ class Keeper:
             self._entered |= keys
             self._announcer.put("join", [each for each in self._arrived if (each.room, each.member) not in known])
             self._arrived = []
-        entered = {(each.room, each.connection) for each in entering}
-        leaving = [attendance for key, attendance in changed.items() if key not in entered]
+        leaving = {key: attendance for key, attendance in changed.items() if key not in keys}
         if leaving:
-            self.roster().leave(leaving)
-            keys = {(each.room, each.connection) for each in leaving}
-            self._entered -= keys
-            self._known -= keys
+            self.roster().leave(list(leaving.values()))
+            self._entered -= leaving.keys()
+            self._known -= leaving.keys()
 
 
 def _start(function: Callable[[], None], name: str) -> bool:
