@@ -31,7 +31,6 @@ from support.rooms import (
     make,
     on_each,
     reload,
-    serving_groups,
     serving_rooms,
     together,
     until,
@@ -46,27 +45,13 @@ def _summary() -> Iterator[None]:
     sys.stdout.write(f"\n{dict(FIGURES)}\n")
 
 
-#: Those with the same broker share it.
+#: The servers of the fixture `groups`. Those with the same broker share it.
 SETUPS = [
     Setup("gevent", "local", 2),
     Setup("asyncio", "local", 2),
     Setup("threads", "redis", 2),
     Setup("asyncio", "redis", 2),
 ]
-
-
-@pytest.fixture(scope="module")
-def local_directory(shared_memory: Path) -> Path:
-    return shared_memory / "presence"
-
-
-@pytest.fixture(scope="module")
-def groups(
-    tmp_path_factory: pytest.TempPathFactory, redis: RedisServer, local_directory: Path
-) -> Iterator[dict[str, Group]]:
-    brokers = {"local": f"local://{local_directory}", "redis": f"{redis.url}?prefix=presence"}
-    with serving_groups(tmp_path_factory.mktemp("presence"), SETUPS, brokers) as groups:
-        yield groups
 
 
 USERS = [f"user {number}" for number in range(10)]

@@ -43,7 +43,6 @@ from support.rooms import (
     member,
     on_each,
     reload,
-    serving_groups,
     together,
     until,
 )
@@ -59,27 +58,13 @@ def _summary() -> Iterator[None]:
         sys.stdout.write(f"\n{broker}: {dict(figures)}\n")
 
 
-#: Those with the same broker share it.
+#: The servers of the fixture `groups`. Those with the same broker share it.
 SETUPS = [
     Setup("gevent", "local", 2),
     Setup("asyncio", "local", 2),
     Setup("threads", "redis", 2),
     Setup("gevent", "redis", 4),
 ]
-
-
-@pytest.fixture(scope="module")
-def local_directory(shared_memory: Path) -> Path:
-    return shared_memory / "resume"
-
-
-@pytest.fixture(scope="module")
-def groups(
-    tmp_path_factory: pytest.TempPathFactory, redis: RedisServer, local_directory: Path
-) -> Iterator[dict[str, Group]]:
-    brokers = {"local": f"local://{local_directory}", "redis": f"{redis.url}?prefix=resume"}
-    with serving_groups(tmp_path_factory.mktemp("resume"), SETUPS, brokers) as groups:
-        yield groups
 
 
 def resumption(group: Group, room: str, history: str = "long") -> Resumption:
