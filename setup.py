@@ -14,13 +14,7 @@ readme = re.sub(r"\]\((?!https?:)", f"]({FILES}/blob/HEAD/", readme)
 setup(
     long_description=readme,
     ext_modules=[
-        Extension(
-            "flask_uwsgi_websocket.protocol._frames", ["flask_uwsgi_websocket/protocol/_frames.pyx"], optional=True
-        ),
-        Extension(
-            "flask_uwsgi_websocket.connection._channel",
-            ["flask_uwsgi_websocket/connection/_channel.pyx"],
-            optional=True,
-        ),
+        Extension(".".join(path.with_suffix("").parts), [str(path)], optional=True)
+        for path in sorted(Path("flask_uwsgi_websocket").glob("*/_*.pyx"))
     ],
 )

@@ -50,9 +50,6 @@ cdef object wait = WAIT
 cdef class Lock:
     """The lock of ``channel.py``. Unlike Python's own lock, it does not read the clock."""
 
-    cdef PyThread_type_lock lock
-    cdef unsigned long owner
-
     def __cinit__(self):
         self.lock = PyThread_allocate_lock()
         if self.lock is NULL:
@@ -93,16 +90,6 @@ cpdef Py_ssize_t memory_of(message) except -1:
 
 
 cdef class Channel:
-    # Every method runs with the interpreter's lock, and its system calls do not wait.
-    cdef readonly Lock read_lock, write_lock
-    cdef public object inbox, abandoned
-    cdef public bytearray outbox
-    cdef public int fd, work, waiting
-    cdef public long long messages_received, messages_sent, bytes_received, bytes_sent, bytes_stored, bytes_taken
-    cdef public Py_ssize_t read_size, max_message_size
-    cdef public bint drained, has_rest, heard, plain_input, plain_output, may_cork, is_corked, is_over
-    cdef public bint is_receiving, has_events
-
     def __cinit__(self):
         self.fd = -1
         self.read_lock = Lock()

@@ -93,6 +93,10 @@ class Channel:
     #: Guards the output.
     write_lock: Lock
     fd: int
+    #: Whether the handshake was sent. Set with the write lock.
+    accepted: bool
+    #: Nothing needs a look before this time, on the monotonic clock, in seconds. Set with the write lock.
+    due: float
     read_size: int
     max_message_size: int
     #: Messages that the handler has not received yet.

@@ -98,8 +98,7 @@ class Transport(Channel):
     latency: float | None = None
     #: Whether the connection was dropped because the peer read too slowly.
     was_slow = False
-    #: Whether the handshake was sent; whether it never will be. With the write lock.
-    accepted = False
+    #: Whether the handshake will never be sent. With the write lock.
     refused = False
     #: Why the handshake was refused, and the exception that takes the place of the handler's answer.
     refusal = "the handshake was refused"
@@ -148,12 +147,12 @@ class Transport(Channel):
         self.read_size = READ_SIZE if deflate is None and self._meter is None else SMALL_READ_SIZE
         self.max_message_size = min(settings.max_message_size, sys.maxsize)  # a size in C
         self._is_plain = deflate is None and not settings.text_as_bytes
-        self.plain_input = self.plain_output = self.is_corked = self.is_over = False
+        self.accepted = self.plain_input = self.plain_output = self.is_corked = self.is_over = False
         self.may_cork = loop.gives_way and settings.send_buffer >= 2 * CORK_SIZE
         self.waiting = 0
         self.abandoned = None
-        # What tick() watches, on the monotonic clock. Nothing is due before _due, which changes with the write lock.
-        self._due = inf
+        # What tick() watches, on the monotonic clock.
+        self.due = inf
         self._close_deadline: float | None = None
         self._pace = Pace(settings.send_timeout, settings.min_read_rate)
         self._heartbeat = Heartbeat(settings.ping_interval, settings.ping_timeout)
@@ -188,7 +187,7 @@ class Transport(Channel):
             self.started_at = now = time.monotonic()
             self._heartbeat.start(now)
             self._lifespan.start(now)
-            self._due = self._next_due(now)
+            self.due = self._next_due(now)
             self.accepted = self.is_answered = True
             self.plain_input = self._is_plain and self._meter is None
             self.plain_output = self._is_plain
@@ -581,7 +580,7 @@ class Transport(Channel):
         self._pinged = payload, now
         if self._heartbeat.ping_sent(now):
             self.heard = False
-        self._due = min(self._due, self._next_due(now))
+        self.due = min(self.due, self._next_due(now))
         self._write(self.protocol.send_ping(payload))
 
     # The end
@@ -625,7 +624,7 @@ class Transport(Channel):
     def _set_close_deadline(self) -> None:
         if self._close_deadline is None:
             self._close_deadline = time.monotonic() + self.settings.close_timeout
-            self._due = min(self._due, self._close_deadline)
+            self.due = min(self.due, self._close_deadline)
 
     def is_done(self) -> bool:
         """Return whether the closing handshake is over (RFC 6455 section 7.1.4), or will never be."""
@@ -694,7 +693,7 @@ class Transport(Channel):
         if not self.accepted or self._sock is None or self._eof:
             return
         now = time.monotonic()
-        if self.is_receiving and not self.outbox and now < self._due:
+        if self.is_receiving and not self.outbox and now < self.due:
             return  # as most connections are most of the time
         if not self.is_receiving:
             if read_ahead:
@@ -713,14 +712,14 @@ class Transport(Channel):
         if self.has_events:
             self.loop.run_aside(self.deliver)
         with self.write_lock:
-            if now >= self._due:  # else each look would put off the next look for idleness
-                self._due = self._next_due(now)
+            if now >= self.due:  # else each look would put off the next look for idleness
+                self.due = self._next_due(now)
 
     def _watch(self, now: float) -> None:
         """Do what is due while the connection is open: drop it, close it, or ping the peer."""
         if self.outbox and self._is_slow(now):
             return
-        if now < self._due:
+        if now < self.due:
             return
         beat = self._heartbeat.check(now, self.heard, self._has_input)
         if isinstance(beat, Close):

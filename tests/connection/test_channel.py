@@ -8,12 +8,14 @@ from flask_uwsgi_websocket.connection import transport
 from flask_uwsgi_websocket.connection.channel import Channel
 from support.paths import ROOT
 
-SOURCE = (ROOT / "flask_uwsgi_websocket/connection/_channel.pyx").read_text().partition("cdef class Channel:")[2]
+PATH = ROOT / "flask_uwsgi_websocket/connection/_channel.pyx"
+SOURCE = PATH.read_text().partition("cdef class Channel:")[2]
+DECLARATIONS = PATH.with_suffix(".pxd").read_text().partition("cdef class Channel:")[2]
 
 #: The attributes that the compiled twin shares with the transport.
 ATTRIBUTES = {
     name
-    for line in re.findall(r"^    cdef (?:public|readonly) (.*)", SOURCE, re.MULTILINE)
+    for line in re.findall(r"^    cdef (?:public|readonly) (.*)", DECLARATIONS, re.MULTILINE)
     for name in re.sub(r"^(?:long long|\w+) ", "", line).replace(" ", "").split(",")
 }
 
