@@ -142,11 +142,11 @@ class Arrivals:
             history = await self._read_history(local.room, gap.after, loop)
             missed = missed_since(gap.after, history)
             if missed is not None:
+                self._rooms.count("filled")
                 for event in missed:
                     local.position = event.position
                     if (rest := self._handle(event, local, loop)) is not None:
                         await rest
-                self._rooms.count("filled")
                 return
         members = self._rooms.members(local.room.key)
         self._rooms.count("gaps")
