@@ -198,8 +198,8 @@ def test_a_handshake_that_is_not_sent_in_time_is_answered_with_503(site: Site, c
     assert (response.status, response.body) == (503, b"")
     assert not ws.connected
     gate.open()
-    wait_until(lambda: answers == [499, 499, 503])
-    assert "the handshake was not sent within 60 s" in told[-1]
+    wait_until(lambda: sorted(answers) == [499, 499, 503])  # the handlers end in any order
+    assert any("the handshake was not sent within 60 s" in each for each in told)
     assert "the handler of / has not sent the handshake within 60 s" in site.logged().getMessage()
 
 
