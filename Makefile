@@ -76,7 +76,7 @@ test:
 	@.ci/install $(PYTHON) $(NEWEST)
 	@rm -rf build/tests && mkdir -p build/tests && touch build/tests/start
 	@echo "Testing takes about a quarter of an hour: each part prints a line when it is done"
-	@$(MAKE) --no-print-directory --jobs=5 --output-sync=line tests
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=line tests
 	@.ci/sum
 
 find-python = $(shell .ci/find-python $(1))
@@ -104,8 +104,9 @@ endif
 LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
 
 # The slowest parts come first.
-tests: lint $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LIVE:%=live-matrix-%) $(LAST:%=live-once-%) \
-    $(LIVE:%=live-others-%) $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
+tests: lint $(LAST:%=live-once-%) $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LAST:%=live-pages-%) \
+    $(LIVE:%=live-others-%) $(LIVE:%=live-matrix-%) \
+    $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
     $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) $(if $(filter $(OLD),$(HERE)),original) examples docs
 
 # The tests of one interpreter, in its virtual environment.
@@ -122,7 +123,7 @@ heavy-%: $$(call venv,%)/ready
 original: $$(call venv,$(OLD))/ready .venvs/original/ready
 	@.ci/part $@ $(call venv,$(OLD))/bin/python -m pytest -q tests/compat -m original
 
-# Live tests mostly wait, so three parts of them run at the same time.
+# Live tests mostly wait, so four parts of them run at the same time.
 live-matrix-%: $$(call venv,%)/ready
 	@$(pytest) -m "matrix and not once"
 
@@ -130,7 +131,10 @@ live-others-%: $$(call venv,%)/ready
 	@$(pytest) -m "live and not matrix and not once"
 
 live-once-%: $$(call venv,%)/ready
-	@$(pytest) -m "live and once"
+	@$(pytest) tests/live -m once
+
+live-pages-%: $$(call venv,%)/ready
+	@$(pytest) --ignore=tests/live -m "live and once"
 
 examples: .venv/ready
 	@cd $@/blueprints && ../../.ci/part $@ ../../.venv/bin/python -m pytest -q
