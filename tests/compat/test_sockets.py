@@ -11,7 +11,7 @@ import gevent
 import geventwebsocket.exceptions
 import geventwebsocket.websocket
 import pytest
-from flask import Blueprint, Flask, request
+from flask import Blueprint, Flask, Response, request
 from flask_sockets import Sockets as OriginalSockets
 from geventwebsocket.handler import WebSocketHandler
 from werkzeug.routing import BaseConverter
@@ -251,10 +251,15 @@ def test_the_environ_after_the_end_does_not_keep_the_connection(site: Site, sock
     def handler(ws: Any) -> None:
         site.note((ws, request.environ))
 
+    @site.app.after_request
+    def after(response: Response) -> Response:
+        response.call_on_close(lambda: site.note("over"))
+        return response
+
     client = site.upgrade()
     client.frame(CLOSE, close_body(1000))
     ws, environ = site.noted()
-    wait_until(lambda: ws.connection.has_ended)
+    assert site.noted() == "over"
     environ.clear()
     assert ws.environ["PATH_INFO"] == "/"
     assert ws.connection not in ws.environ.values()
