@@ -52,14 +52,16 @@ ALREADY_CLOSED, DEAD = "Connection is already closed", "Socket is dead"
 def test_the_end_is_none_and_then_an_error(site: Site, sockets: Sockets) -> None:
     @sockets.route("/")
     def handler(ws: Any) -> None:
-        site.note((ws.closed, ws.receive(), ws.closed))
+        site.note(ws.closed)
+        site.note((ws.receive(), ws.closed))
         site.note([error_of(ws.receive), error_of(ws.send, "late"), error_of(ws.send, None)])
         site.note([error_of(ws.send_frame, b"", ws.OPCODE_PING), error_of(ws.send_frame, "x", ws.OPCODE_TEXT)])
         ws.close()
 
     client = site.upgrade()
+    assert site.noted() is False
     client.frame(CLOSE, close_body(1000))
-    assert site.noted() == (False, None, True)
+    assert site.noted() == (None, True)
     assert site.noted() == [ALREADY_CLOSED, DEAD, DEAD]
     assert site.noted() == [DEAD, DEAD]
 
