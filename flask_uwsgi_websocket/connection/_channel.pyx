@@ -1,21 +1,12 @@
 # cython: language_level=3
 """The compiled twin of ``channel.py``, which has the documentation."""
 
-from cpython.bytearray cimport PyByteArray_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_get_thread_ident,
-    PyThread_release_lock,
-    PyThread_type_lock,
-)
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN, errno
 
-from ..protocol._frames cimport BINARY, TEXT, make_frame, parse
+from ..protocol._frames cimport BINARY, TEXT, make_frame, parse, take_frame
 
 from ..exceptions import ConcurrencyError
 from ..loops.base import run
@@ -26,6 +17,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int PyUnicode_KIND(object text)
     const Py_ssize_t PY_SSIZE_T_MAX
+
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int microseconds)
 
 cdef extern from "<sys/socket.h>" nogil:
     """
@@ -42,41 +36,42 @@ cdef unsigned char shared_buffer[65536]
 cdef bint is_in_use = False
 assert READ_SIZE == sizeof(shared_buffer)
 
+# Microseconds between two looks at a lock that another thread holds.
+cdef enum:
+    PATIENCE = 20
+
 cdef int run_length = RUN_LENGTH
 cdef Py_ssize_t cork_size = CORK_SIZE
 cdef object wait = WAIT
 
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #error "this module relies on the interpreter's global lock: the pure-Python twin takes its place"
+    #endif
+    """
+
+
 cdef class Lock:
-    """The lock of ``channel.py``. Unlike Python's own lock, it does not read the clock."""
-
-    def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock is NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        if self.lock is not NULL:
-            PyThread_free_lock(self.lock)
+    """The lock of ``channel.py``: a flag, because only one thread at a time runs the code of this class."""
 
     cdef bint acquire(self) noexcept:
         """Take the lock if it is free; return whether it was."""
-        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+        if self.owner:
             return False
         self.owner = PyThread_get_thread_ident()
         return True
 
     cdef void release(self) noexcept:
         self.owner = 0
-        PyThread_release_lock(self.lock)
 
     def __enter__(self):
-        if not self.acquire():
+        while not self.acquire():
             if self.owner == PyThread_get_thread_ident():
                 raise ConcurrencyError(REENTERED)
-            with nogil:
-                PyThread_acquire_lock(self.lock, WAIT_LOCK)
-            self.owner = PyThread_get_thread_ident()
+            with nogil:  # the other thread runs Python code within its section, for microseconds
+                usleep(PATIENCE)
 
     def __exit__(self, *exception):
         self.release()
@@ -96,6 +91,9 @@ cdef class Channel:
         self.write_lock = Lock()
 
     def receive_blocking(self, loop):
+        return self.do_receive(loop)
+
+    cdef object do_receive(self, loop):
         self.do_begin_receive()
         try:
             while True:
@@ -108,7 +106,9 @@ cdef class Channel:
                     run(loop.sleep(0))
                 elif self.do_enter_wait() >= 0:
                     try:
-                        loop.block_until_readable(self.fd)
+                        if self.reader is None:
+                            self.reader = loop.reader(self.fd)
+                        self.reader.wait()
                     finally:
                         self.do_leave_wait()
         finally:
@@ -165,51 +165,68 @@ cdef class Channel:
 
     cdef object take_plain(self):
         """Return a message, ``WAIT``, or None when the transport has to look."""
-        global is_in_use
-        cdef Py_ssize_t got, position
-        cdef list messages
         if not self.inbox:
             if self.is_corked:
                 self.flush()
             if self.drained:
                 return wait
-            if is_in_use or not 0 < self.read_size <= <Py_ssize_t> sizeof(shared_buffer):
-                return None
-            is_in_use = True
-            try:
-                got = recv(self.fd, shared_buffer, self.read_size, MSG_DONTWAIT)
-                if got <= 0:  # the end or an error, which the next call gets, too
-                    return wait if got < 0 and errno == EAGAIN else None
-                self.heard = True
-                self.bytes_received += got
-                self.drained = got < self.read_size
-                messages = []
-                position = parse(
-                    shared_buffer, 0, got, True, self.max_message_size, PY_SSIZE_T_MAX, messages
-                )
-                rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
-            finally:
-                is_in_use = False
-            for message in messages:
-                self.bytes_stored += memory_of(message)
-            self.inbox.extend(messages)
-            if rest:
-                self.process(rest)
-            if not self.inbox:
-                return None
-        message = self.inbox.popleft()
-        self.bytes_taken += memory_of(message)
+            message = self.read_plain()
+            if message is None or message is wait:
+                return message
+        else:
+            message = self.inbox.popleft()
+            self.bytes_taken += memory_of(message)
         self.work += 1 + <int> (len(message) // 512)
         self.messages_received += 1
         return message
 
+    cdef object read_plain(self):
+        """Read from the socket. Return the first message, and put the others into the inbox."""
+        global is_in_use
+        cdef Py_ssize_t got, position = 0
+        cdef list messages
+        if is_in_use or not 0 < self.read_size <= <Py_ssize_t> sizeof(shared_buffer):
+            return None
+        is_in_use = True
+        try:
+            got = recv(self.fd, shared_buffer, self.read_size, MSG_DONTWAIT)
+            if got <= 0:  # the end or an error, which the next call gets, too
+                return wait if got < 0 and errno == EAGAIN else None
+            self.heard = True
+            self.bytes_received += got
+            self.drained = got < self.read_size
+            first = take_frame(shared_buffer, &position, got, True, self.max_message_size)
+            if position == got:  # as most often
+                return first
+            messages = []
+            if first is not None:
+                position = parse(shared_buffer, position, got, True, self.max_message_size, PY_SSIZE_T_MAX, messages)
+            rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
+        finally:
+            is_in_use = False
+        for message in messages:
+            self.bytes_stored += memory_of(message)
+        self.inbox.extend(messages)
+        if rest:
+            self.process(rest)
+        if first is None and self.inbox:
+            first = self.inbox.popleft()
+            self.bytes_taken += memory_of(first)
+        return first
+
     def put(self, message, binary=None):
+        return self.do_put(message, binary)
+
+    cdef bint do_put(self, message, binary) except -1:
         if binary is None and (self.plain_output or self.is_corked):
             if type(message) is str and self.put_plain(make_frame(TEXT, message, b"")):
                 return True
             if type(message) is bytes and self.put_plain(make_frame(BINARY, message, b"")):
                 return True
         return self.put_slowly(message, binary)
+
+    def flush_if_kept(self):
+        return PyByteArray_GET_SIZE(self.outbox) > 0 and self.flush()
 
     def put_frame(self, bytes whole not None):
         return self.put_plain(whole) or self.put_frame_slowly(whole)
@@ -225,14 +242,30 @@ cdef class Channel:
                 self.is_corked = True
                 self.plain_output = False
                 self.cork()
-            self.outbox.extend(whole)
+            self.outbox += whole
             self.work += 1
             self.messages_sent += 1
             if not self.inbox or PyByteArray_GET_SIZE(self.outbox) > cork_size:
-                self.flush_now()
+                self.send_corked()
             return True
         finally:
             self.write_lock.release()
+
+    cdef int send_corked(self) except -1:
+        """Send the output that is held back, with the write lock."""
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(self.outbox)
+        cdef Py_ssize_t sent = send(
+            self.fd, PyByteArray_AS_STRING(self.outbox), size, MSG_DONTWAIT | MSG_NOSIGNAL
+        )
+        if sent > 0:
+            self.bytes_sent += sent
+            del self.outbox[:sent]
+        if sent == size:
+            self.is_corked = False
+            self.plain_output = True  # as it was before
+        else:
+            self.flush_now()
+        return 0
 
     cdef bint send_plain(self, bytes whole) except -1:
         cdef Py_ssize_t sent = send(

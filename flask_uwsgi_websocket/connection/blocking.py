@@ -6,18 +6,21 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from ..exceptions import ConnectionClosed
 from ..loops.base import BlockingLoop, run
 from ..loops.current import current_blocker, current_blocking_loop
-from ..signals import websocket_message, websocket_sent
+from ..protocol.speedups import COMPILED
 from .base import BaseClient
-from .channel import RUN_LENGTH
+
+if COMPILED:
+    from ._blocking_calls import BlockingCalls
+else:
+    from .blocking_calls import BlockingCalls
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class WebSocketClient(BaseClient):
+class WebSocketClient(BlockingCalls, BaseClient):
     """One WebSocket connection, as its handler gets it.
 
     The first call that needs the handshake sends it. Until then, the handler may refuse the connection with an HTTP
@@ -43,31 +46,7 @@ class WebSocketClient(BaseClient):
         """
         run(self._accept(subprotocol, headers))
 
-    def receive(self, timeout: float | None = None) -> str | bytes | None:
-        """Wait for the next message.
-
-        :param timeout: the most seconds to wait; None waits as long as the connection lasts.
-        :returns: ``str`` for a text message, ``bytes`` for a binary message; None, once, when the connection has
-            closed.
-        :raises TimeoutError: when the time has passed. No message is lost.
-        :raises ConnectionClosed: when it is called again after it has returned None.
-        :raises ConcurrencyError: when another thread, greenlet or task is receiving.
-        """
-        transport = self._transport
-        if timeout is None and transport.accepted and not websocket_message.receivers and not self._message_listeners:
-            # The same as _receive(), without its coroutines, which cost time.
-            return transport.receive_blocking(self.loop)
-        return run(self._receive(timeout))
-
-    recv = receive
-
-    def __iter__(self) -> Iterator[str | bytes]:
-        """Receive messages until the connection closes."""
-        try:
-            while (message := self.receive()) is not None:
-                yield message
-        except ConnectionClosed:
-            return
+    recv = BlockingCalls.receive
 
     def messages(self) -> Iterator[str | bytes]:
         """Receive messages until the connection closes, each in its own :meth:`message_context`.
@@ -77,27 +56,6 @@ class WebSocketClient(BaseClient):
         for message in self:
             with self.message_context():
                 yield message
-
-    def send(self, message: str | ReadableBuffer, binary: bool | None = None, *, timeout: float | None = None) -> None:
-        """Send a message: ``str`` as text, bytes as binary.
-
-        It waits while more than ``WEBSOCKET_SEND_BUFFER`` bytes wait for the peer to read them.
-
-        :param binary: as in 0.6.1: True sends binary and False sends text, for both types of *message*.
-        :param timeout: the most seconds to wait before the connection is dropped. Without it, the connection is dropped
-            when the peer reads nothing for ``WEBSOCKET_SEND_TIMEOUT``, or less than ``WEBSOCKET_MIN_READ_RATE``.
-        :raises ConnectionClosed: when the connection has closed, or was dropped.
-        :raises TypeError: when *message* is neither ``str`` nor bytes.
-        :raises ValueError: when *message* has lone surrogates, or is bytes to be sent as text and not UTF-8.
-        """
-        # The same as _send(), without a coroutine in the common case.
-        transport = self._transport
-        if not transport.accepted:
-            run(self.ensure_accepted())
-        if not transport.put(message, binary):
-            run(self._send_when_possible(message, binary, timeout))
-        if transport.work >= RUN_LENGTH or websocket_sent.receivers:
-            run(self._after_send(message))
 
     def send_binary(self, message: str | ReadableBuffer, *, timeout: float | None = None) -> None:
         """Send a ``str`` or bytes as a binary message. See :meth:`send`."""

@@ -15,7 +15,7 @@ from sys import getsizeof as memory_of
 from typing import TYPE_CHECKING, Literal
 
 from ..exceptions import ConcurrencyError
-from ..loops.base import BlockingLoop, allocate_rlock, run
+from ..loops.base import BlockingLoop, Reader, allocate_rlock, run
 
 if TYPE_CHECKING:
     from _socket import socket as RawSocket
@@ -137,6 +137,8 @@ class Channel:
     is_receiving: bool
     #: How many threads, greenlets or tasks wait for the socket.
     waiting: int
+    #: What waits for the socket in :meth:`receive_blocking`, once it has waited. Set by the caller in receive().
+    reader: Reader | None
     #: The socket, when it is to be closed after the last of them has left.
     abandoned: RawSocket | None
 
@@ -156,7 +158,9 @@ class Channel:
                     run(loop.sleep(0))
                 elif (fd := self.enter_wait()) >= 0:
                     try:
-                        loop.block_until_readable(fd)
+                        if self.reader is None:
+                            self.reader = loop.reader(fd)
+                        self.reader.wait()
                     finally:
                         self.leave_wait()
             return message
@@ -200,6 +204,10 @@ class Channel:
     def put(self, message: str | ReadableBuffer, binary: bool | None = None) -> bool:
         """Send a message; return False, having sent nothing, when the output is full."""
         return self.put_slowly(message, binary)
+
+    def flush_if_kept(self) -> bool:
+        """Send the outbox, which may be empty by now; return whether some of it is left. Called by the loop."""
+        return bool(self.outbox) and self.flush()
 
     def put_frame(self, whole: bytes) -> bool:
         """Send a frame of a broadcast; return False, having sent nothing, when the output is full."""

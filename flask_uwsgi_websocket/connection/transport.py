@@ -150,7 +150,7 @@ class Transport(Channel):
         self.accepted = self.plain_input = self.plain_output = self.is_corked = self.is_over = False
         self.may_cork = loop.gives_way and settings.send_buffer >= 2 * CORK_SIZE
         self.waiting = 0
-        self.abandoned = None
+        self.reader = self.abandoned = None
         # What tick() watches, on the monotonic clock.
         self.due = inf
         self._close_deadline: float | None = None
@@ -446,7 +446,7 @@ class Transport(Channel):
         if sock is None or self._lost:
             return
         if self.is_corked:
-            self.is_corked = False
+            self.is_corked, self.plain_output = False, self._is_plain
             data = bytes(self.outbox + data)
             self.outbox.clear()
         sent = 0
@@ -474,8 +474,7 @@ class Transport(Channel):
 
     def cork(self) -> None:
         """Send the output that is held back soon: at the latest when the handler gives way to the loop."""
-        self._pace.begin(time.monotonic(), self.bytes_sent)
-        self.loop.call_when_writable(self.fd, self.flush)
+        self.loop.call_when_writable(self.fd, self.flush_if_kept)
 
     def flush(self) -> bool:
         """Send what is kept; return whether there is more. Called by the loop when the socket takes some."""
@@ -484,7 +483,7 @@ class Transport(Channel):
 
     def flush_now(self) -> bool:
         """Do the work of :meth:`flush`, with the write lock."""
-        self.is_corked = False
+        was_corked, self.is_corked = self.is_corked, False
         sock = self._sock
         if sock is None:
             return False
@@ -496,6 +495,8 @@ class Transport(Channel):
                 del self.outbox[:sent]
                 self._pace.stuck_since = time.monotonic()
         except BlockingIOError:
+            if was_corked:  # from now on the output waits for the peer
+                self._pace.begin(time.monotonic(), self.bytes_sent)
             return True
         except OSError:
             self.lose()
@@ -677,6 +678,7 @@ class Transport(Channel):
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits
             self.loop.forget(sock.fileno())
+            self.reader = None
             self.abandoned = sock
             if not self.waiting:
                 sock.close()

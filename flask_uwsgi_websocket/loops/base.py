@@ -30,6 +30,13 @@ class Watch(Protocol):
         """Stop the clock, and let the descriptor go."""
 
 
+class Reader(Protocol):
+    """Waits for one descriptor again and again, for a caller that blocks."""
+
+    def wait(self) -> object:
+        """Wait until the descriptor is readable or has ended, or sooner without a reason."""
+
+
 class Loop(Protocol):
     """The operations of every mode.
 
@@ -90,8 +97,8 @@ class EventLoop(Loop, Protocol):
 class BlockingLoop(Loop, Protocol):
     """The operations of the modes that block: threads and gevent."""
 
-    def block_until_readable(self, fd: int) -> None:
-        """Wait until *fd* is readable or has ended."""
+    def reader(self, fd: int) -> Reader:
+        """Return what waits for *fd*. Nobody may use it after :meth:`forget`."""
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

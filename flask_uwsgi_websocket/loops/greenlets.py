@@ -10,7 +10,14 @@ from contextvars import Context, copy_context
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..protocol.speedups import COMPILED
 from .base import T, Tick, run, settle
+from .readers import wait_in_hub
+
+if COMPILED:
+    from ._readers import GeventReader
+else:
+    from .readers import GeventReader
 
 if TYPE_CHECKING:
     from gevent import Greenlet
@@ -27,43 +34,22 @@ class GeventLoop:
     gives_way = True
 
     def __init__(self, hub: Hub) -> None:
-        from gevent import get_hub, getcurrent
+        from gevent import get_hub
 
         self._hub = hub
         self._get_hub = get_hub
-        self._getcurrent = getcurrent
-        # The io watchers. Only the hub's thread uses them.
-        self._readers: dict[int, Any] = {}
+        # Only the hub's thread closes a reader, and uses the writers: io watchers.
+        self._readers: dict[int, GeventReader] = {}
         self._writers: dict[int, Any] = {}
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
-        return self._wait_readable(fd, timeout)
+        return self.reader(fd).wait(timeout)
 
-    def block_until_readable(self, fd: int) -> None:
-        self._wait_readable(fd, None)
-
-    def _wait_readable(self, fd: int, timeout: float | None) -> bool:
-        """Wait with a watcher that is kept for the next wait: to create one costs more than the rest of the wait."""
-        watcher = self._readers.get(fd)
-        if self._get_hub() is not self._hub or (watcher is not None and watcher.active):  # another greenlet waits
-            from gevent.socket import wait_read
-
-            return self._wait(wait_read, fd, timeout)
-        if watcher is None:
-            watcher = self._readers[fd] = self._hub.loop.io(fd, 1)
-        switch = self._getcurrent().switch
-        timer = None if timeout is None else self._hub.loop.timer(max(0.0, timeout))
-        try:
-            watcher.start(switch, True)
-            if timer is not None:
-                timer.start(switch, False)
-            return bool(self._hub.switch())
-        finally:
-            watcher.stop()
-            if timer is not None:
-                timer.close()
-            if self._readers.get(fd) is not watcher:  # forget() was called meanwhile
-                watcher.close()
+    def reader(self, fd: int) -> GeventReader:
+        reader = self._readers.get(fd)
+        if reader is None:
+            reader = self._readers[fd] = GeventReader(self._hub, fd)
+        return reader
 
     def watch(self, fd: int, interval: float) -> GeventWatch:
         return GeventWatch(self._get_hub(), fd, interval)
@@ -71,21 +57,7 @@ class GeventLoop:
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
         from gevent.socket import wait_write
 
-        return self._wait(wait_write, fd, timeout)
-
-    @staticmethod
-    def _wait(wait: Callable[..., None], fd: int, timeout: float | None) -> bool:
-        if timeout is None:
-            wait(fd)
-            return True
-        expired = TimeoutError()
-        try:
-            wait(fd, timeout, expired)
-        except TimeoutError as error:
-            if error is not expired:
-                raise
-            return False
-        return True
+        return wait_in_hub(wait_write, fd, timeout)
 
     async def sleep(self, seconds: float) -> None:
         from gevent import sleep
@@ -111,9 +83,9 @@ class GeventLoop:
 
     def forget(self, fd: int) -> None:
         self._forget_writer(fd)
-        watcher = self._readers.pop(fd, None)
-        if watcher is not None and not watcher.active:  # the greenlet that waits with it closes it
-            watcher.close()
+        reader = self._readers.pop(fd, None)
+        if reader is not None:
+            reader.close()
 
     def _forget_writer(self, fd: int) -> None:
         watcher = self._writers.pop(fd, None)

@@ -11,10 +11,14 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
-from .base import T, Tick, run
+from ..protocol.speedups import COMPILED
+from .base import Reader, T, Tick, run
+from .readers import poll
 
-#: The longest timeout of poll(2) in milliseconds: 24 days.
-_LONGEST_POLL = 2**31 - 1
+if COMPILED:
+    from ._readers import PollReader
+else:
+    from .readers import PollReader
 
 
 class ThreadLoop:
@@ -28,16 +32,16 @@ class ThreadLoop:
         self._wake: socket.socket | None = None
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
-        return _poll(fd, select.POLLIN, timeout)
+        return poll(fd, select.POLLIN, timeout)
 
     def watch(self, fd: int, interval: float) -> ThreadWatch:
         return ThreadWatch(fd, interval)
 
-    def block_until_readable(self, fd: int) -> None:
-        _poll(fd, select.POLLIN, None)
+    def reader(self, fd: int) -> Reader:
+        return PollReader(fd)
 
     async def wait_writable(self, fd: int, timeout: float | None) -> bool:
-        return _poll(fd, select.POLLOUT, timeout)
+        return poll(fd, select.POLLOUT, timeout)
 
     async def sleep(self, seconds: float) -> None:
         if seconds:  # the interpreter switches threads by itself
@@ -125,9 +129,3 @@ class ThreadWatch:
 
     def close(self) -> None:
         """Do nothing: poll(2) leaves nothing behind."""
-
-
-def _poll(fd: int, event: int, timeout: float | None) -> bool:
-    poll = select.poll()  # select(2) would end at descriptor 1,023
-    poll.register(fd, event)
-    return bool(poll.poll(None if timeout is None else min(max(0.0, timeout) * 1000, _LONGEST_POLL)))

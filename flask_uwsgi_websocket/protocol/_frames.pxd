@@ -8,6 +8,10 @@ cdef enum:
     NOT_ASCII = 0x80
 
 
+cdef object take_frame(
+    const unsigned char *start, Py_ssize_t *position, Py_ssize_t end, bint masked, Py_ssize_t max_size
+)
+
 cdef Py_ssize_t parse(
     const unsigned char *start,
     Py_ssize_t position,

@@ -100,38 +100,50 @@ cdef Py_ssize_t parse(
     Py_ssize_t most,
     list messages,
 ) except -1:
-    cdef Py_ssize_t length, payload
-    cdef uint32_t key = 0
-    cdef unsigned char first
-    while most > 0 and end - position >= 2:  # proves position and position + 1
-        first = start[position]
-        if first != TEXT and first != BINARY:
+    while most > 0:
+        message = take_frame(start, &position, end, masked, max_size)
+        if message is None:
             break
-        length = start[position + 1] ^ (MASKED if masked else 0)
-        payload = position + 2
-        if length == 126 and end - payload >= 2:  # proves payload and payload + 1
-            length = start[payload] << 8 | start[payload + 1]
-            payload += 2
-            if length < 126:
-                break
-        elif length > 125:
-            break
-        if masked:
-            payload += 4
-        if length > end - payload or length > max_size:  # proves the mask, as length >= 0, and the payload
-            break
-        if masked:
-            memcpy(&key, start + payload - 4, 4)
-        if first == BINARY:
-            messages.append(unmask_bytes(start + payload, length, key))
-        else:
-            try:
-                messages.append(unmask_text(start + payload, length, key))
-            except UnicodeDecodeError:
-                break
-        position = payload + length
+        messages.append(message)
         most -= 1
     return position
+
+
+cdef object take_frame(
+    const unsigned char *start, Py_ssize_t *position, Py_ssize_t end, bint masked, Py_ssize_t max_size
+):
+    """Return the message that starts at *position*, and move this behind it; or None, as ``take_messages()`` stops."""
+    cdef Py_ssize_t length, payload = position[0] + 2
+    cdef uint32_t key = 0
+    cdef unsigned char first
+    if end - position[0] < 2:  # proves position and position + 1
+        return None
+    first = start[payload - 2]
+    if first != TEXT and first != BINARY:
+        return None
+    length = start[payload - 1] ^ (MASKED if masked else 0)
+    if length == 126 and end - payload >= 2:  # proves payload and payload + 1
+        length = start[payload] << 8 | start[payload + 1]
+        payload += 2
+        if length < 126:
+            return None
+    elif length > 125:
+        return None
+    if masked:
+        payload += 4
+    if length > end - payload or length > max_size:  # proves the mask, as length >= 0, and the payload
+        return None
+    if masked:
+        memcpy(&key, start + payload - 4, 4)
+    if first == BINARY:
+        message = unmask_bytes(start + payload, length, key)
+    else:
+        try:
+            message = unmask_text(start + payload, length, key)
+        except UnicodeDecodeError:
+            return None
+    position[0] = payload + length
+    return message
 
 
 def frame(unsigned char first, payload, bytes mask not None=b""):

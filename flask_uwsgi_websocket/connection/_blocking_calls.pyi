@@ -1,0 +1,1 @@
+from .blocking_calls import BlockingCalls as BlockingCalls

@@ -1,0 +1,2 @@
+from .readers import GeventReader as GeventReader
+from .readers import PollReader as PollReader
