@@ -66,7 +66,7 @@ class Loop(Protocol):
         """Call *callback* whenever *fd* is writable, until it returns False."""
 
     def forget(self, fd: int) -> None:
-        """Drop the callback for *fd*. The connection closes *fd* only when nobody waits for it."""
+        """Let *fd* go, with its callback, before it is closed. It is closed only when nobody waits for it."""
 
     def run_aside(self, function: Callable[[], None]) -> None:
         """Call *function* where it may wait and holds nobody up. Called by a tick."""

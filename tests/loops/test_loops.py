@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def call(worker: Threads, function: Any) -> Any:
             results.append(await function(loop))
         except BaseException as error:
             results.append(error)
+        for fd in list(getattr(loop, "_readers", ())):  # before the test closes it
+            loop.forget(fd)
         done.set()
 
     def start() -> None:
@@ -675,6 +678,52 @@ def test_a_native_thread_may_wait_with_the_loop_of_a_hub_in_another_thread(worke
     thread.start()
     thread.join(DEADLINE)
     assert answers == [False, True]
+
+
+@pytest.mark.parametrize("mode", ["gevent"])
+def test_input_that_nobody_waits_for_does_not_keep_the_hub_busy(worker: Threads, pair: Any) -> None:
+    one, other = pair
+
+    async def look(loop: Any) -> Any:
+        reader = loop.reader(one.fileno())
+        other.send(b"x")
+        reader.wait()
+        begin = gevent.get_hub().loop.iteration
+        gevent.sleep(0.05)
+        rounds = gevent.get_hub().loop.iteration - begin
+        reader.wait()  # still there
+        one.recv(1)
+        gevent.spawn_later(0.001, other.send, b"y")
+        reader.wait()
+        answer = one.recv(1)
+        loop.forget(one.fileno())
+        return rounds, answer
+
+    rounds, answer = call(worker, look)
+    assert rounds < 50
+    assert answer == b"y"
+
+
+def test_a_signal_handler_that_raises_interrupts_a_thread_that_waits(pair: Any) -> None:
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    one, _ = pair
+    main = threading.get_ident()
+
+    def wait() -> None:
+        threading.Thread(target=signal.pthread_kill, args=(main, signal.SIGUSR1)).start()
+        ThreadLoop().reader(one.fileno()).wait()
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupt):
+            wait()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def test_a_flag_that_is_set_wakes_the_one_that_waits_however_often_it_was_set(worker: Threads) -> None:
