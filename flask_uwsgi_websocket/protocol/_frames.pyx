@@ -113,11 +113,12 @@ cdef object take_frame(
     const unsigned char *start, Py_ssize_t *position, Py_ssize_t end, bint masked, Py_ssize_t max_size
 ):
     """Return the message that starts at *position*, and move this behind it; or None, as ``take_messages()`` stops."""
-    cdef Py_ssize_t length, payload = position[0] + 2
+    cdef Py_ssize_t length, payload
     cdef uint32_t key = 0
     cdef unsigned char first
     if end - position[0] < 2:  # proves position and position + 1
         return None
+    payload = position[0] + 2
     first = start[payload - 2]
     if first != TEXT and first != BINARY:
         return None
