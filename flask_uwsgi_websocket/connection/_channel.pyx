@@ -45,14 +45,6 @@ cdef Py_ssize_t cork_size = CORK_SIZE
 cdef object wait = WAIT
 
 
-cdef extern from *:
-    """
-    #ifdef Py_GIL_DISABLED
-    #error "this module relies on the interpreter's global lock: the pure-Python twin takes its place"
-    #endif
-    """
-
-
 cdef class Lock:
     """The lock of ``channel.py``: a flag, because only one thread at a time runs the code of this class."""
 
