@@ -905,6 +905,36 @@ def test_closing_a_broker_waits_for_no_publisher_and_disturbs_none(directory: Pa
     assert not local_log._logs
 
 
+def test_what_is_published_at_once_comes_in_the_order_of_all_calls(broker: LocalBroker) -> None:
+    subscription = confirmed(broker, "a")
+    assert broker.publish_now(outgoing("a", "early"), "me") is None  # not before a call that may wait
+    assert broker.publish(outgoing("a", "1"), "me") == [1]
+    assert broker.publish_now(outgoing("a", "2", "3", first=2), "me") == [1, 1]
+    assert broker.publish(outgoing("a", "4", first=4), "me") == [1]
+    assert broker.publish_now(outgoing("a", "5", first=5), "me") == [1]
+    until_texts(subscription, "1", "2", "3", "4", "5")
+
+
+def test_nothing_is_published_at_once_that_would_wait_or_come_twice(
+    directory: Path, broker: LocalBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = confirmed(broker, "a")
+    broker.publish(outgoing("a", "1"), "me")
+    with closing(sqlite3.connect(log_file(directory), isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        assert broker.publish_now(outgoing("a", "2", first=2), "me") is None
+        holder.execute("COMMIT")
+    assert broker.publish_now(outgoing("a", "2", first=2), "another") is None
+    assert broker.publish_now(outgoing("a", "1"), "me") is None
+    monkeypatch.setattr(local, "TRANSACTION_BYTES", 10)
+    assert broker.publish_now(outgoing("a", "2", first=2), "me") is None
+    monkeypatch.undo()
+    assert broker.publish_now(outgoing("a", "2", first=2), "me") == [1]
+    until_texts(subscription, "1", "2")
+    broker.close()
+    assert broker.publish_now(outgoing("a", "3", first=3), "me") is None
+
+
 def test_several_publishers_of_one_broker_do_not_mix_up_their_numbers(broker: LocalBroker) -> None:
     subscription = confirmed(broker, "a")
     count, names = 300, ["x", "y", "z"]
