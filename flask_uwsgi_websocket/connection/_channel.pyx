@@ -3,6 +3,8 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Next
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN, errno
 
@@ -280,3 +282,17 @@ def put_frame_to_all(list channels not None, bytes whole not None):
         if not channel.put_plain(whole):
             rest.append(index)
     return rest
+
+
+def find_due(dict connections not None, double now):
+    # Without the interpreter: no other thread runs meanwhile, which could change the dictionary or a channel.
+    cdef list due = []
+    cdef Py_ssize_t position = 0
+    cdef PyObject *key
+    cdef PyObject *connection
+    cdef Channel channel
+    while PyDict_Next(connections, &position, &key, &connection):
+        channel = <Channel?> <object> key
+        if not channel.accepted or not channel.is_receiving or channel.is_over or channel.outbox or now >= channel.due:
+            due.append(<object> connection)
+    return due

@@ -357,6 +357,11 @@ class BaseClient:
         context.run(save_session if saves_session else forget_changes, self._app, response)
         return response.headers
 
+    @property
+    def channel(self) -> Transport:
+        """What the housekeeper looks at."""
+        return self._transport
+
     def tick(self, *, read_ahead: bool = True) -> None:
         """Do what is due, without waiting. Before the handshake, check whether the client still waits for it."""
         if self._transport.accepted:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum, auto
 from sys import getsizeof as memory_of
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..exceptions import ConcurrencyError
 from ..loops.base import BlockingLoop, Reader, allocate_rlock, run
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-__all__ = ["Channel", "Lock", "memory_of", "put_frame_to_all"]
+__all__ = ["Channel", "Lock", "find_due", "memory_of", "put_frame_to_all"]
+
+T = TypeVar("T")
 
 #: The most bytes of one read. Their messages are delivered before the next read.
 READ_SIZE = 65536
@@ -255,3 +257,17 @@ class Channel:
 def put_frame_to_all(channels: list[Channel], whole: bytes) -> list[int]:
     """Send a frame to many channels that need nothing else. Return the indices of the others, which got nothing."""
     return list(range(len(channels)))
+
+
+def find_due(connections: dict[Channel, T], now: float) -> list[T]:
+    """Return the connections that need a tick, of a dictionary that has them by their channels.
+
+    Most connections need none most of the time: somebody is in receive(), no output waits and nothing is due.
+
+    :param now: the monotonic clock, in seconds.
+    """
+    return [
+        connection
+        for channel, connection in connections.items()
+        if not channel.accepted or not channel.is_receiving or channel.is_over or channel.outbox or now >= channel.due
+    ]

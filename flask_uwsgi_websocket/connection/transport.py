@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 
 if COMPILED:
-    from ._channel import Channel, memory_of, put_frame_to_all
+    from ._channel import Channel, find_due, memory_of, put_frame_to_all
 else:
-    from .channel import Channel, memory_of, put_frame_to_all
+    from .channel import Channel, find_due, memory_of, put_frame_to_all
 
 
 __all__ = ["Answered", "Initiator", "Owner", "Transport", "put_frame_to_all"]
@@ -76,6 +76,8 @@ LAST_WORK = 4096
 SMALL_READ_SIZE = 4096
 
 T = TypeVar("T", str, bytes)
+
+C = TypeVar("C")
 
 #: Who ends a connection; "error" stands for a handler that raised and for a peer that broke the protocol.
 Initiator = Literal["client", "server", "timeout", "error", "shutdown"]
@@ -686,6 +688,11 @@ class Transport(Channel):
             self._release()
 
     # Looking after
+
+    @staticmethod
+    def find_due(connections: dict[Channel, C]) -> list[C]:
+        """Return the connections that need a :meth:`tick` now, of a dictionary that has them by their channels."""
+        return find_due(connections, time.monotonic())
 
     def tick(self, *, read_ahead: bool = True) -> None:
         """Do what is due, without waiting. Called by the housekeeper about once a second.

@@ -1,8 +1,8 @@
 """The housekeeper: looks after connections whose handlers are doing something else.
 
 Each loop of a worker has one. It starts with the first connection and ends after the last one: a thread, a greenlet, or
-a timer of the event loop. Once a second it calls ``tick()`` of every connection, and publishes the counters to uWSGI.
-It works for a millisecond at a time, so that thousands of connections do not delay the handlers.
+a timer of the event loop. Once a second it calls ``tick()`` of every connection that has something to do, and publishes
+the counters to uWSGI. It works for a millisecond at a time, so that thousands of connections do not delay the handlers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from random import randrange
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from werkzeug.exceptions import ServiceUnavailable
@@ -25,8 +25,8 @@ INTERVAL = 1.0
 SLICE = 0.001
 PAUSE = 0.001
 
-#: The number of parts into which the connections are split. The housekeeper copies one part at a time, because to touch
-#: thousands of objects that have been idle for a second takes many milliseconds.
+#: The number of parts into which the connections are split. The housekeeper looks at one part at a time, because to
+#: touch thousands of objects that have been idle for a second takes milliseconds.
 PARTS = 256
 
 #: The number of slices in a round in which the housekeeper also reads for handlers that do not receive.
@@ -37,10 +37,28 @@ logger = logging.getLogger("flask_uwsgi_websocket")
 _is_closed = False
 
 
+C = TypeVar("C")
+
+
+class Channel(Protocol):
+    """The part of a connection that shows whether the connection has something to do."""
+
+    @staticmethod
+    def find_due(connections: dict[Any, C]) -> list[C]:
+        """Return the connections that need a ``tick()`` now, of a dictionary that has them by their channels.
+
+        It never waits, and does not touch the others: they have been idle for a second, and are in no cache.
+        """
+
+
 class Connection(Protocol):
     """What a worker asks of each of its connections."""
 
     id: str
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of the connection, which never changes. All channels of a process have the same class."""
 
     def tick(self, *, read_ahead: bool) -> None:
         """Do what is due, without waiting.
@@ -67,10 +85,10 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()  # guards the following attributes against other threads
-        self._parts: list[set[Connection]] = [set() for _ in range(PARTS)]
+        self._parts: list[dict[Channel, Connection]] = [{} for _ in range(PARTS)]
         self._running = False
         # The current round: the parts and connections to come, and the number of slices so far. Only _round() uses it.
-        self._rest_of_parts: list[set[Connection]] = []
+        self._rest_of_parts: list[dict[Channel, Connection]] = []
         self._rest: list[Connection] = []
         self._slices = 0
 
@@ -82,7 +100,7 @@ class Housekeeper:
         with self._lock:
             if _is_closed:
                 raise ServiceUnavailable("The server is about to end.", retry_after=1)
-            self._part_of(connection).add(connection)
+            self._part_of(connection)[connection.channel] = connection
             start = not self._running
             self._running = True
         if start:
@@ -90,22 +108,22 @@ class Housekeeper:
                 loop.run_every(INTERVAL, self._round)
             except BaseException:  # no more threads
                 with self._lock:
-                    self._part_of(connection).discard(connection)
+                    self._part_of(connection).pop(connection.channel, None)
                     self._running = False
                 raise
 
     def remove(self, connection: Connection) -> None:
         """Stop looking after *connection*. Does nothing when it is unknown."""
         with self._lock:
-            self._part_of(connection).discard(connection)
+            self._part_of(connection).pop(connection.channel, None)
 
-    def _part_of(self, connection: Connection) -> set[Connection]:
+    def _part_of(self, connection: Connection) -> dict[Channel, Connection]:
         return self._parts[hash(connection) % PARTS]
 
     def connections(self) -> list[Connection]:
         """Return the connections that this housekeeper looks after."""
         with self._lock:
-            return [connection for part in self._parts for connection in part]
+            return [connection for part in self._parts for connection in part.values()]
 
     def _round(self) -> float | None:
         """Do a slice of a round; return the seconds until the next slice, or None when there are no connections."""
@@ -125,8 +143,9 @@ class Housekeeper:
             if time.monotonic() > end:
                 return PAUSE
             if not self._rest:
+                part = self._rest_of_parts.pop()
                 with self._lock:
-                    self._rest = list(self._rest_of_parts.pop())
+                    self._rest = next(iter(part)).find_due(part) if part else []
                 continue
             connection = self._rest.pop()
             try:

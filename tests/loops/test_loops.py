@@ -29,7 +29,7 @@ from flask_uwsgi_websocket.loops.tasks import AsyncioLoop, current_asyncio_loop
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.loops.wakeup import Wakeup
 from flask_uwsgi_websocket.worker.housekeeper import Housekeeper, housekeeper_of
-from support.inprocess import DEADLINE, MODES, ROOM, Threads, run, wait_until
+from support.inprocess import DEADLINE, MODES, ROOM, Kept, Threads, run, wait_until
 
 
 @pytest.fixture
@@ -197,11 +197,7 @@ def test_a_callback_is_called_until_it_returns_false(worker: Threads, pair: Any)
         finished.set()
         return False
 
-    class Connection:
-        def tick(self, *, read_ahead: bool) -> None:
-            pass
-
-    connection: Any = Connection()
+    connection: Any = Kept()
 
     async def start(loop: Any) -> None:
         # The thread that writes runs only while there are connections to look after.
@@ -232,7 +228,7 @@ def test_a_callback_for_a_descriptor_that_is_closed_meanwhile_does_no_harm(worke
 
 
 def test_a_housekeeper_continues_when_a_connection_raises(worker: Threads, caplog: pytest.LogCaptureFixture) -> None:
-    class Connection:
+    class Connection(Kept):
         id = "troublesome"
         ticks = 0
         twice = threading.Event()
@@ -262,7 +258,7 @@ def test_a_housekeeper_continues_when_a_connection_raises(worker: Threads, caplo
 def test_a_housekeeper_that_has_ended_starts_again(worker: Threads) -> None:
     kept: list[Any] = []
 
-    class Connection:
+    class Connection(Kept):
         def __init__(self) -> None:
             self.ticked = threading.Event()
 
@@ -436,7 +432,7 @@ def test_a_housekeeper_that_cannot_start_leaves_no_connection_and_may_be_started
             self.rounds.append(tick)
 
     loop: Any = Loop()
-    connection: Any = object()
+    connection: Any = Kept()
     housekeeper = Housekeeper()
     with pytest.raises(RuntimeError, match="no more threads"):
         housekeeper.add(connection, loop)

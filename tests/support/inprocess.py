@@ -673,6 +673,23 @@ async def send_to(site: Site, connection: Any, message: str) -> None:
         await sent
 
 
+class Kept:
+    """A connection for the housekeeper: it is its own channel, and always has something to do."""
+
+    id = "kept"
+
+    @property
+    def channel(self) -> Any:
+        return self
+
+    @staticmethod
+    def find_due(connections: dict[Any, Any]) -> list[Any]:
+        return list(connections.values())
+
+    def tick(self, *, read_ahead: bool) -> None:
+        """Do nothing."""
+
+
 class Flood:
     """Send empty frames as fast as possible, and read all answers, until the block ends."""
 

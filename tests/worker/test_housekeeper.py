@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import select
 import sys
+import threading
 from operator import gt
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flask_uwsgi_websocket.connection.channel import find_due
 from flask_uwsgi_websocket.worker import housekeeper
 from flask_uwsgi_websocket.worker.housekeeper import INTERVAL, PAUSE, SLICE, Housekeeper
-from support.inprocess import ROOM, Clock, RawClient, Site, wait_at_gate, wait_until
+from support.inprocess import ROOM, Clock, Kept, RawClient, Site, wait_at_gate, wait_until
 from support.wire import BINARY, CLOSE, TEXT, close_body
 
 
@@ -60,9 +62,7 @@ def round_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_round_of_many_connections_lets_handlers_run_every_few_milliseconds(round_clock: Clock) -> None:
     looked_after: list[Any] = []
 
-    class Connection:
-        id = "slow"
-
+    class Connection(Kept):
         def tick(self, *, read_ahead: bool) -> None:
             round_clock.put_forward(0.6 * SLICE)
             looked_after.append((self, read_ahead))
@@ -89,7 +89,7 @@ def test_a_round_of_many_connections_lets_handlers_run_every_few_milliseconds(ro
 
 def test_a_round_does_not_touch_all_connections_at_once() -> None:
     # Objects that were idle for a second are in no cache: to copy a set of 9,500 connections took 30 ms.
-    class Connection:
+    class Connection(Kept):
         def tick(self, *, read_ahead: bool) -> None:
             touched.append(sum(map(gt, references(), untouched)))
 
@@ -128,6 +128,96 @@ def test_a_connection_with_nothing_due_is_not_touched(blocking: Site) -> None:
     with ws._transport.read_lock, ws._transport.write_lock:  # tick() would fail to get these locks
         ws.tick()
     client.close()
+
+
+def test_a_connection_is_ticked_before_its_handshake_while_its_handler_is_busy_and_when_it_is_over(
+    blocking: Site,
+) -> None:
+    @blocking.route()
+    async def handler(ws: Any) -> None:
+        blocking.note(ws)
+        await wait_at_gate(blocking)
+        await ws.accept()
+        await wait_at_gate(blocking)
+        await ws.receive()
+
+    def is_due() -> bool:
+        return ws.channel.find_due({ws.channel: ws}) == [ws]
+
+    client = blocking.raw()
+    client.request()
+    ws = kept_client(blocking)
+    gate = blocking.noted()
+    assert is_due()
+    gate.open()
+    gate = blocking.noted()
+    assert is_due()  # the handler does something else
+    gate.open()
+    wait_until(lambda: not is_due())
+    ws.begin_close(1000, "")
+    assert is_due()
+    client.close()
+
+
+def test_a_connection_whose_output_waits_is_ticked(site: Site) -> None:
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.accept()
+        site.note(ws)
+        assert await ws.receive() == "go"
+        ws.channel.put("x" * ROOM)
+        await ws.receive()
+
+    client = site.upgrade()
+    ws = kept_client(site)
+    wait_until(lambda: ws.channel.find_due({ws.channel: ws}) == [])
+    client.frame(TEXT, b"go")
+    wait_until(lambda: ws.channel.is_receiving and ws.channel.outbox)
+    assert ws.channel.find_due({ws.channel: ws}) == [ws]
+    client.close()
+
+
+def test_connections_come_and_go_in_another_thread_during_a_round() -> None:
+    class Connection(Kept):
+        accepted = False
+
+        @staticmethod
+        def find_due(connections: dict[Any, Any]) -> list[Any]:
+            return find_due(connections, 0.0)
+
+        def tick(self, *, read_ahead: bool) -> None:
+            self.was_ticked = True
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            for connection in passing:
+                keeper.add(connection, loop)
+            for connection in passing:
+                keeper.remove(connection)
+
+    passing: list[Any] = [Connection() for _ in range(1000)]
+    staying: list[Any] = [Connection() for _ in range(100)]
+    loop: Any = SimpleNamespace(run_every=lambda interval, tick: setattr(loop, "tick", tick))
+    keeper = Housekeeper()
+    for connection in staying:
+        keeper.add(connection, loop)
+    is_over = threading.Event()
+    thread = threading.Thread(target=come_and_go)
+    switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        for _ in range(300):
+            for connection in staying:
+                connection.was_ticked = False
+            while loop.tick() != housekeeper.INTERVAL:
+                pass
+            assert all(connection.was_ticked for connection in staying)
+    finally:
+        sys.setswitchinterval(switch_interval)
+        is_over.set()
+        thread.join()
+    assert set(keeper.connections()) == set(staying)
 
 
 def test_a_connection_without_messages_is_closed_after_the_idle_timeout(site: Site, clock: Clock) -> None:
