@@ -14,12 +14,17 @@ class SendPing(NamedTuple):
     """It is time to ping the peer."""
 
 
+_SEND_PING = SendPing()
+
+
 class Heartbeat:
     """The pings of one connection, and their answers. Any input counts as an answer.
 
     :param interval: seconds between two pings; None for no pings.
     :param timeout: the most seconds for which the peer may stay silent after a ping; None for no limit.
     """
+
+    __slots__ = ("_interval", "_next_ping", "_silent_since", "_timeout")
 
     def __init__(self, interval: float | None, timeout: float | None) -> None:
         self._interval = interval
@@ -65,7 +70,7 @@ class Heartbeat:
         if now < self._next_ping:
             return None
         self._next_ping = now + (self._interval or 0.0)
-        return SendPing()
+        return _SEND_PING
 
     def _is_late(self, now: float) -> bool:
         return self._silent_since is not None and self._timeout is not None and now - self._silent_since > self._timeout

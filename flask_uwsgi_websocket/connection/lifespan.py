@@ -16,6 +16,8 @@ class Lifespan:
     :param idle_timeout: the most seconds without a message; None for no limit.
     """
 
+    __slots__ = ("_count", "_ends_at", "_idle_since", "_idle_timeout", "_max_lifetime")
+
     def __init__(self, max_lifetime: float | None, idle_timeout: float | None) -> None:
         self._max_lifetime = max_lifetime
         self._idle_timeout = idle_timeout

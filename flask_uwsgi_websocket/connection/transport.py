@@ -574,7 +574,9 @@ class Transport(Channel):
             if not self._lost:
                 if self.protocol.closed is not None:
                     raise self.end_error()
-                self._send_ping(time.monotonic())
+                now = time.monotonic()
+                self._send_ping(now)
+                self.due = min(self.due, self._next_due(now))
         if self._lost:
             raise self._closed_error()
 
@@ -583,7 +585,6 @@ class Transport(Channel):
         self._pinged = payload, now
         if self._heartbeat.ping_sent(now):
             self.heard = False
-        self.due = min(self.due, self._next_due(now))
         self._write(self.protocol.send_ping(payload))
 
     # The end

@@ -92,6 +92,22 @@ def test_a_silent_peer_is_dropped(site: Site, handler_is: str) -> None:
     client.read_ping()
 
 
+def test_a_peer_that_does_not_answer_a_ping_of_the_handler_is_dropped(site: Site, clock: Clock) -> None:
+    site.app.config.update(WEBSOCKET_PING_INTERVAL=None, WEBSOCKET_PING_TIMEOUT=30)
+
+    @site.route()
+    async def handler(ws: Any) -> None:
+        await ws.ping()
+        site.note(await ws.receive())
+        site.note((ws.close_code, ws.close_reason))
+
+    client = site.upgrade()
+    client.read_ping()
+    clock.put_forward(31)
+    assert site.noted() is None
+    assert site.noted() == (1006, "no answer to a ping for 30 s")
+
+
 @pytest.mark.parametrize("mode", ["gevent", "asyncio"])  # modes in which one handler can block all others
 def test_a_peer_whose_answer_has_arrived_stays_even_if_it_is_read_too_late(site: Site) -> None:
     site.app.config.update(WEBSOCKET_PING_INTERVAL=None, WEBSOCKET_PING_TIMEOUT=0.01)
