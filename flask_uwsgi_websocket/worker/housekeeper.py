@@ -21,9 +21,10 @@ from .stats import publish_all
 #: Seconds between two rounds. A deadline may be missed by this much.
 INTERVAL = 1.0
 
-#: Seconds for which the housekeeper works at a time, and for which it then lets others run.
+#: Seconds for which the housekeeper works at a time, and for which it then lets others run. The pause is longer,
+#: because clients answer the pings of a slice at once, and to read so many Pongs takes longer than to send the pings.
 SLICE = 0.001
-PAUSE = 0.001
+PAUSE = 0.005
 
 #: The number of parts into which the connections are split. The housekeeper looks at one part at a time, because to
 #: touch thousands of objects that have been idle for a second takes milliseconds.
