@@ -6,28 +6,31 @@ The view returns the 101 response at the end of the connection. Only the server'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, current_app, request
-from werkzeug.exceptions import Forbidden
+from flask import Flask, Request, Response, current_app, request
+from werkzeug.exceptions import Forbidden, HTTPException
+from werkzeug.routing import WebsocketMismatch
 
 from .connection.base import ENVIRON_KEY, BaseClient
 from .connection.session import forget_mere_refresh, forget_session
 from .connection.transport import Transport
 from .protocol.deflate import Compression, Deflate
-from .protocol.handshake import Handshake, negotiate_handshake
+from .protocol.handshake import Handshake, UpgradeRequired, negotiate_handshake
 from .servers.find import find_capacity, find_server
 from .settings import ROUTE_NAMES, Settings
 from .state import Route, RouteOptions, State, state_of
-from .worker.admission import admissions, opening_files
+from .worker.admission import Place, admissions, check_files
 from .worker.housekeeper import housekeeper_of
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: The key in the environ under which the middleware puts the class of the client.
 CLASS_KEY = "flask_uwsgi_websocket.class"
 
-#: The key in the environ of the stack that ends with the request. It counts the request among the connections.
-STACK_KEY = "flask_uwsgi_websocket.stack"
+#: The key in the environ of the list for the place of the request among the connections. The middleware closes it.
+PLACES_KEY = "flask_uwsgi_websocket.places"
 
 #: The most refused origins that are logged. More origins are an attack.
 MOST_LOGGED_ORIGINS = 20
@@ -40,6 +43,10 @@ RULE_OPTIONS: Mapping[str, Any] = {"methods": ("GET",), "websocket": True, "prov
 
 #: The attribute of a view that has the options of its route.
 _OPTIONS_ATTRIBUTE = "websocket_options"
+
+
+#: Returns the request itself. Each look through the proxy costs more than a function call.
+_current_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]
 
 
 class Views:
@@ -78,27 +85,30 @@ def make_view(handler: Callable[..., Any], options: RouteOptions) -> Callable[..
     """
 
     def view(**kwargs: Any) -> Any:
-        client_class: type[Any] | None = request.environ.get(CLASS_KEY)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        asked = _current_request()
+        client_class: type[Any] | None = asked.environ.get(CLASS_KEY)
         if state_of(app).coroutines is None:
             raise RuntimeError(
                 f"the app {app.name!r} has no WebSocket extension: call init_app() of one, such as GeventWebSocket"
             )
         if client_class is None:
             raise RuntimeError(
-                f"a request has reached the WebSocket route {request.path} without the extension's middleware: leave "
+                f"a request has reached the WebSocket route {asked.path} without the extension's middleware: leave "
                 "the middleware in app.wsgi_app"
             )
-        route = _route(app, options)
-        _admit(route.settings)
-        client = _make_client(client_class, app, route, _negotiate(app, route.settings))
-        housekeeper = housekeeper_of(client.loop)
+        route = _route(app, asked, options)
+        _admit(asked, route.settings)
+        handshake = _negotiate(app, asked, route.settings)
         try:
-            with opening_files():
-                housekeeper.add(client, client.loop)
+            client = _make_client(client_class, app, asked, route, handshake)
+        except OSError as error:
+            check_files(error)
+            raise
+        try:
             response = client.serve(handler, kwargs)
         finally:
-            housekeeper.remove(client)
+            housekeeper_of(client.loop).remove(client)
             client.detach()
         if response is not None:
             return response
@@ -112,82 +122,141 @@ def make_view(handler: Callable[..., Any], options: RouteOptions) -> Callable[..
     return view
 
 
-def _negotiate(app: Flask, settings: Settings) -> Handshake:
+def _negotiate(app: Flask, asked: Request, settings: Settings) -> Handshake:
     """Return the handshake of the request.
 
     :raises HTTPException: when the request is not a valid handshake, or the settings do not allow it.
     """
     try:
         return negotiate_handshake(
-            request.environ,
-            host=request.host,
-            secure=request.is_secure,
+            asked.environ,
+            host=asked.host,
+            secure=asked.is_secure,
             origins=settings.origins,
             subprotocols=settings.subprotocols,
             compression=settings.compression,
         )
     except Forbidden:
-        _warn_of_origin(app, state_of(app), request.environ["HTTP_ORIGIN"])
+        _warn_of_origin(app, state_of(app), asked.environ["HTTP_ORIGIN"])
         raise
 
 
-def _make_client(client_class: type[Any], app: Flask, route: Route, handshake: Handshake) -> Any:
-    """Return the client of the request, with a duplicate of its socket."""
+def _make_client(client_class: type[Any], app: Flask, asked: Request, route: Route, handshake: Handshake) -> Any:
+    """Return the client of the request, with a duplicate of its socket. The housekeeper looks after it.
+
+    :raises OSError: when this process may open no more files.
+    :raises ServiceUnavailable: when the worker is about to end.
+    """
     deflate = None
     if handshake.deflate is not None:
         config = route.settings.compression
         deflate = Deflate(handshake.deflate, config if isinstance(config, Compression) else None)
-    with opening_files():
-        server = find_server(request.environ)
-        loop = client_class.make_loop()
-        server.watch()
-        forget_mere_refresh(app)  # also now, because a session on the server may change until the handshake
-        transport = Transport(server.open(), server.release, loop, route.settings, deflate)
+    server = find_server(asked.environ)
+    loop = client_class.make_loop()
+    server.watch()
+    forget_mere_refresh(app)  # also now, because a session on the server may change until the handshake
+    transport = Transport(server.open(), server.release, loop, route.settings, deflate)
     try:
-        client = client_class(request.environ, app, route, transport, handshake)
-    except BaseException:  # the class may be the application's own
+        client = client_class(asked.environ, app, route, transport, handshake)
+        asked.environ[ENVIRON_KEY] = client
+        housekeeper_of(loop).add(client, loop)
+    except BaseException:  # also of the class, which may be the application's own
         transport.detach()
         raise
-    request.environ[ENVIRON_KEY] = client
     return client
 
 
-def admit(app: Flask, **extra: Any) -> None:
-    """Count a request among the connections before the application sees it. A receiver of ``request_started``.
+def watch_requests(app: Flask) -> None:
+    """Do what comes before and after the application's functions in each request, in place of two methods of *app*.
+
+    Before them, an upgrade request is counted among the connections, and a mismatch is explained. After them,
+    ``websocket_rejected`` is sent. Functions in Flask's lists and receivers of its signals would cost each page several
+    times as much.
+    """
+    original_preprocess_request, original_process_response = app.preprocess_request, app.process_response
+
+    # Later versions of Flask pass the context, too.
+    def preprocess_request(*args: Any) -> Any:
+        asked = _current_request()
+        if asked.routing_exception is not None or PLACES_KEY in asked.environ:
+            _prepare(app, asked)
+        return original_preprocess_request(*args)
+
+    def process_response(*args: Any) -> Any:
+        response = original_process_response(*args)
+        environ = _current_request().environ
+        if CLASS_KEY in environ:
+            _report_rejection(app, environ, response)
+        return response
+
+    app.preprocess_request = preprocess_request  # type: ignore[method-assign]
+    app.process_response = process_response  # type: ignore[method-assign, assignment]
+
+
+def _prepare(app: Flask, asked: Request) -> None:
+    mismatch = asked.routing_exception
+    if mismatch is None:
+        _admit_early(app, asked)
+    elif isinstance(mismatch, WebsocketMismatch):
+        _explain_mismatch(app, asked, mismatch)
+
+
+def _admit_early(app: Flask, asked: Request) -> None:
+    """Count a request among the connections before the application sees it.
 
     Functions that run before the handler, such as a ``before_request`` function with a database query, occupy a core,
     too.
-
-    :raises ServiceUnavailable: when the worker has no room for the connection (503).
-    :raises TooManyRequests: when the address has too many connections already (429).
     """
-    if STACK_KEY in request.environ and (rule := request.url_rule) is not None and rule.websocket:
+    rule = asked.url_rule
+    if rule is not None and rule.websocket:
         options = getattr(app.view_functions.get(rule.endpoint), _OPTIONS_ATTRIBUTE, None)
         if options is not None:  # otherwise the app has wrapped the view, which then counts the request itself
-            _admit(_route(app, options).settings)
+            _admit(asked, _route(app, asked, options).settings)
 
 
-def _admit(settings: Settings) -> None:
+def _explain_mismatch(app: Flask, asked: Request, mismatch: WebsocketMismatch) -> None:
+    """Explain that a WebSocket was requested from the URL of a page, or a page from the URL of a WebSocket.
+
+    Werkzeug does not say which of the two it is. This is not an error handler, so that the application's own error
+    handlers get the 426.
+    """
+    if "websocket" not in asked.headers.get("Upgrade", "").lower():
+        raise UpgradeRequired
+    _explain_page(app, asked, mismatch)
+
+
+def _explain_page(app: Flask, asked: Request, mismatch: WebsocketMismatch) -> None:
+    """Warn, once for each rule, of an upgrade request to the URL of a page. In debug mode, the response explains it."""
+    adapter = app.create_url_adapter(asked)
+    try:
+        rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
+    except HTTPException:  # the page is for another method, or has moved
+        return
+    explanation = f"{rule} is a page: did you mean @websocket.route?"
+    if state_of(app).warned.is_first_time("page", str(rule)):
+        app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
+    if app.debug:
+        mismatch.description = explanation
+
+
+def _admit(asked: Request, settings: Settings) -> None:
     """Count the request among the connections until it ends, unless it is counted already."""
-    stack: ExitStack | None = request.environ.pop(STACK_KEY, None)
-    if stack is not None:
-        stack.enter_context(
-            admissions.admit(
-                request.remote_addr,
-                settings.max_connections,
-                settings.max_connections_per_ip,
-                find_capacity(request.environ),
-            )
+    places: list[Place] | None = asked.environ.pop(PLACES_KEY, None)
+    if places is not None:
+        capacity = find_capacity(asked.environ)
+        places.append(
+            admissions.admit(asked.remote_addr, settings.max_connections, settings.max_connections_per_ip, capacity)
         )
 
 
-def _route(app: Flask, options: RouteOptions) -> Route:
+def _route(app: Flask, asked: Request, options: RouteOptions) -> Route:
     """Return the route of the request.
 
     :param options: the options of the route.
     """
-    assert request.endpoint is not None
-    return state_of(app).route(request.endpoint, request.blueprints, app.config, options)
+    assert asked.url_rule is not None
+    state, endpoint = state_of(app), asked.url_rule.endpoint
+    return state.routes.get(endpoint) or state.route(endpoint, asked.blueprints, app.config, options)
 
 
 def _warn_of_origin(app: Flask, state: State, origin: str) -> None:
@@ -204,12 +273,10 @@ def _warn_of_origin(app: Flask, state: State, origin: str) -> None:
     )
 
 
-def report_rejection(response: Response) -> Response:
-    """Send ``websocket_rejected`` for an upgrade request that gets another response. An ``after_request`` function."""
-    client: BaseClient | None = request.environ.pop(ENVIRON_KEY, None)  # the client refers to the environ, too
-    client_class: type[Any] | None = request.environ.pop(CLASS_KEY, None)
-    if client_class is not None and (client is None or not client.was_accepted):
-        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        rejected = client or client_class.refused(request.environ, app, state_of(app).no_route)
+def _report_rejection(app: Flask, environ: WSGIEnvironment, response: Response) -> None:
+    """Send ``websocket_rejected``, unless *response* is that of a connection."""
+    client: BaseClient | None = environ.pop(ENVIRON_KEY, None)  # the client refers to the environ, too
+    client_class: type[Any] = environ.pop(CLASS_KEY)
+    if client is None or not client.was_accepted:
+        rejected = client or client_class.refused(environ, app, state_of(app).no_route)
         rejected.drive(rejected.notify_rejected(response))
-    return response

@@ -12,9 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
-from flask import Blueprint, Flask, current_app, request, request_started
-from werkzeug.exceptions import HTTPException
-from werkzeug.routing import WebsocketMismatch
+from flask import Blueprint, Flask, request_started
 
 from . import legacy
 from ._uwsgi import uwsgi
@@ -23,11 +21,10 @@ from .cli.commands import uwsgi_cli, websocket_cli
 from .cli.doctor import diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
 from .connection.base import BaseClient, current_client, send_to_all
-from .dispatch import Views, admit, report_rejection
+from .dispatch import Views, watch_requests
 from .exceptions import AsyncioNotAvailable, GeventNotInstalled
 from .hooks import F, Registrar
 from .middleware import AsyncioWebSocketMiddleware, GeventWebSocketMiddleware, WebSocketMiddleware
-from .protocol.handshake import UpgradeRequired
 from .protocol.protocol import SharedMessage, payload_of
 from .rooms.brokers.choice import check_address
 from .rooms.exchange import exchange_of, rooms_stats
@@ -124,9 +121,7 @@ class WebSocket(Registrar):
         _warn_of_options(state.engines, state.settings(app.config))
         app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
-        request_started.connect(admit, app)
-        app.before_request(_explain_mismatch)
-        app.after_request(report_rejection)
+        watch_requests(app)
         if debug_requested():
             from werkzeug.debug import DebuggedApplication
 
@@ -425,30 +420,3 @@ def _is_in_task() -> bool:
         return asyncio.current_task() is not None
     except RuntimeError:  # no event loop runs in this thread
         return False
-
-
-def _explain_mismatch() -> None:
-    """Explain that a WebSocket was requested from the URL of a page, or a page from the URL of a WebSocket.
-
-    Werkzeug does not say which of the two it is. This is a ``before_request`` function, not an error handler, so that
-    the application's own error handlers get the 426.
-    """
-    mismatch = request.routing_exception
-    if isinstance(mismatch, WebsocketMismatch):
-        if "websocket" not in request.headers.get("Upgrade", "").lower():
-            raise UpgradeRequired
-        _explain_page(mismatch)
-
-
-def _explain_page(mismatch: WebsocketMismatch) -> None:
-    """Warn, once for each rule, of an upgrade request to the URL of a page. In debug mode, the response explains it."""
-    adapter = current_app.create_url_adapter(request)
-    try:
-        rule, _ = adapter.match(return_rule=True, websocket=False) if adapter else (None, None)
-    except HTTPException:  # the page is for another method, or has moved
-        return
-    explanation = f"{rule} is a page: did you mean @websocket.route?"
-    if state_of(current_app).warned.is_first_time("page", str(rule)):
-        current_app.logger.warning("An upgrade request for a WebSocket got 400: %s", explanation)
-    if current_app.debug:
-        mismatch.description = explanation

@@ -7,7 +7,7 @@ rule and calls the view, which is in ``dispatch.py``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wsgi import ClosingIterator
@@ -15,8 +15,9 @@ from werkzeug.wsgi import ClosingIterator
 from .connection.aio import AsyncioWebSocketClient
 from .connection.base import SERVED_KEY
 from .connection.blocking import GeventWebSocketClient, WebSocketClient
-from .dispatch import CLASS_KEY, STACK_KEY
+from .dispatch import CLASS_KEY, PLACES_KEY
 from .protocol.handshake import is_upgrade
+from .worker.admission import Place
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -45,17 +46,23 @@ class WebSocketMiddleware:
                 # other clients, so behind the router such a request stays an error.
                 environ["HTTP_UPGRADE"] = "websocket"
             environ[CLASS_KEY] = self.client
-            stack = environ[STACK_KEY] = ExitStack()
+            places: list[Place] = []
+            environ[PLACES_KEY] = places
             try:
                 response = self.wsgi_app(environ, start_response)
             except BaseException:
-                stack.close()
+                _leave(places)
                 raise
-            if STACK_KEY in environ:  # the app may run later, when the response is iterated, as with a debugger
-                return ClosingIterator(response, stack.close)
-            stack.close()
+            if PLACES_KEY in environ:  # the app may run later, when the response is iterated, as with a debugger
+                return ClosingIterator(response, partial(_leave, places))
+            _leave(places)
             return response
         return self.wsgi_app(environ, start_response)
+
+
+def _leave(places: list[Place]) -> None:
+    while places:
+        places.pop().close()
 
 
 class GeventWebSocketMiddleware(WebSocketMiddleware):

@@ -35,7 +35,7 @@ got, ``messages_sent`` those that were given to the connection.
 """
 
 websocket_rejected = _signals.signal("websocket-rejected")
-"""Sent when an upgrade request gets the HTTP ``response``."""
+"""Sent when an upgrade request gets the HTTP ``response``, after all ``after_request`` functions."""
 
 websocket_pong = _signals.signal("websocket-pong")
 """Sent when the peer has answered a ping, the connection's own or one of ``ws.ping()``.

@@ -93,7 +93,8 @@ class State:
         self._options: Mapping[str, Any] = {}
         self._handlers: list[Function] = []
         self._hooks = Hooks()
-        self._routes: dict[str, Route] = {}
+        #: What :meth:`route` has returned, by endpoint.
+        self.routes: dict[str, Route] = {}
 
     def initialise(self, coroutines: bool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
         """Set the values of the extension.
@@ -147,7 +148,7 @@ class State:
         :param blueprint: the full name of the blueprint for whose connections the function is; None for the whole app.
         :raises AssertionError: when the app has already served connections.
         """
-        if self._routes:
+        if self.routes:
             raise AssertionError(
                 f"{function!r} comes too late: the app has served WebSockets without it. Register it where you "
                 "register the blueprints, before the first request."
@@ -167,13 +168,13 @@ class State:
         :param config: the app's configuration, which is final after the first request.
         :param options: the options of the route.
         """
-        route = self._routes.get(endpoint)
+        route = self.routes.get(endpoint)
         if route is None:
             settings = resolve(config, self._options, options.settings, defaults=options.defaults(config))
             if settings.compatibility != self.compatibility:
                 raise RuntimeError("WEBSOCKET_COMPATIBILITY was changed after init_app(): set it before")
             route = Route(settings, self._hooks.functions(blueprints), self.stats, self.warned)
-            self._routes[endpoint] = route
+            self.routes[endpoint] = route
         return route
 
 

@@ -46,4 +46,7 @@ def prepare_servers() -> None:
 
 
 def _first_that_serves(environ: WSGIEnvironment) -> type[Server] | None:
-    return next((server for server in SERVERS if server.serves(environ)), None)
+    for server in SERVERS:
+        if server.serves(environ):
+            return server
+    return None

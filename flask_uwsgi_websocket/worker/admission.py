@@ -6,11 +6,9 @@ import errno
 import logging
 import re
 import resource
+import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ipaddress import IPv6Address, ip_address
 from math import inf
 from time import monotonic
 from typing import NamedTuple
@@ -58,11 +56,10 @@ class Admissions:
         self._open: Counter[str | None] = Counter()
         self._total = 0  # to sum up thousands of addresses for each handshake would be slow
 
-    @contextmanager
     def admit(
         self, address: str | None, most: int | None, most_per_address: int | None, capacity: Capacity = UNLIMITED
-    ) -> Iterator[None]:
-        """Count a connection while the block runs.
+    ) -> Place:
+        """Count a connection until its place is closed.
 
         :param address: the address of the client as the application knows it, or None.
         :param most: the most connections of the worker; None for as many as leave the server some cores for HTTP. The
@@ -72,7 +69,7 @@ class Admissions:
         :raises ServiceUnavailable: when the worker has no room for the connection (503).
         :raises TooManyRequests: when the address has too many connections already (429).
         """
-        network = _network(address)
+        network = _network(address) if address else None
         room = self._room(most, capacity)
         with self._lock:
             if self._total >= room:
@@ -87,14 +84,14 @@ class Admissions:
                 )
             self._open[network] += 1
             self._total += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._open[network] -= 1
-                self._total -= 1
-                if not self._open[network]:
-                    del self._open[network]
+        return Place(self, network)
+
+    def _leave(self, network: str | None) -> None:
+        with self._lock:
+            self._open[network] -= 1
+            self._total -= 1
+            if not self._open[network]:
+                del self._open[network]
 
     def _room(self, most: int | None, capacity: Capacity) -> float:
         """Return the most connections of this process. Each one takes a core of the server, and descriptors."""
@@ -113,26 +110,39 @@ class Admissions:
         return min(wanted, by_descriptors)
 
 
-@contextmanager
-def opening_files() -> Iterator[None]:
-    """Refuse a connection if this process may open no more files, and log that, at most once a minute.
+class Place:
+    """The place of a connection among those of its worker. :meth:`close` is called once.
 
-    :raises ServiceUnavailable: instead of the OSError (503).
+    :param network: the key of the client's address.
+    """
+
+    __slots__ = ("_admissions", "_network")
+
+    def __init__(self, admissions: Admissions, network: str | None) -> None:
+        self._admissions = admissions
+        self._network = network
+
+    def close(self) -> None:
+        """Give the place to others."""
+        self._admissions._leave(self._network)
+
+
+def check_files(error: OSError) -> None:
+    """Refuse a connection if *error* means that this process may open no more files, and log that, once a minute.
+
+    :raises ServiceUnavailable: in this case (503).
     """
     global _logged_at
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.EMFILE, errno.ENFILE}:
-            raise
-        if monotonic() - _logged_at >= SILENCE:
-            _logged_at = monotonic()  # a race causes at most a second line
-            logger.error(
-                "WebSockets are refused with 503: this process may open no more files (%s). Raise the limit: ulimit "
-                "-n, or LimitNOFILE in systemd's unit.",
-                error.strerror,
-            )
-        raise ServiceUnavailable("This server has too many open files.", retry_after=RETRY_AFTER) from None
+    if error.errno not in {errno.EMFILE, errno.ENFILE}:
+        return
+    if monotonic() - _logged_at >= SILENCE:
+        _logged_at = monotonic()  # a race causes at most a second line
+        logger.error(
+            "WebSockets are refused with 503: this process may open no more files (%s). Raise the limit: ulimit -n, or "
+            "LimitNOFILE in systemd's unit.",
+            error.strerror,
+        )
+    raise ServiceUnavailable("This server has too many open files.", retry_after=RETRY_AFTER) from None
 
 
 _logged_at = -SILENCE
@@ -141,22 +151,28 @@ _logged_at = -SILENCE
 admissions = Admissions()
 
 #: Matches an address with a port, ``1.2.3.4:5`` or ``[::1]:5``, as some proxies write it into X-Forwarded-For.
-_address_with_port = re.compile(r"\[([^\]]*)\](?::\d+)?|([\d.]+):\d+").fullmatch
+_address_with_port = re.compile(r"\[([^\]]+)\](?::\d+)?|([\d.]+):\d+").fullmatch
+
+_IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"
 
 
-def _network(address: str | None) -> str | None:
+def _network(address: str) -> str:
     """Return the key under which *address* is counted: for IPv6 its /64 network, because one customer has all of it."""
-    if match := _address_with_port(address or ""):
+    try:
+        socket.inet_pton(socket.AF_INET, address)
+    except (OSError, ValueError):
+        pass
+    else:
+        return address  # IPv4, which has only one spelling
+    if match := _address_with_port(address):
         address = match[1] or match[2]
     try:
-        ip = ip_address(address or "")
-    except ValueError:
-        return address or None
-    if isinstance(ip, IPv6Address):
-        if ip.ipv4_mapped is None:
-            return str(IPv6Address(int(ip) >> 64 << 64))
-        ip = ip.ipv4_mapped
-    return str(ip)
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except (OSError, ValueError):  # IPv4 with a port, or no address at all
+        return address
+    if packed.startswith(_IPV4_IN_IPV6):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))
 
 
 def most_by_cores(cores: int) -> int:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 import types
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Blueprint, Flask, abort, g, redirect, request, url_for
 from websockets.exceptions import ConnectionClosed as ClientSawClose
+from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.test import EnvironBuilder
 
+import flask_uwsgi_websocket
 from flask_uwsgi_websocket import (
     AsyncioWebSocket,
     AsyncioWebSocketClient,
@@ -535,6 +540,78 @@ def test_a_warning_is_logged_once_for_each_subject_up_to_a_number_of_subjects() 
 
 
 # Flask around the handler
+
+
+def test_a_page_runs_only_three_short_functions_of_the_extension() -> None:
+    app = Flask("app")
+    WebSocket(app).add_url_rule("/", "handler", say("x"))
+    app.add_url_rule("/page", "page", lambda: "page")
+    package = str(Path(flask_uwsgi_websocket.__file__).parent)
+    ran: list[str] = []
+
+    def note(frame: types.FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            ran.append(frame.f_code.co_name)
+
+    environ = EnvironBuilder("/page").get_environ()
+    sys.setprofile(note)
+    try:
+        body = list(app(environ, lambda status, headers: lambda data: None))
+    finally:
+        sys.setprofile(None)
+    assert body == [b"page"]
+    assert ran == ["__call__", "preprocess_request", "process_response"]
+    assert not app.before_request_funcs
+    assert not app.after_request_funcs
+
+
+def test_methods_that_a_subclass_of_flask_overrides_are_called_once_for_each_request(blocking: Site) -> None:
+    class App(Flask):
+        def preprocess_request(self, *args: Any) -> Any:
+            blocking.note("preprocess")
+            return super().preprocess_request(*args)
+
+        def process_response(self, *args: Any) -> Any:
+            blocking.note("process")
+            return super().process_response(*args)
+
+    app = serve(blocking, App("app")).app
+    WebSocket(app).add_url_rule("/", "handler", say("x"))
+    app.add_url_rule("/page", "page", lambda: "page")
+    assert hear(blocking, "/") == "x"
+    assert blocking.refusal("/page", upgrade=None, connection=None).status == 200
+    assert blocking.refusal("/nowhere").status == 404
+    assert [blocking.noted() for _ in range(6)] == ["preprocess", "process"] * 3
+
+
+def test_functions_before_and_after_a_request_can_be_called_without_a_request() -> None:
+    app = Flask("app")
+    WebSocket(app)
+    app.before_request(lambda: "answer")
+    app.after_request(lambda response: app.response_class("replaced"))
+    with app.test_request_context("/"):
+        assert app.preprocess_request() == "answer"
+        assert app.process_response(app.response_class()).data == b"replaced"
+
+
+@pytest.mark.parametrize("order", ["before init_app", "after init_app"])
+def test_a_page_request_for_a_websocket_gets_426_from_the_error_handler_of_the_app(order: str) -> None:
+    app = Flask("app")
+    websocket = WebSocket()
+    websocket.add_url_rule("/", "handler", say("x"))
+
+    def register() -> None:
+        app.register_error_handler(HTTPException, lambda error: (f"our page: {error.name}", error.code))
+        app.before_request(lambda: "never called")
+
+    if order == "before init_app":
+        register()
+    websocket.init_app(app)
+    if order == "after init_app":
+        register()
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (426, "our page: Upgrade Required")
+    assert app.test_client().get("/nowhere").text == "never called"
 
 
 @pytest.mark.parametrize("answer", ["abort", "response", "redirect"])

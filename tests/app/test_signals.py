@@ -462,6 +462,39 @@ def test_a_connection_has_no_rejected_signal_when_after_request_replaces_its_res
     assert site.websocket.stats()["rejected"] == 0
 
 
+@pytest.mark.parametrize("order", ["before init_app", "after init_app"])
+def test_a_rejected_signal_has_the_response_that_all_functions_after_the_request_have_made(
+    mode: str, order: str
+) -> None:
+    app = Flask("app")
+    if order == "after init_app":
+        MODES[mode].extension(app)
+    app.after_request(lambda response: app.response_class("replaced", 410))
+    if order == "before init_app":
+        MODES[mode].extension(app)
+    told: list[Any] = []
+    with websocket_rejected.connected_to(lambda app, response, **extra: told.append(response.status_code), app):
+        upgrade = {"HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
+        assert app.test_client().get("/nowhere", environ_overrides=upgrade).status_code == 410
+    assert told == [410]
+
+
+def test_a_function_after_the_request_that_raises_causes_a_rejected_signal_for_its_500(site: Site) -> None:
+    failures = [KeyError("oops")]
+
+    @site.app.after_request
+    def fail_once(response: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return response
+
+    told: list[int] = []
+    with websocket_rejected.connected_to(lambda app, response, **extra: told.append(response.status_code), site.app):
+        assert site.refusal("/nowhere").status == 500
+    assert told == [500]
+    assert site.logged()
+
+
 def test_a_rejection_has_a_signal_outside_of_uwsgi_too(mode: str) -> None:
     MODES[mode].extension(app := Flask("app"))
     told: list[int] = []

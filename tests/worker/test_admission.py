@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import pytest
@@ -97,18 +97,22 @@ def test_a_route_may_have_lower_limits(site: Site) -> None:
         ("[2001:db8::1]:5678", "2001:db8::2", True),
         ("[2001:db8::1]", "[2001:db8:0:1::1]:1", False),
         ("[::ffff:192.0.2.1]:1", "192.0.2.1:2", True),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("192.0.2.01", "192.0.2.1", False),
         ("unknown", "unknown", True),
+        ("unknown", "hidden", False),
+        ("[]", "[]:1", False),
+        ("\0", "\udc80", False),
     ],
 )
 def test_an_address_of_ipv6_is_a_network_of_64_bits(one: str, other: str, are_one: bool) -> None:
     admissions = Admissions()
-    with admissions.admit(one, None, 1):
-        if are_one:
-            with pytest.raises(TooManyRequests), admissions.admit(other, None, 1):
-                pass
-        else:
-            with admissions.admit(other, None, 1):
-                pass
+    admissions.admit(one, None, 1)
+    if are_one:
+        with pytest.raises(TooManyRequests):
+            admissions.admit(other, None, 1)
+    else:
+        admissions.admit(other, None, 1)
 
 
 UPGRADE = {
@@ -167,7 +171,7 @@ def test_a_view_that_wraps_the_view_of_a_route_is_limited_like_the_route() -> No
     view = app.view_functions["handler"]
 
     def around(**values: Any) -> Any:
-        with admissions.admit(None, None, None):
+        with closing(admissions.admit(None, None, None)):
             return view(**values)
 
     app.view_functions["handler"] = around
@@ -215,23 +219,20 @@ def test_no_setting_allows_more_connections_than_the_descriptors_suffice_for() -
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
         for _ in range(most_by_descriptors(40, 0)):
-            stack.enter_context(admissions.admit(None, 100, None))
+            admissions.admit(None, 100, None)
         with pytest.raises(ServiceUnavailable):
-            stack.enter_context(admissions.admit(None, 100, None))
+            admissions.admit(None, 100, None)
 
 
 @pytest.mark.parametrize("address", [None, ""])
 def test_a_client_without_an_address_counts_only_for_the_worker(address: str | None) -> None:
     admissions = Admissions()
-    with (
-        admissions.admit(address, 2, 1),
-        admissions.admit(address, 2, 1),
-        pytest.raises(ServiceUnavailable),
-        admissions.admit(address, 2, 1),
-    ):
-        pass
-    with admissions.admit(address, 1, 1):
-        pass
+    places = [admissions.admit(address, 2, 1) for _ in range(2)]
+    with pytest.raises(ServiceUnavailable):
+        admissions.admit(address, 2, 1)
+    for place in places:
+        place.close()
+    admissions.admit(address, 1, 1)
 
 
 def test_many_threads_never_get_more_places_than_there_are() -> None:
@@ -243,7 +244,7 @@ def test_many_threads_never_get_more_places_than_there_are() -> None:
         nonlocal most
         for _ in range(300):
             try:
-                with admissions.admit("192.0.2.1", 2, None):
+                with closing(admissions.admit("192.0.2.1", 2, None)):
                     inside.append(number)
                     most = max(most, len(inside))
                     inside.remove(number)
