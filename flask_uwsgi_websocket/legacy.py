@@ -65,7 +65,7 @@ class _Client(BaseClient):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         settings, offered = self._route.settings, self._handshake.offered_subprotocols
-        self.id = str(uuid.UUID(self.id))
+        self.id = str(uuid.UUID(self.id, version=4))
         self.timeout = settings.ping_interval
         if offered and not settings.subprotocols:
             self.subprotocol = offered[0]  # uWSGI accepted what the client offered

@@ -7,9 +7,9 @@ two kinds of clients give these coroutines their public names.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
-import uuid
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -38,7 +38,7 @@ from ..signals import (
 from ..state import Route
 from ..worker.stats import Counts
 from .channel import REENTERED, RUN_LENGTH
-from .session import current_session, forget_changes, forget_mere_refresh, forget_session, save_session
+from .session import current_session, forget_changes, forget_mere_refresh, forget_session, is_changed, save_session
 from .transport import Answered, Transport, put_frame_to_all
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class BaseClient:
         self, environ: WSGIEnvironment, app: Flask, route: Route, transport: Transport, handshake: Handshake
     ) -> None:
         #: Unique among all connections.
-        self.id: str = uuid.uuid4().hex
+        self.id: str = os.urandom(16).hex()
         #: The WSGI environ of the upgrade request.
         self.environ: WSGIEnvironment = environ
         #: The negotiated subprotocol (RFC 6455 section 1.9), or None.
@@ -124,8 +124,9 @@ class BaseClient:
         self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._context = copy_context()
         # For the log: the rule, because the path may contain a token.
-        self._rule = str(request.url_rule or "-")
-        self._peer = request.remote_addr
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        self._rule = str(asked.url_rule or "-")
+        self._peer = asked.remote_addr
         # The first caller that needs the handshake claims it, with the write lock. The transport knows its outcome.
         self._claimed = False
         self._claimant: object = None
@@ -236,12 +237,15 @@ class BaseClient:
 
         Each call gets a copy of the contexts: calls may run at the same time in several threads, greenlets or tasks.
         """
-        await self._notify_each(self._listeners(kind), kind, **kwargs)
+        if pending := self._listeners(kind):
+            await self._notify_each(pending, kind, **kwargs)
 
     def _listeners(self, kind: str) -> deque[Function]:
+        pending = deque(self._route.functions[kind])
         signal = KINDS[kind].signal
-        receivers = () if signal is None or signal.is_muted else signal.receivers_for(self._app)
-        return deque((*self._route.functions[kind], *receivers))
+        if signal is not None and signal.receivers and not signal.is_muted:
+            pending.extend(signal.receivers_for(self._app))
+        return pending
 
     async def _notify_each(self, pending: deque[Function], kind: str, **kwargs: Any) -> None:
         """Call the functions in *pending*, and remove each one: an interruption leaves the others there."""
@@ -293,7 +297,8 @@ class BaseClient:
             raise RuntimeError("the handshake has been sent: call accept() before anything is sent or received")
         if subprotocol is not None and subprotocol not in self._handshake.offered_subprotocols:
             raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
-        self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
+        if headers:
+            self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
         await self.ensure_accepted(subprotocol, headers)
 
     async def ensure_accepted(
@@ -344,13 +349,16 @@ class BaseClient:
         finally:
             self._is_notifying = False
 
-    async def _prepare(self, headers: Iterable[tuple[str, str]], saves_session: bool) -> Headers:
+    async def _prepare(self, headers: Iterable[tuple[str, str]], saves_session: bool) -> Iterable[tuple[str, str]]:
         """Return the headers of the 101 response, with those that the hooks and the session add."""
+        hooks = self._route.functions["after"]
+        context = self._context.copy()
+        if not hooks and not context.run(is_changed):
+            return headers
         response = self._app.response_class(status=101)
         response.headers = Headers(headers)
-        context = self._context.copy()
         context.run(_preparing.set, self)
-        for hook in self._route.functions["after"]:
+        for hook in hooks:
             response = await self._call(context, hook, response)
             if not isinstance(response, Response):
                 raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
@@ -653,8 +661,9 @@ class BaseClient:
             else:
                 if value is not None and self._transport.refuse() and self._transport.handshake_error is None:
                     return value
-            with suppress(ConnectionClosed):  # close() sends the handshake if need be, which a hook may refuse
-                await self._close()
+            if not (self._transport.accepted and self._transport.is_done()):
+                with suppress(ConnectionClosed):  # close() sends the handshake if need be, which a hook may refuse
+                    await self._close()
             if self._transport.handshake_error is not None:
                 failure = self._transport.handshake_error
                 raise failure
@@ -683,7 +692,8 @@ class BaseClient:
         self._transport.detach()
         if self.environ.get(ENVIRON_KEY) is self:
             # uWSGI reuses the environ for another request. The client in the environ would keep itself alive.
-            self.environ = {key: value for key, value in self.environ.items() if value is not self}
+            self.environ = dict(self.environ)
+            del self.environ[ENVIRON_KEY]
 
     def is_end(self, error: BaseException | None) -> bool:
         """Return whether *error* means the end of this connection. That of another one is a failure of the handler."""
@@ -750,6 +760,7 @@ class BaseClient:
             await self.loop.sleep(PATIENCE)
         closed = self._transport.protocol.closed
         assert closed is not None
+        initiator = self._transport.who_ended()
         duration = time.monotonic() - self._transport.started_at
         self._route.stats.on_close(self._transport, closed.code)
         logger.info(
@@ -757,7 +768,7 @@ class BaseClient:
             self.id,
             closed.code,
             closed.reason,  # quoted, because the peer chooses it and could forge a line
-            self._transport.who_ended(),
+            initiator,
             self._rule,
             self._peer,
             duration,
@@ -768,7 +779,7 @@ class BaseClient:
             "close",
             code=closed.code,
             reason=closed.reason,
-            initiator=self._transport.who_ended(),
+            initiator=initiator,
             duration=duration,
             messages_received=self._transport.messages_received,
             messages_sent=self._transport.messages_sent,
@@ -777,8 +788,11 @@ class BaseClient:
     def _check_session(self) -> None:
         """Warn once that changes of the session after the handshake are lost, because no response carries them."""
         current = current_session()
-        is_null = self._app.session_interface.is_null_session(current)
-        if current.modified and not is_null and self._route.warned.is_first_time("session"):
+        if (
+            current.modified
+            and not self._app.session_interface.is_null_session(current)
+            and self._route.warned.is_first_time("session")
+        ):
             self._app.logger.warning(
                 "The session was changed in %r after the handshake, and is not saved: change it before the first "
                 "receive() or send(), or in an HTTP view.",

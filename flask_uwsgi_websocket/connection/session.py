@@ -40,6 +40,11 @@ def forget_changes(app: Flask, response: Response) -> None:
     current_session().modified = False
 
 
+def is_changed() -> bool:
+    """Return whether the session is marked as modified."""
+    return current_session().modified
+
+
 def current_session() -> SessionMixin:
     """Return the session without marking it as accessed, which would add ``Vary: Cookie`` to the response."""
     context = request_ctx._get_current_object()  # type: ignore[attr-defined]

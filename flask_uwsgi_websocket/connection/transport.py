@@ -140,6 +140,7 @@ class Transport(Channel):
         self.outbox = bytearray()
         self._events: deque[Answered] = deque()  # one for each ping of ours at most
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
+        self._is_shut_down = False  # TCP has ended in both directions, which has woken all waiters
         self._eof = False
         self.drained = self.has_rest = False
         self.heard = False
@@ -510,7 +511,12 @@ class Transport(Channel):
         """Note that the peer is gone, and wake all waiters. Called with the write lock."""
         self._lost = self.is_over = True
         self.outbox.clear()
-        if self._sock is not None:
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """End TCP in both directions, which wakes all waiters. Called with the write lock."""
+        if self._sock is not None and not self._is_shut_down:
+            self._is_shut_down = True
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -644,12 +650,12 @@ class Transport(Channel):
         protocol = self.protocol
         if self.outbox or protocol.close_sent is None or self._sock is None:
             return
-        with suppress(OSError):
-            if protocol.close_received is not None:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            elif protocol.input_ended:
-                # The connection failed. To close with input unread would reset it and could take the Close
-                # frame with it, so only this half ends now; the peer has until the deadline to end the other.
+        if protocol.close_received is not None:
+            self._shut_down()
+        elif protocol.input_ended:
+            # The connection failed. To close with input unread would reset it and could take the Close frame with it,
+            # so only this half ends now; the peer has until the deadline to end the other.
+            with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_WR)
 
     def abort(self, reason: str) -> None:
@@ -672,14 +678,14 @@ class Transport(Channel):
     def detach(self) -> None:
         """Give the socket back to the loop, the operating system and the server. Harmless when that was done."""
         with self.read_lock, self.write_lock:
-            sock, self._sock = self._sock, None
+            sock = self._sock
             self.fd, self.is_over = -1, True
             if sock is None:
                 return
             if self.accepted:
                 self.protocol.receive_eof()
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits
+                self._shut_down()
+            self._sock = None
             self.loop.forget(sock.fileno())
             self.reader = None
             self.abandoned = sock

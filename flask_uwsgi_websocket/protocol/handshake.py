@@ -6,7 +6,6 @@ A refusal is an :class:`~werkzeug.exceptions.HTTPException`, so that the applica
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,9 @@ _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _is_token = re.compile(_TOKEN).fullmatch
+_breaks_line = re.compile(r"[\r\n\0]").search
+#: 16 bytes in base64.
+_is_key = re.compile(r"[A-Za-z0-9+/]{22}==").fullmatch
 #: One ``;`` part of an extension: a name or parameter, with a value that may be quoted (section 9.1).
 _is_parameter = re.compile(rf'({_TOKEN})(?:\s*=\s*(?:({_TOKEN})|"({_TOKEN})"))?').fullmatch
 
@@ -68,24 +70,24 @@ class Handshake:
 
         :param subprotocol: the subprotocol to answer with, or None.
         :param headers: more headers, such as ``Set-Cookie``.
-        :raises ValueError: when a header has an invalid name or a line break, or repeats a header of the handshake, as
-            section 11.3 forbids.
+        :raises ValueError: when *subprotocol* is not the name of one; or when a header has an invalid name or a line
+            break, or repeats a header of the handshake, as section 11.3 forbids.
         """
-        fields = [
-            ("Upgrade", "websocket"),
-            ("Connection", "Upgrade"),
-            ("Sec-WebSocket-Accept", accept_key(self.key)),
+        lines = [
+            "HTTP/1.1 101 Switching Protocols",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Accept: {accept_key(self.key)}",
         ]
         if subprotocol is not None:
-            fields.append(("Sec-WebSocket-Protocol", subprotocol))
+            check_token(subprotocol)
+            lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
         if self.deflate is not None:
-            fields.append(("Sec-WebSocket-Extensions", self.deflate.header()))
-        headers = list(headers)
-        if own := [name for name, _ in headers if name.lower() in _OWN_HEADERS]:
-            raise ValueError(f"the handshake itself sets {own[0]}: to choose a subprotocol, use subprotocol=")
-        lines = ["HTTP/1.1 101 Switching Protocols"]
-        for name, value in (*fields, *headers):
-            if not _is_token(name) or re.search(r"[\r\n\0]", value):
+            lines.append(f"Sec-WebSocket-Extensions: {self.deflate.header()}")
+        for name, value in headers:
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"the handshake itself sets {name}: to choose a subprotocol, use subprotocol=")
+            if not _is_token(name) or _breaks_line(value):
                 raise ValueError(f"the header {name!r} cannot be sent: its name is invalid, or {value!r} breaks a line")
             lines.append(f"{name}: {value}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
@@ -98,7 +100,7 @@ def accept_key(key: str) -> str:
 
 def is_upgrade(environ: WSGIEnvironment) -> bool:
     """Return whether a request asks for a WebSocket, in the tokens of its headers ``Upgrade`` and ``Connection``."""
-    return "websocket" in _tokens(environ, "HTTP_UPGRADE") and "upgrade" in _tokens(environ, "HTTP_CONNECTION")
+    return _has_token(environ, "HTTP_UPGRADE", "websocket") and _has_token(environ, "HTTP_CONNECTION", "upgrade")
 
 
 def negotiate_handshake(
@@ -229,19 +231,16 @@ def parse_extensions(header: str) -> list[Extension]:
     return extensions
 
 
-def _tokens(environ: WSGIEnvironment, key: str) -> set[str]:
-    return {token.strip().lower() for token in environ.get(key, "").split(",")}
-
-
-def _is_key(key: str) -> bool:
-    try:
-        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False
+def _has_token(environ: WSGIEnvironment, key: str, token: str) -> bool:
+    """Return whether a header is a list with *token*, which is in lower case."""
+    value = environ.get(key, "").lower()
+    return value == token or token in map(str.strip, value.split(","))
 
 
 def _offered_subprotocols(header: str) -> list[str]:
-    offered = [name.strip() for name in header.split(",")] if header else []
+    if not header:
+        return []
+    offered = [name.strip() for name in header.split(",")]
     if len(set(offered)) != len(offered) or not all(map(_is_token, offered)):
         raise BadRequest("Sec-WebSocket-Protocol is malformed.")
     return offered

@@ -366,6 +366,7 @@ def test_a_finalizer_that_runs_within_the_handshake_does_not_wait_for_it(site: S
         kept.clear()
 
     site.app.response_class = Finalized
+    site.websocket.after_websocket(lambda response: response)  # without it, the handshake creates no response
     with site.connect() as client:
         assert client.recv(DEADLINE) == "hello"
         assert site.noted() == "refused"
