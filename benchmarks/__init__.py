@@ -5,7 +5,8 @@
 - ``servers.py``: the command of each server, and the CPU time and memory of its processes.
 - ``apps/``: the application that each server runs.
 - ``load.c``: the load generator.
-- ``measures.py``: the measures, and the run.
+- ``calls.c``: counts the system calls of a server.
+- ``measures.py``: the measures, and the run. The ones of rooms and idle loops are in ``rooms.py`` and ``latency.py``.
 - ``report.py``: the comparisons, the tables, the plot, the page of the docs.
 
 Separate scripts:

@@ -8,14 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .measures import MEASURES, Bench, Plan, compile_load, raise_file_limit
+from .latency import measure_housekeeping
+from .measures import MEASURES, Bench, Plan, choose_cpus, compile_load, raise_file_limit
 from .report import report, write_page
 from .rooms import measure_rooms
 from .servers import ROOM_SERVERS, SERVERS
 
 ROOT = Path(__file__).parent.parent
 ALL = SERVERS + ROOM_SERVERS
-ALL_MEASURES = {**MEASURES, "rooms": measure_rooms}
+ALL_MEASURES = {**MEASURES, "housekeeping": measure_housekeeping, "rooms": measure_rooms}
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     servers = [
         server
         for server in ALL
-        if ("rooms" in options.measures if server.room else options.measures != ["rooms"])
+        if any(measure in server.measures for measure in options.measures)
         and (options.servers is None or any(part.lower() in server.name.lower() for part in options.servers))
     ]
     if not servers:
@@ -48,9 +49,11 @@ def main() -> None:
     plan = Plan(
         measures=options.measures,
         repeats=options.repeats or (1 if options.quick else 5),
-        seconds=options.seconds or (0.5 if options.quick else 2),
-        warm_up=0.2 if options.quick else 0.5,
+        seconds=options.seconds or (0.4 if options.quick else 2),
+        warm_up=0.1 if options.quick else 0.5,
         idle=sorted({min(connections, room) for connections in ([2_000] if options.quick else [2_000, 10_000])}),
+        watch=3 if options.quick else 28,
+        cpus=choose_cpus(),
     )
     with tempfile.TemporaryDirectory() as directory:
         results = Bench(plan, compile_load(Path(directory))).run(servers, ALL_MEASURES)

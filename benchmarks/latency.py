@@ -21,7 +21,7 @@ from multiprocessing.synchronize import Event
 from statistics import median, quantiles
 
 from .idle import Client
-from .measures import raise_file_limit
+from .measures import Bench, raise_file_limit
 from .servers import SERVERS, Running, Server, running
 
 #: A masked text frame of 64 bytes, and the answer to it.
@@ -96,17 +96,42 @@ def measure_beside(server: Running, connections: int) -> tuple[list[float], floa
             times.append(exchange(sock, 1))
             time.sleep(0.001)
         share = 100 * (server.cpu_seconds() - cpu) / (time.monotonic() - began)
-        watching.sendall(FRAME)
-        frames = b"".join(iter(partial(watching.recv, 100), b""))  # Pings, the answer, and the Close frame
-        hold_up = float(frames.rpartition(b"\x81")[2][1:].partition(b"\x88")[0])
+        hold_up = longest_delay(watching)
     done.set()
     process.join()
     return times, hold_up, share
 
 
-def server_of(mode: str) -> Server:
-    """Return this package's server of ``make bench`` in a mode, with the handlers of ``latency_app.py``."""
-    (server,) = (server for server in SERVERS if server.name == f"this package, {mode}")
+def longest_delay(watching: socket.socket) -> float:
+    """Return the longest delay of the loop, in seconds, since a connection to ``/lag`` has watched it."""
+    watching.sendall(FRAME)
+    frames = b"".join(iter(partial(watching.recv, 100), b""))  # Pings, the answer, and the Close frame
+    return float(frames.rpartition(b"\x81")[2][1:].partition(b"\x88")[0])
+
+
+def measure_housekeeping(bench: Bench, server: Server) -> None:
+    """Measure what idle connections, which have opened all at once, take of a loop: first delays, and then CPU time.
+
+    In a run of its own, because who watches takes CPU time, too. Only in the first round, because it takes a minute.
+    """
+    if bench.is_repeating:
+        return
+    connections = max(bench.plan.idle)
+    watched = with_latency_app(server)
+    with (
+        bench.running(watched, connections) as target,
+        bench.loaded(watched, target, "idle", connections=connections, warm_up=0),
+    ):
+        with connect(target.port, "/lag") as watching:
+            time.sleep(bench.plan.watch)
+            bench.record(server, "housekeeping ms", 1e3 * longest_delay(watching))
+        cpu, began = target.cpu_seconds(), time.monotonic()
+        time.sleep(bench.plan.watch)
+        bench.record(server, "housekeeping cpu", 100 * (target.cpu_seconds() - cpu) / (time.monotonic() - began))
+
+
+def with_latency_app(server: Server) -> Server:
+    """Return a server of this package with the handlers of ``latency_app.py``."""
 
     def commands(ports: Sequence[int], connections: int) -> list[list[str]]:
         (arguments,) = server.commands(ports, connections)
@@ -122,7 +147,8 @@ def main() -> None:
     options = parser.parse_args()
     raise_file_limit()
     for mode in options.mode:
-        with running(server_of(mode), options.connections) as process:
+        (server,) = (server for server in SERVERS if server.name == f"this package, {mode}")
+        with running(with_latency_app(server), options.connections) as process:
             pairs = measure_pairs(process, 100)
             beside, hold_up, share = measure_beside(process, options.connections)
         longest = ", ".join(f"{1e3 * each:.1f}" for each in sorted(beside)[-5:])

@@ -4,8 +4,11 @@
  *         [--timeout S] [--rate N] [--echo PATH] [--receive PATH] [--publish PATH] [--socketio]
  *
  * echo     every connection keeps `in-flight` text messages of `size` bytes on their way, and checks their echoes
+ * open     `rate` messages a second, whose gaps are random (Poisson), each on a random connection: they do not wait for
+ *          the echoes of others
  * flood    the same, beside one more connection that writes and reads as fast as the server lets it
- * connect  handshake and closing handshake, again and again, on `connections` connections at a time
+ * connect  handshake, one echo and closing handshake, again and again, on `connections` connections at a time
+ * page     the same with connections that get an ordinary page, /page
  * fanout   one publisher, which sends its next message when all of `connections` have received the last one
  * room     one publisher, which sends `rate` messages a second to `connections` receivers, without waiting for them
  * beside   echo, beside the publisher of `room` and one receiver on each port
@@ -15,19 +18,23 @@
  * connections until stdin ends, so that the parent process can examine the server. The JSON has the `count` of
  * echoes, connections or deliveries, the `seconds` that they took, the seconds of `cpu` time of this process, and
  * `p50` and `p99`, in microseconds: in fanout of one message from its publisher to the last of its receivers; in room of
- * one message to each receiver on the other ports, if there are several; in connect of one connection from SYN to EOF;
- * otherwise of one echo. In the mode idle, only the connections themselves matter.
+ * one message to each receiver on the other ports, if there are several; in connect and page of one connection from SYN
+ * to EOF; otherwise of one echo. In open, the time begins when the message was due, so that it contains every wait that a
+ * slow server or a late load generator causes, and `late` is by how many microseconds the load generator sent a message
+ * too late on average. In the mode idle, only the connections themselves matter.
  *
  * The server is on 127.0.0.1, or at the address before the port. It serves /echo, and /publish and /receive for the
  * publisher and the receivers, unless options name other paths. Each worker may have a `port` of its own: the receivers
- * are divided evenly among the ports, and all other connections are on the first one. With `socketio`, the publisher and the receivers speak Socket.IO. If
- * the server does anything unexpected, or nothing at all for `timeout` seconds, the run ends with one sentence on stderr.
+ * are divided evenly among the ports, and all other connections are on the first one. With `socketio`, the publisher and
+ * the receivers speak Socket.IO. If the server does anything unexpected, or nothing at all for `timeout` seconds, the run
+ * ends with one sentence on stderr.
  */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <getopt.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
@@ -37,6 +44,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
@@ -51,7 +59,8 @@ enum {
     SEQUENCE = 8,          /* hexadecimal digits at the beginning of each message */
     BUCKETS = 64 * 60,
     MOST_PORTS = 16,
-    MOST_UNDER_WAY = 1024, /* messages of the publisher */
+    MOST_UNDER_WAY = 1024, /* messages of the publisher, or of one connection of the open loop */
+    LONGEST_WAIT = 10000000, /* nanoseconds */
 };
 
 enum opcode { TEXT = 1, CLOSE = 8, PING = 9, PONG = 10 };
@@ -109,10 +118,13 @@ static int started, opened, living; /* numbers of connections */
 static int epoll;
 static uint64_t now;      /* in nanoseconds; read once for each batch of input */
 static uint64_t deadline; /* end of the current phase */
+static uint64_t next_due = UINT64_MAX; /* when the open loop sends its next message */
 static bool stopping;     /* no connection sends anything new */
+static bool gets_pages;   /* the connections are no WebSockets */
 static bool input_ended;  /* stdin has ended */
 static uint32_t number;   /* the number of the message that has arrived */
 static uint64_t count;    /* of echoes, connections or deliveries */
+static uint64_t late, due_count; /* nanoseconds by which the open loop sent too late, and the messages that were due */
 static uint64_t histogram[BUCKETS];
 static uint8_t *pattern;
 
@@ -304,10 +316,12 @@ static void open_connection(struct connection *c)
 
     c->open = c->closing = false;
     c->input_size = 0;
+    c->sent = c->received = 0;
     c->opened_at = c->waiting_since = now;
-    c->output_size = (size_t)snprintf((char *)c->output, c->capacity,
-        "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c->path, c->place->port);
+    c->output_size = (size_t)snprintf((char *)c->output, c->capacity, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s\r\n",
+        c->path, c->place->port, gets_pages ? "Connection: close\r\n"
+            : "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+              "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
     watch(c, EPOLL_CTL_ADD, true); /* it is connected when it can be written */
     living++;
 }
@@ -338,9 +352,11 @@ static void finish_opening(struct connection *c)
     mode->opened(c);
 }
 
-/* Return the size of the 101 response, or 0 if it is incomplete. */
+/* Return the size of the 101 response, or 0 if it is incomplete. Of a page, only the status matters. */
 static size_t read_handshake(struct connection *c)
 {
+    if (c->closing)
+        return c->input_size; /* the rest of a page */
     uint8_t *end = memmem(c->input, c->input_size, "\r\n\r\n", 4);
     if (!end) {
         if (c->input_size == c->capacity)
@@ -348,9 +364,15 @@ static size_t read_handshake(struct connection *c)
         return 0;
     }
     size_t size = (size_t)(end + 4 - c->input);
-    if (memcmp(c->input, "HTTP/1.1 101 ", 13) != 0)
+    if (memcmp(c->input, gets_pages ? "HTTP/1.1 200 " : "HTTP/1.1 101 ", 13) != 0)
         fail("connection %d: the handshake was answered by %.*s", c->number,
             (int)strcspn((char *)c->input, "\r"), c->input);
+    if (gets_pages) {
+        finish_opening(c);
+        c->closing = true;
+        c->waiting_since = now;
+        return c->input_size;
+    }
     if (!memmem(c->input, size, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", 28)) /* the example of RFC 6455 section 1.3 */
         fail("connection %d: the handshake was answered with a wrong Sec-WebSocket-Accept", c->number);
     c->open = true;
@@ -371,9 +393,9 @@ static void read_message(struct connection *c, const uint8_t *payload, size_t si
     if (size != options.size || memcmp(payload, pattern, size) != 0)
         fail("connection %d: message %u is not what was sent: %zu bytes, beginning with \"%.*s\"", c->number,
             c->received, size, size < 16 ? (int)size : 16, (const char *)payload);
+    c->waiting_since = c->sent > c->received + 1 ? now : 0;
     mode->received(c);
     c->received++;
-    c->waiting_since = c->sent > c->received ? now : 0;
 }
 
 /* Read a packet of Engine.IO 4. It begins with its type; a message continues with the type of a packet of Socket.IO 5. */
@@ -486,12 +508,52 @@ static void begin_echoes(void)
     }
 }
 
-static void echoed(struct connection *c)
+static void count_echo(struct connection *c)
 {
     record_latency(c->sent_at[c->received % c->ring]);
     count++;
+}
+
+static void echoed(struct connection *c)
+{
+    count_echo(c);
     if (!stopping)
         append_message(c);
+}
+
+static uint64_t next_random(void)
+{
+    static uint64_t random = 88172645463325252;
+    random ^= random << 13, random ^= random >> 7, random ^= random << 17; /* xorshift64: never 0 */
+    return random;
+}
+
+/* Return the nanoseconds from one message of the open loop to the next: exponentially distributed. */
+static uint64_t random_gap(void)
+{
+    double fraction = (double)(next_random() >> 11) / 9007199254740992.0; /* of 2^53: below 1 */
+    return nanoseconds(-log1p(-fraction) / options.rate);
+}
+
+static void begin_open_loop(void)
+{
+    prctl(PR_SET_TIMERSLACK, 1); /* nanosecond, or epoll would wait for 50 us longer */
+    next_due = read_clock() + random_gap();
+}
+
+static void send_what_is_due(void)
+{
+    now = read_clock();
+    for (; next_due <= now; next_due += random_gap()) {
+        struct connection *c = &connections[next_random() % (uint64_t)options.connections];
+        if (c->sent - c->received == c->ring)
+            fail("the server cannot keep up: it is %u messages behind on connection %d", c->ring, c->number);
+        append_message(c);
+        c->sent_at[(c->sent - 1) % c->ring] = next_due;
+        late += now - next_due;
+        due_count++;
+        flush(c);
+    }
 }
 
 static void begin_flood(void)
@@ -525,7 +587,7 @@ static void record_starved(void)
             record_latency(c->sent_at[c->received % c->ring]);
 }
 
-static void close_at_once(struct connection *c)
+static void close_it(struct connection *c)
 {
     if (!stopping)
         append_close(c);
@@ -637,8 +699,10 @@ static bool all_are_idle(void)
 
 static const struct mode modes[] = {
     {"echo", ignore, begin_echoes, echoed, ignore, time_is_over},
+    {"open", ignore, begin_open_loop, count_echo, ignore, time_is_over},
     {"flood", ignore, begin_flood, echoed, ignore, time_is_over},
-    {"connect", close_at_once, begin_nothing, ignore, reopen, time_is_over},
+    {"connect", send_one, begin_nothing, close_it, reopen, time_is_over},
+    {"page", ignore, begin_nothing, ignore, reopen, time_is_over},
     {"fanout", ignore, begin_publishing, delivered, ignore, time_is_over},
     {"room", ignore, begin_timer, delivered_in_room, ignore, time_is_over},
     {"beside", ignore, begin_beside, echoed_or_delivered, ignore, time_is_over},
@@ -663,14 +727,24 @@ static void fail_if_the_server_stalls(void)
     }
 }
 
+static int wait_for_events(struct epoll_event *events, int most)
+{
+    uint64_t wait = LONGEST_WAIT;
+    if (next_due != UINT64_MAX) {
+        uint64_t clock = read_clock();
+        wait = next_due <= clock ? 0 : next_due - clock < wait ? next_due - clock : wait;
+    }
+    return epoll_pwait2(epoll, events, most, &(struct timespec){.tv_nsec = (long)wait}, NULL);
+}
+
 static void run_until(bool (*over)(void))
 {
     static uint64_t next_check;
     struct epoll_event events[64];
     while (!over()) {
-        int n = epoll_wait(epoll, events, 64, 10);
+        int n = wait_for_events(events, 64);
         if (n < 0 && errno != EINTR)
-            fail("epoll_wait: %s", strerror(errno));
+            fail("epoll_pwait2: %s", strerror(errno));
         now = read_clock();
         for (struct epoll_event *event = events; event < events + n; event++) {
             struct connection *c = event->data.ptr;
@@ -688,6 +762,7 @@ static void run_until(bool (*over)(void))
                     read_input(c);
             }
         }
+        send_what_is_due();
         if (now >= next_check) {
             next_check = now + nanoseconds(1);
             fail_if_the_server_stalls();
@@ -715,7 +790,8 @@ static void make_connections(void)
     bool is_beside = strcmp(mode->name, "beside") == 0;
     bool publishes = is_beside || strcmp(mode->name, "fanout") == 0 || strcmp(mode->name, "room") == 0;
     int receiver_count = is_beside ? options.port_count : publishes ? options.connections : 0;
-    bool floods = strcmp(mode->name, "flood") == 0;
+    bool floods = strcmp(mode->name, "flood") == 0, is_open = strcmp(mode->name, "open") == 0;
+    gets_pages = strcmp(mode->name, "page") == 0;
     total = options.connections + (is_beside ? receiver_count : 0) + publishes + floods;
     connections = allocate((size_t)total * sizeof *connections);
     if (floods)
@@ -729,9 +805,9 @@ static void make_connections(void)
         bool receives = publishes && c >= receivers && c < publisher;
         c->number = i;
         c->place = &options.places[receives ? (c - receivers) * options.port_count / receiver_count : 0];
-        c->path = receives ? options.receive : c == publisher ? options.publish : options.echo;
+        c->path = receives ? options.receive : c == publisher ? options.publish : gets_pages ? "/page" : options.echo;
         c->socketio = options.socketio && (receives || c == publisher);
-        c->ring = c == publisher ? MOST_UNDER_WAY : (uint32_t)options.in_flight;
+        c->ring = c == publisher || is_open ? MOST_UNDER_WAY : (uint32_t)options.in_flight;
         c->capacity = c->ring * (options.size + LARGEST_HEADER) + HANDSHAKE_ROOM;
         c->input = allocate(c->capacity);
         c->output = allocate(c->capacity);
@@ -753,7 +829,7 @@ static void measure(void)
     deadline = now + nanoseconds(options.warm_up);
     run_until(time_is_over);
 
-    count = 0;
+    count = late = due_count = 0;
     memset(histogram, 0, sizeof histogram);
     puts("begin");
     fflush(stdout);
@@ -762,11 +838,12 @@ static void measure(void)
     deadline = begin + nanoseconds(options.seconds);
     run_until(mode->over);
     stopping = true;
+    next_due = UINT64_MAX;
     if (flooder)
         record_starved();
-    printf("{\"count\": %llu, \"seconds\": %.6f, \"cpu\": %.6f, \"p50\": %.2f, \"p99\": %.2f}\n",
+    printf("{\"count\": %llu, \"seconds\": %.6f, \"cpu\": %.6f, \"p50\": %.2f, \"p99\": %.2f, \"late\": %.2f}\n",
         (unsigned long long)count, (double)(now - begin) / 1e9, cpu_seconds() - cpu, percentile_in_microseconds(0.5),
-        percentile_in_microseconds(0.99));
+        percentile_in_microseconds(0.99), due_count ? (double)late / (double)due_count / 1000 : 0);
     fflush(stdout);
 }
 
@@ -827,7 +904,7 @@ static void parse_options(int argc, char **argv)
         if (strcmp(argv[optind], modes[i].name) == 0)
             mode = &modes[i];
     if (!mode)
-        fail("name one mode: echo, flood, connect, fanout, room, beside or idle");
+        fail("name one mode: echo, open, flood, connect, page, fanout, room, beside or idle");
     if (options.port_count == 0)
         fail("--port is needed");
     if (options.rate < 1)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from .servers import Running, Server, ServerError, compile_c, running
+from flask_uwsgi_websocket.worker.admission import most_by_descriptors
+
+from .servers import BUILD, PLAIN, Running, Server, ServerError, compile_c, pinning, running
 
 SOURCE = Path(__file__).with_name("load.c")
-
-#: The descriptors of a connection in the server with the most: uWSGI's own, and the duplicate of this package.
-FILES_PER_CONNECTION = 2
+CALLS = Path(__file__).with_name("calls.c")
 
 FANOUT_RECEIVERS = 1_000
+
+#: Pages are read from two servers in turn, so many times.
+PAGE_TURNS = 8
 
 #: Seconds until the memory has settled.
 SETTLING = 1.0
@@ -29,15 +35,24 @@ SETTLING = 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """Messages of ``size`` bytes, ``in_flight`` at a time on each of some connections."""
+    """Messages of ``size`` bytes: ``in_flight`` at a time on each of some connections, or ``rate`` a second on all."""
 
     name: str
     connections: int
     in_flight: int
     size: int
+    rate: int | None = None
 
 
-SHAPES = [Shape("32x1 64 B", 32, 1, 64), Shape("8x8 64 B", 8, 8, 64), Shape("8x1 16 KiB", 8, 1, 16384)]
+SHAPES = [
+    Shape("32x1 64 B", 32, 1, 64),
+    Shape("8x8 64 B", 8, 8, 64),
+    Shape("8x1 16 KiB", 8, 1, 16384),
+    Shape("open 64 B", 32, 1, 64, rate=40_000),
+]
+
+#: A server takes part in an open loop if it needs at most this share of a core. Otherwise messages pile up.
+MOST_BUSY = 0.9
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,8 @@ class Plan:
     :param seconds: the duration of each measurement.
     :param warm_up: the seconds before each measurement.
     :param idle: the numbers of idle connections with which memory is measured.
+    :param watch: the seconds for which a loop with idle connections is watched.
+    :param cpus: the CPUs of the load generator and of the servers. None for all.
     """
 
     measures: Sequence[str]
@@ -56,6 +73,8 @@ class Plan:
     seconds: float
     warm_up: float
     idle: Sequence[int]
+    watch: float = 28.0  # the first pings, and those of WEBSOCKET_PING_INTERVAL
+    cpus: tuple[int, int] | None = None
 
 
 @dataclass
@@ -71,9 +90,9 @@ class Results:
         values = self.values.get((server, metric))
         return median(values.values()) if values else None
 
-    def ratio(self, server: str, to: str, metric: str) -> float | None:
+    def ratio(self, server: str, to: str, metric: str, to_metric: str | None = None) -> float | None:
         """Return the median of the ratios of all rounds. Both servers have the same conditions in a round."""
-        values, others = self.values.get((server, metric), {}), self.values.get((to, metric), {})
+        values, others = self.values.get((server, metric), {}), self.values.get((to, to_metric or metric), {})
         ratios = [values[round_] / others[round_] for round_ in values.keys() & others.keys() if others[round_]]
         return median(ratios) if ratios else None
 
@@ -87,6 +106,7 @@ class Load:
     cpu: float
     p50: float
     p99: float
+    late: float
     server_cpu: float
     redis_cpu: float
 
@@ -119,33 +139,94 @@ class Bench:
             self._round = round_
             for server in servers:
                 for name in self.plan.measures:
-                    if (name == "rooms") != (server.room is not None):
+                    if name not in server.measures:
                         continue
                     print(f"round {round_ + 1} of {self.plan.repeats}: {server.name}: {name}", file=sys.stderr)
                     try:
                         measures[name](self, server)
-                    except (ServerError, OSError) as error:  # /proc has nothing about a process that has crashed
-                        self._remark(f"{name}: {server.name}: {error}")
+                    except Exception as error:  # whatever it is, it must not cost the results of an hour
+                        self._remark(f"{name}: {server.name}: {str(error) or repr(error)}")
         return self.results
 
+    @property
+    def is_repeating(self) -> bool:
+        """Whether this is not the first round. What varies little or takes long is measured only once."""
+        return self._round > 0
+
+    def running(self, server: Server, connections: int) -> AbstractContextManager[Running]:
+        """Run a server on its CPU."""
+        return running(server, connections, self.plan.cpus[1] if self.plan.cpus else None)
+
     def measure_echo(self, server: Server) -> None:
-        with running(server, max(shape.connections for shape in SHAPES)) as target:
-            for shape in SHAPES:
-                with self.loaded(
-                    server, target, "echo", connections=shape.connections, in_flight=shape.in_flight, size=shape.size
-                ) as load:
+        with self.running(server, max(shape.connections for shape in SHAPES)) as target:
+            for shape in self._shapes(server):
+                with self._shaped(server, target, shape) as load:
                     self.record(server, f"{shape.name} cpu", load.cpu_each)
                     self.record(server, f"{shape.name} rate", load.rate)
                     self.record(server, f"{shape.name} p50", load.p50)
                     self.record(server, f"{shape.name} p99", load.p99)
+                    self.record(server, f"{shape.name} late", load.late)
+
+    def measure_calls(self, server: Server) -> None:
+        """Count the system calls, which do not vary, in a run of its own, because counting takes time."""
+        if self.is_repeating:
+            return
+        BUILD.mkdir(exist_ok=True)
+        library = BUILD / "calls.so"
+        compile_c(CALLS, library, "-shared", "-fPIC")
+        with tempfile.NamedTemporaryFile(buffering=0) as file:
+            file.write(bytes(24))
+            environ = {**server.environ, "LD_PRELOAD": str(library), "CALLS": file.name}
+
+            def numbers() -> tuple[int, ...]:
+                return struct.unpack("3Q", os.pread(file.fileno(), 24, 0))
+
+            with self.running(replace(server, environ=environ), max(shape.connections for shape in SHAPES)) as target:
+                for shape in self._shapes(server):
+                    before = numbers()
+                    with self._shaped(server, target, shape, seconds=self.plan.seconds / 4, warm_up=0) as load:
+                        received, empty, sent = (late - early for early, late in zip(before, numbers(), strict=True))
+                    if received and sent:
+                        self.record(server, f"{shape.name} per recv", load.count / received)
+                        self.record(server, f"{shape.name} per send", load.count / sent)
+                        self.record(server, f"{shape.name} EAGAIN", empty / (received + empty))
+
+    def _shapes(self, server: Server) -> Iterator[Shape]:
+        """Yield the shapes that a server can serve, which depends on the figures of the first one."""
+        for shape in SHAPES:
+            cpu = self.results.value(server.name, f"{SHAPES[0].name} cpu")
+            if shape.rate is None or (cpu is not None and shape.rate * cpu < 1e6 * MOST_BUSY):
+                yield shape
+
+    def _shaped(self, server: Server, target: Running, shape: Shape, **options: float) -> AbstractContextManager[Load]:
+        options |= {"connections": shape.connections, "in_flight": shape.in_flight, "size": shape.size}
+        if shape.rate is None:
+            return self.loaded(server, target, "echo", **options)
+        return self.loaded(server, target, "open", rate=shape.rate, **options)
 
     def measure_connect(self, server: Server) -> None:
-        with running(server, 32) as target, self.loaded(server, target, "connect", connections=32) as load:
+        with self.running(server, 32) as target, self.loaded(server, target, "connect", connections=32) as load:
             self.record(server, "connect rate", load.rate)
             self.record(server, "connect cpu", load.cpu_each)
 
+    def measure_page(self, server: Server) -> None:
+        """Measure a page beside the same page without this package. They differ by little, so both take many turns."""
+        with self.running(server, 32) as ours, self.running(PLAIN, 32) as plain:
+            turns = [(server, ours), (PLAIN, plain)]
+            loads: dict[str, list[Load]] = {server.name: [], PLAIN.name: []}
+            for _ in range(1 + PAGE_TURNS):
+                for each, target in turns:
+                    seconds = self.plan.seconds / PAGE_TURNS
+                    with self.loaded(each, target, "page", connections=32, seconds=seconds, warm_up=0.05) as load:
+                        loads[each.name].append(load)
+                turns.reverse()
+        for each in (server, PLAIN):
+            _, *measured = loads[each.name]  # the first turn is the warm-up
+            cpu, count = sum(load.server_cpu for load in measured), sum(load.count for load in measured)
+            self.record(each, "page cpu", 1e6 * cpu / count if count else None)
+
     def measure_flood(self, server: Server) -> None:
-        with running(server, 32) as target:
+        with self.running(server, 32) as target:
             with self.loaded(server, target, "echo", connections=31) as alone:
                 pass
             with self.loaded(server, target, "flood", connections=31) as beside_flood:
@@ -153,16 +234,15 @@ class Bench:
                 self.record(server, "flood ratio", beside_flood.p99 / alone.p99 if alone.count else None)
 
     def measure_fanout(self, server: Server) -> None:
-        if server.fans_out:
-            with (
-                running(server, FANOUT_RECEIVERS + 1) as target,
-                self.loaded(server, target, "fanout", connections=FANOUT_RECEIVERS) as load,
-            ):
-                self.record(server, "fan-out cpu", load.cpu_each)
-                self.record(server, "fan-out rate", load.rate)
+        with (
+            self.running(server, FANOUT_RECEIVERS + 1) as target,
+            self.loaded(server, target, "fanout", connections=FANOUT_RECEIVERS) as load,
+        ):
+            self.record(server, "fan-out cpu", load.cpu_each)
+            self.record(server, "fan-out rate", load.rate)
 
     def measure_idle(self, server: Server) -> None:
-        if self._round > 0:
+        if self.is_repeating:
             return
         for connections in self.plan.idle:
             if connections > server.most_connections:
@@ -171,7 +251,7 @@ class Bench:
 
     def grown_kb(self, server: Server, connections: int, path: str = "/echo") -> float:
         """Return by how much the memory of a server grows with idle connections."""
-        with running(server, connections) as target:
+        with self.running(server, connections) as target:
             with self.loaded(server, target, "idle", connections=100, warm_up=0, echo=path):
                 pass  # memory that the first connections allocate for all does not count
             time.sleep(SETTLING)
@@ -197,6 +277,7 @@ class Bench:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=pinning(self.plan.cpus[0] if self.plan.cpus and target.is_pinned else None),
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -234,7 +315,9 @@ Measure = Callable[[Bench, Server], None]
 #: The measures of servers without rooms, by their names on the command line.
 MEASURES: Mapping[str, Measure] = {
     "echo": Bench.measure_echo,
+    "calls": Bench.measure_calls,
     "connect": Bench.measure_connect,
+    "page": Bench.measure_page,
     "flood": Bench.measure_flood,
     "fanout": Bench.measure_fanout,
     "idle": Bench.measure_idle,
@@ -245,7 +328,20 @@ def raise_file_limit() -> int:
     """Let this process and the servers open as many files as the system allows, and return how many connections fit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return (most - 500) // FILES_PER_CONNECTION
+    return most_by_descriptors(most, own=0) // 100 * 100  # this package takes more files than the others
+
+
+def choose_cpus() -> tuple[int, int] | None:
+    """Return a CPU for the load generator and one for the servers, of another core if there is one, or None."""
+    own, *others = sorted(os.sched_getaffinity(0))
+    return (own, min(others, key=lambda cpu: _core(cpu) == _core(own))) if others else None
+
+
+def _core(cpu: int) -> str:
+    """Return what all CPUs of one core have in common."""
+    with suppress(OSError):  # the kernel does not know
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    return str(cpu)
 
 
 def compile_load(directory: Path) -> Path:

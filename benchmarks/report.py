@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from .measures import FANOUT_RECEIVERS, SHAPES, Plan, Results
+from .measures import FANOUT_RECEIVERS, MOST_BUSY, SHAPES, Plan, Results, Shape
 from .rooms import BESIDE_RATE, BROADCAST, CROWD, CROWD_ROOMS, ECHOES, MEMBERS, PAIR_RATE
-from .servers import BARE, CHANNELS, FLASK_SOCKETIO, REFERENCE, Server
+from .servers import BARE, CHANNELS, FLASK_SOCKETIO, PLAIN, REFERENCE, Server
 
 BEGIN = "<!-- Written by `make bench`, from here to the end mark. -->\n"
 END = "<!-- End of what `make bench` wrote. -->\n"
@@ -33,13 +33,23 @@ NOTES = f"""## What the figures mean
 - *CPU* is the time in microseconds that all processes of the server, in user space and in the kernel, take for one
   echoed message; *ratio*, in the tables of all figures, compares it with
   {REFERENCE}. *Latency* is the time from a message to its echo.
+- With messages *in flight* (a closed loop), each connection sends its next message when an echo arrives. In the *open
+  loop*, messages are due at random times (Poisson) at a fixed rate, each on a random connection. Latency begins when
+  a message is due. A server takes part if, after the first table, this rate takes at most {MOST_BUSY:.0%} of a core.
+- *Messages per recv* are those of a call that received something, *per send* those of a call that sent something,
+  and *EAGAIN* is the share of the calls to receive that found nothing. They are counted in a run of their own.
 - Every figure is the median of the rounds; in a round, all servers have their turn. A ratio is the median of the
   ratios of each round, so it may differ from the quotient of two figures in the table.
-- A *connection* is TCP's and WebSocket's handshakes and both closing handshakes, 32 at a time.
+- A *connection* is TCP's and WebSocket's handshakes, one echo and both closing handshakes, 32 at a time. A *page* is
+  TCP's handshake, a request, the answer "Hello" and the end of TCP, also 32 at a time.
 - *Broadcast* is the CPU time for one delivery of a message of 64 bytes to {FANOUT_RECEIVERS:,} connections.
 - *Flood* is the 99th percentile of the latency of 31 connections with one message in flight, beside one more that
   writes and reads as fast as it can, divided by the same without it. A client that gets no echo at all counts with the
   time of the measurement.
+- *A bare C program* is `benchmarks/apps/bare.c`, which calls `send(2)` for each connection.
+- *Delay of the loop* is the longest CPU time of its thread between two turns of a timer of a millisecond. It is watched
+  from the moment when all idle connections have opened, as many as in the last column, until all have been pinged. *CPU
+  of idle connections* is a share of one core, while they are pinged again.
 - *Idle* is the growth of the server's memory (Pss, without the kernel's socket buffers) by one connection that has
   echoed one message.
 """
@@ -49,8 +59,8 @@ ROOM_NOTES = f"""## Rooms
 A room has its members on two workers, half on each, and every worker has a port of its own. One more connection
 publishes messages of 64 bytes to the first worker, at a fixed rate: 20 a second to {MEMBERS:,} members (5 with
 Channels, which cannot do more), {PAIR_RATE} a second to two members. The servers of other packages are two processes,
-and Redis carries their messages. *A bare C program* is `benchmarks/apps/bare.c`, which does nothing but wait in epoll,
-receive and send.
+and Redis carries their messages. Nothing is pinned, because the workers, Redis and the load generator may be more than
+the CPUs.
 
 - *CPU* is the time of all processes of the server: for one delivery to one of {MEMBERS:,} members, or for one message
   to two members. The CPU time of Redis is in a column of its own.
@@ -61,60 +71,123 @@ receive and send.
 - *Membership* is the growth of a worker's memory by one membership: {CROWD} connections are in {CROWD_ROOMS} rooms.
 """
 
-SHAPE_TITLES = {
-    shape: f"{shape.connections} connections, {shape.in_flight} message{'s' * (shape.in_flight > 1)} of "
-    f"{shape.name.partition(' ')[2]} in flight on each"
-    for shape in SHAPES
-}
+
+#: Microseconds by which the messages of an open loop may be late.
+MOST_LATE = 100
+
+
+def _title(shape: Shape) -> str:
+    size = shape.name.partition(" ")[2]
+    if shape.rate is not None:
+        return f"{shape.connections} connections, {shape.rate:,} messages of {size} a second in an open loop"
+    messages = "1 message" if shape.in_flight == 1 else f"{shape.in_flight} messages"
+    return f"{shape.connections} connections, {messages} of {size} in flight on each"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The cost of an operation in a server of this package, compared with another server."""
+    """The cost of an operation in a server of this package, compared with another server.
+
+    :param target: what the ratio should not exceed, or the figure itself if it is compared with no other server.
+    :param other_title: what is compared with, if it is not the same operation.
+    :param other_metric: its metric.
+    """
 
     title: str
     metric: str
     server: str
-    other: str
+    other: str | None
     show: str
-    is_rate: bool = False
+    target: float | None = None
+    other_title: str | None = None
+    other_metric: str | None = None
 
     def ratio(self, results: Results) -> float | None:
         """Return the cost in the server of this package divided by the other one's, or None if it was not measured."""
-        if self.is_rate:
-            return results.ratio(self.other, self.server, self.metric)
-        return results.ratio(self.server, self.other, self.metric)
+        if self.other is None:
+            return None
+        return results.ratio(self.server, self.other, self.metric, self.other_metric)
 
     def row(self, results: Results) -> list[str]:
-        def cell(server: str) -> str:
-            return f"{server.removeprefix('this package, ')}: {_show(results.value(server, self.metric), self.show)}"
+        def cell(server: str, metric: str, title: str | None = None) -> str:
+            return (
+                f"{title or server.removeprefix('this package, ')}: {_show(results.value(server, metric), self.show)}"
+            )
 
-        return [self.title, cell(self.server), cell(self.other), f"{self.ratio(results):.2f}"]
+        other = "-" if self.other is None else cell(self.other, self.other_metric or self.metric, self.other_title)
+        return [self.title, cell(self.server, self.metric), other, _show(self.ratio(results), "{:.2f}")]
+
+    def target_row(self, results: Results) -> list[str]:
+        """Return the row with the target."""
+        show = self.show if self.other is None else "{:.2f}"
+        return [*self.row(results), "at most " + _show(self.target, show)]
 
 
 _GEVENT = "this package, gevent"
 _MEMORY, _LOCAL, _REDIS = (f"{_GEVENT}, {broker}" for broker in ("memory", "local", "redis"))
 _PICOWS = "picows + uvloop"
 _WEBSOCKETS = "websockets (asyncio)"
-_SMALL, _PIPELINED, _LARGE = SHAPES
+_UVLOOP = "this package, asyncio on uvloop"
+_CONNECTION = "CPU per connection, with one echo"
+_SMALL, _PIPELINED, _LARGE, _OPEN = SHAPES
 
-_COMPARED = [
-    (_SMALL, _GEVENT, REFERENCE),
-    (_SMALL, _GEVENT, _PICOWS),
-    (_PIPELINED, _GEVENT, _PICOWS),
-    (_LARGE, _GEVENT, _PICOWS),
-    (_SMALL, "this package, threads", "flask-sock on gunicorn, threads"),
-    (_SMALL, "this package, drop-in for flask-sock, gevent", "flask-sock on gunicorn, gevent"),
-    (_SMALL, "this package, asyncio", _WEBSOCKETS),
-    (_SMALL, "this package, gevent, pure Python", "Starlette on uvicorn"),
+
+def _messages(shape: Shape, server: str, other: str, target: float | None = None) -> Comparison:
+    return Comparison(
+        f"CPU per message: {_title(shape)}", f"{shape.name} cpu", server, other, "{:,.1f} µs", target=target
+    )
+
+
+def _fan_out(other: str, target: float) -> Comparison:
+    title = f"CPU per delivery of a broadcast to {FANOUT_RECEIVERS:,}"
+    return Comparison(title, "fan-out cpu", _GEVENT, other, "{:,.2f} µs", target=target)
+
+
+#: What a release should reach, compared with other servers.
+TARGETS = [
+    _messages(_SMALL, _GEVENT, _PICOWS, 1.0),
+    _messages(_PIPELINED, _GEVENT, REFERENCE, 0.45),
+    _messages(_OPEN, _GEVENT, _PICOWS, 1.0),
+    _messages(_SMALL, "this package, asyncio", _WEBSOCKETS, 0.3),
+    _messages(_SMALL, _UVLOOP, _WEBSOCKETS, 0.25),
+    _messages(_SMALL, "this package, asyncio", "aiohttp", 0.6),
+    _messages(_SMALL, "this package, threads", "flask-sock on gunicorn, threads", 0.2),
+    _fan_out(_WEBSOCKETS, 0.55),
+    _fan_out(BARE, 1.25),
+]
+
+#: What it should reach compared with itself.
+OWN_TARGETS = [
+    Comparison(
+        _CONNECTION,
+        "connect cpu",
+        _GEVENT,
+        _GEVENT,
+        "{:,.0f} µs",
+        target=2.2,
+        other_title="a page on the same server",
+        other_metric="page cpu",
+    ),
+    Comparison("CPU per page of the same application", "page cpu", _GEVENT, PLAIN.name, "{:,.1f} µs", target=1.01),
+    *(
+        Comparison(title, metric, server, None, show, target=target)
+        for server in (_GEVENT, "this package, asyncio")
+        for title, metric, show, target in (
+            ("Longest delay of the loop, idle connections", "housekeeping ms", "{:.1f} ms", 5),
+            ("CPU of idle connections", "housekeeping cpu", "{:.1f} %", 1),
+        )
+    ),
 ]
 
 COMPARISONS = [
-    *(
-        Comparison(f"CPU per message: {SHAPE_TITLES[shape]}", f"{shape.name} cpu", server, other, "{:,.1f} µs")
-        for shape, server, other in _COMPARED
-    ),
-    Comparison("CPU per delivery of a broadcast", "fan-out cpu", _GEVENT, _WEBSOCKETS, "{:,.2f} µs"),
+    *TARGETS,
+    _messages(_SMALL, _GEVENT, REFERENCE),
+    _messages(_PIPELINED, _GEVENT, _PICOWS),
+    _messages(_LARGE, _GEVENT, _PICOWS),
+    _messages(_OPEN, _GEVENT, REFERENCE),
+    _messages(_SMALL, "this package, drop-in for flask-sock, gevent", "flask-sock on gunicorn, gevent"),
+    _messages(_SMALL, _UVLOOP, "websockets on uvloop"),
+    _messages(_SMALL, "this package, gevent, pure Python", "Starlette on uvicorn"),
     Comparison("CPU per delivery in a room on one worker", "one worker cpu", _MEMORY, BROADCAST, "{:,.2f} µs"),
     *(
         Comparison("CPU per delivery in a room on two workers", "room cpu", server, other, "{:,.2f} µs")
@@ -123,7 +196,7 @@ COMPARISONS = [
     ),
     Comparison("Slow-down of 31 clients beside one that floods", "flood ratio", _GEVENT, _WEBSOCKETS, "x {:,.1f}"),
     Comparison("Memory of an idle connection", "idle 2000", _GEVENT, _WEBSOCKETS, "{:,.1f} kB"),
-    Comparison("New connections", "connect rate", _GEVENT, _PICOWS, "{:,.0f} per second", is_rate=True),
+    Comparison(_CONNECTION, "connect cpu", _GEVENT, _PICOWS, "{:,.0f} µs"),
 ]
 
 
@@ -131,9 +204,10 @@ def report(results: Results, servers: Sequence[Server], plan: Plan, command: str
     """Return the measured part of the page, in Markdown."""
     return "\n".join(
         [
-            f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on {_machine()}: {_plan(plan)}.\n",
+            f"Measured {time.strftime('%Y-%m-%d')} with `{command}` on {_machine()}: {_plan(plan)}. {_pins(plan)}.\n",
             f"{_versions(servers)}.\n",
             "![CPU time for each message](performance.svg)\n",
+            *_target_table(results),
             *_comparison_tables(results),
             *_figure_tables(results, [server for server in servers if not server.room], plan),
             *(f"- {remark}\n" for remark in results.remarks),
@@ -146,7 +220,7 @@ def report(results: Results, servers: Sequence[Server], plan: Plan, command: str
 def write_page(directory: Path, text: str, results: Results, servers: Sequence[Server]) -> Path:
     """Write the plot and the page, or replace the measured part of an existing page, and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "performance.svg").write_text(plot(results, [server for server in servers if not server.room]))
+    (directory / "performance.svg").write_text(plot(results, [each for each in servers if "echo" in each.measures]))
     path = directory / "performance.md"
     page = path.read_text() if path.exists() else PAGE
     before, begin, rest = page.partition(BEGIN)
@@ -155,6 +229,16 @@ def write_page(directory: Path, text: str, results: Results, servers: Sequence[S
         raise SystemExit(f"{path} has lost the marks between which the measured part belongs")
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
     return path
+
+
+def _target_table(results: Results) -> Iterator[str]:
+    """Yield what this package should reach."""
+    targets = [*TARGETS, *OWN_TARGETS]
+    rows = [each.target_row(results) for each in targets if results.value(each.server, each.metric) is not None]
+    if rows:
+        yield "## Targets\n"
+        yield "The ratio is what this package takes, divided by what it is compared with.\n"
+        yield _markdown_table(["measured", "this package", "compared with", "ratio", "target"], rows)
 
 
 def _comparison_tables(results: Results) -> Iterator[str]:
@@ -181,6 +265,9 @@ def _figure_tables(results: Results, servers: Sequence[Server], plan: Plan) -> I
                 ("per second", "rate", "{:,.0f}"),
                 ("median latency µs", "p50", "{:,.0f}"),
                 ("99th percentile µs", "p99", "{:,.0f}"),
+                ("messages per recv", "per recv", "{:,.2f}"),
+                ("per send", "per send", "{:,.2f}"),
+                ("EAGAIN", "EAGAIN", "{:.0%}"),
             ]
             titles = ["server", *(title for title, _, _ in columns)]
             titles.insert(2, "ratio")
@@ -188,11 +275,20 @@ def _figure_tables(results: Results, servers: Sequence[Server], plan: Plan) -> I
             for server in servers:
                 figures = [_show(results.value(server.name, f"{shape.name} {key}"), show) for _, key, show in columns]
                 ratio = _show(results.ratio(server.name, REFERENCE, f"{shape.name} cpu"), "{:,.2f}")
-                rows.append([server.name, figures[0], ratio, *figures[1:]])
-            yield f"### {SHAPE_TITLES[shape]}\n"
-            yield _markdown_table(titles, rows)
+                if figures[0] != "-":
+                    rows.append([server.name, figures[0], ratio, *figures[1:]])
+            if rows:
+                yield f"### {_title(shape)}\n"
+                yield _markdown_table(titles, rows)
+            late = max((results.value(server.name, f"{shape.name} late") or 0 for server in servers), default=0)
+            if late > MOST_LATE:
+                yield (
+                    f"The load generator was late, by up to {late:,.0f} µs on average: the machine was busy, and the "
+                    "messages came in bunches.\n"
+                )
     others = [
         ("connect", "connections per second", "connect rate", "{:,.0f}"),
+        ("connect", "connection µs", "connect cpu", "{:,.0f}"),
         ("fanout", "broadcast µs", "fan-out cpu", "{:.2f}"),
         ("flood", "flood", "flood ratio", "x {:,.1f}"),
         *(("idle", f"{count:,} idle: kB each", f"idle {count}", "{:.1f}") for count in plan.idle),
@@ -262,6 +358,12 @@ def _machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {cpu}, Linux {kernel}"
 
 
+def _pins(plan: Plan) -> str:
+    if plan.cpus is None:
+        return "Nothing was pinned, because there is one CPU only"
+    return "The load generator was pinned to CPU {}, and each server to CPU {}".format(*plan.cpus)
+
+
 def _plan(plan: Plan) -> str:
     rounds = "1 round" if plan.repeats == 1 else f"{plan.repeats} rounds"
     return f"{rounds}, {plan.seconds:g} s for each measurement after {plan.warm_up:g} s of warm-up"
@@ -269,9 +371,16 @@ def _plan(plan: Plan) -> str:
 
 def _versions(servers: Sequence[Server]) -> str:
     packages = dict.fromkeys(package for server in servers for package in server.packages)
-    versions = [f"{package} {version(package)}" for package in packages]
+    versions = [f"{package} {_version(package)}" for package in packages]
     functions = "compiled" if find_spec("flask_uwsgi_websocket.protocol._frames") else "pure Python"
     return f"CPython {platform.python_version()}, {', '.join(versions)}; the functions of this package: {functions}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 # The plot: a panel for each shape, a bar for each server.
@@ -293,7 +402,9 @@ def plot(results: Results, servers: Sequence[Server]) -> str:
         values = [results.value(server.name, f"{shape.name} cpu") for server in servers]
         measured = [value for value in values if value is not None]
         longest = min(max(measured, default=1), _LONGEST * min(measured, default=1))
-        parts.append(_text(left, _ROW * 2, f"{shape.connections} x {shape.in_flight} x {shape.name.partition(' ')[2]}"))
+        size = shape.name.partition(" ")[2]
+        head = f"{shape.in_flight} x {size}" if shape.rate is None else f"{size}, {shape.rate:,} a second"
+        parts.append(_text(left, _ROW * 2, f"{shape.connections} x {head}"))
         for row, (server, value) in enumerate(zip(servers, values, strict=True)):
             if value is not None:
                 width = _BAR * min(value, longest) / longest

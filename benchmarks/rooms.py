@@ -54,7 +54,7 @@ def _record(bench: Bench, server: Server, name: str, load: Load, deliveries: int
 
 def _measure_one_worker(bench: Bench, server: Server, room: RoomServer) -> None:
     """Compare the deliveries in a room with those of broadcast() to its members, and measure a membership."""
-    with running(server, MEMBERS + 1) as target:
+    with bench.running(server, MEMBERS + 1) as target:
         for name, publish in ((server.name, room.publish), (BROADCAST, "/broadcast")):
             paths = {"publish": publish, "receive": room.receive}
             with bench.loaded(server, target, "fanout", connections=MEMBERS, **paths) as load:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +34,10 @@ _REQUEST = (
 HANDSHAKE = _REQUEST.format("/echo").encode()
 
 
+#: The measures of a server that serves ``/echo``, and of one that also serves ``/receive`` and ``/publish``.
+ECHOING = ("echo", "calls", "connect", "flood", "idle")
+FANNING_OUT = (*ECHOING, "fanout")
+
 #: Returns the arguments of each process, for the port of each worker and the number of connections that a worker fits.
 Commands = Callable[[Sequence[int], int], list[list[str]]]
 
@@ -50,8 +55,9 @@ class Server:
     :param packages: the packages whose versions are in the report.
     :param environ: more environment variables.
     :param most_connections: the largest number of connections in a measure.
-    :param fans_out: whether its application serves ``/receive`` and ``/publish``.
-    :param room: how it serves a room. If it does, rooms are all that is measured.
+    :param measures: the names of the measures in which it takes part.
+    :param room: how it serves a room, if it does.
+    :param ready: a path, and the status of the answer to a handshake there when the server is ready.
     """
 
     name: str
@@ -59,8 +65,9 @@ class Server:
     packages: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
     most_connections: int = 10_000
-    fans_out: bool = False
+    measures: Sequence[str] = ECHOING
     room: RoomServer | None = None
+    ready: tuple[str, int] = ("/echo", 101)
 
 
 @dataclass(frozen=True)
@@ -140,13 +147,16 @@ def _compiled(source: str) -> Commands:
     return commands
 
 
-def compile_c(source: Path, binary: Path) -> None:
+def compile_c(source: Path, binary: Path, *options: str) -> None:
     """Compile a program of one file."""
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", binary, source], check=True)
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", *options, "-o", binary, source, "-lm"], check=True)
 
 
 _GEVENT = ("--gevent", "{}", "--gevent-early-monkey-patch")
 _PACKAGES = ("Flask-uWSGI-WebSocket", "uWSGI", "Flask")
+
+# This package sets TCP_NODELAY itself, and so do all other servers or their applications.
+_NODELAY = ("--tcp-nodelay",)
 
 _ASYNCIO = ("--asyncio", "{}", "--greenlet")
 _THREADS = ("--threads", "{}")
@@ -164,21 +174,28 @@ SERVERS = [
         _uwsgi("package_app:app", *_GEVENT),
         (*_PACKAGES, "gevent"),
         environ={"MODE": "gevent"},
-        fans_out=True,
+        measures=(*FANNING_OUT, "page", "housekeeping"),
     ),
     Server(
         "this package, gevent, pure Python",
         _uwsgi("package_app:app", *_GEVENT),
         (*_PACKAGES, "gevent"),
         environ={"MODE": "gevent", "FLASK_UWSGI_WEBSOCKET_PURE": "1"},
-        fans_out=True,
+        measures=FANNING_OUT,
     ),
     Server(
         "this package, asyncio",
         _uwsgi("package_app:app", *_ASYNCIO),
         (*_PACKAGES, "greenlet"),
         environ={"MODE": "asyncio"},
-        fans_out=True,
+        measures=(*FANNING_OUT, "housekeeping"),
+    ),
+    Server(
+        "this package, asyncio on uvloop",
+        _uwsgi("package_app:app", *_ASYNCIO),
+        (*_PACKAGES, "greenlet", "uvloop"),
+        environ={"MODE": "asyncio", "LOOP": "uvloop"},
+        measures=FANNING_OUT,
     ),
     Server(
         "this package, threads",
@@ -193,11 +210,18 @@ SERVERS = [
         (*_PACKAGES, "gevent"),
         environ={"SOCK": "flask_uwsgi_websocket.compat"},
     ),
-    Server("uWSGI's C API, gevent", _uwsgi("uwsgi_app", *_GEVENT), ("uWSGI", "gevent")),
+    Server("uWSGI's C API, gevent", _uwsgi("uwsgi_app", *_GEVENT, *_NODELAY), ("uWSGI", "gevent")),
     Server("picows + uvloop", _python("picows_app.py"), ("picows", "uvloop")),
     Server("Starlette on uvicorn", _uvicorn("starlette_app:app"), ("starlette", "uvicorn", "uvloop", "websockets")),
     Server("aiohttp", _python("aiohttp_app.py"), ("aiohttp",)),
-    Server("websockets (asyncio)", _python("websockets_app.py"), ("websockets",), fans_out=True),
+    Server("websockets (asyncio)", _python("websockets_app.py"), ("websockets",), measures=FANNING_OUT),
+    Server(
+        "websockets on uvloop",
+        _python("websockets_app.py"),
+        ("websockets", "uvloop"),
+        environ={"LOOP": "uvloop"},
+        measures=FANNING_OUT,
+    ),
     Server(
         "flask-sock on gunicorn, gevent",
         _gunicorn("flask_sock_app:app", "--worker-class", "gevent", "--worker-connections", "{}"),
@@ -214,11 +238,17 @@ SERVERS = [
     Server("gevent-websocket", _python("gevent_websocket_app.py"), ("gevent-websocket", "gevent")),
     Server(
         "Flask-uWSGI-WebSocket 0.6.1, gevent",
-        _uwsgi("legacy_app:app", *_GEVENT, "--pythonpath", str(LEGACY)),
+        _uwsgi("legacy_app:app", *_GEVENT, *_NODELAY, "--pythonpath", str(LEGACY)),
         _PACKAGES[1:],
         most_connections=900,  # it waits in select(2), which ends at descriptor 1,023
     ),
+    Server(BARE, _compiled("bare.c"), (), measures=("fanout",)),
 ]
+
+#: The pages of a Flask application without this package.
+PLAIN = Server(
+    "Flask alone, gevent", _uwsgi("flask_app:app", *_GEVENT), _PACKAGES[1:], measures=("page",), ready=("/page", 400)
+)
 
 
 def _rooms(mode: str, options: Sequence[str], packages: Sequence[str], *, redis: bool, workers: int = 2) -> Server:
@@ -228,6 +258,7 @@ def _rooms(mode: str, options: Sequence[str], packages: Sequence[str], *, redis:
         _uwsgi("rooms_app:app", *options),
         (*_PACKAGES, *packages),
         environ={"MODE": mode},
+        measures=("rooms",),
         room=RoomServer("/room", "/member", workers, has_redis=redis, is_ours=True),
     )
 
@@ -245,24 +276,31 @@ ROOM_SERVERS = [
         FLASK_SOCKETIO,
         _python("flask_socketio_app.py"),
         ("Flask-SocketIO", "python-socketio", "python-engineio", "gevent", "redis"),
+        measures=("rooms",),
         room=RoomServer(_SOCKETIO.format("publish"), _SOCKETIO.format("receive"), has_socketio=True),
     ),
     Server(
         CHANNELS,
         _uvicorn("channels_app:app"),
         ("channels", "channels_redis", "Django", "uvicorn", "uvloop"),
+        measures=("rooms",),
         room=RoomServer(rate=5),
     ),
     Server(
-        "Starlette and Redis by hand", _uvicorn("starlette_rooms_app:app"), ("starlette", "redis"), room=RoomServer()
+        "Starlette and Redis by hand",
+        _uvicorn("starlette_rooms_app:app"),
+        ("starlette", "redis"),
+        measures=("rooms",),
+        room=RoomServer(),
     ),
     Server(
         "websockets.broadcast and Redis by hand",
         _python("websockets_rooms_app.py"),
         ("websockets", "uvloop", "redis"),
+        measures=("rooms",),
         room=RoomServer(),
     ),
-    Server(BARE, _compiled("bare.c"), (), room=RoomServer(has_redis=False)),
+    Server(BARE, _compiled("bare.c"), (), measures=("rooms",), room=RoomServer(has_redis=False)),
 ]
 
 #: The server with which all ratios of the table compare.
@@ -276,14 +314,22 @@ class Running:
     :param pids: its processes. Its workers must have started by now, because ``pids`` lists them from the beginning.
     :param redis: the process of its Redis, which ``pids`` does not list.
     :param hosts: the address of each worker, if they are not on this machine.
+    :param is_pinned: whether it is pinned to a CPU.
     """
 
     def __init__(
-        self, ports: Sequence[int], pids: Iterable[int], redis: int | None = None, hosts: Sequence[str] = ()
+        self,
+        ports: Sequence[int],
+        pids: Iterable[int],
+        redis: int | None = None,
+        hosts: Sequence[str] = (),
+        *,
+        is_pinned: bool = False,
     ) -> None:
         self.places = [f"{host}:{port}" for host, port in zip(hosts or [HOST] * len(ports), ports, strict=True)]
         self.port = ports[0]
         self.pids = [each for pid in pids for each in _process_tree(pid)]
+        self.is_pinned = is_pinned
         self._redis = redis
 
     def cpu_seconds(self) -> float:
@@ -319,14 +365,16 @@ def _pss_kb(pid: int) -> int:
 
 
 @contextmanager
-def running(server: Server, connections: int) -> Iterator[Running]:
+def running(server: Server, connections: int, cpu: int | None = None) -> Iterator[Running]:
     """Run a server on free ports, with room for this number of connections in each worker.
 
     If there is an error, the last lines of the server's output go to stderr.
 
+    :param cpu: the only CPU that it may use; None for all.
     :raises ServerError: when the server does not complete a handshake in time.
     """
     room = server.room
+    path, status = (room.receive, 101) if room else server.ready
     ports = free_ports(room.workers if room else 1)
     environ = {**os.environ, **server.environ}
     with ExitStack() as stack:
@@ -336,11 +384,11 @@ def running(server: Server, connections: int) -> Iterator[Running]:
             environ["REDIS"], redis = stack.enter_context(start_redis())
         # Some connections are still ending when the next ones open.
         commands = server.commands(ports, connections + 100)
-        processes = [stack.enter_context(start(command, environ, log)) for command in commands]
+        processes = [stack.enter_context(start(command, environ, log, cpu)) for command in commands]
         try:
             for index, port in enumerate(ports):
-                await_handshake(processes[index % len(processes)], port, room.receive if room else "/echo")
-            yield Running(ports, [process.pid for process in processes], redis)
+                await_handshake(processes[index % len(processes)], port, path, status=status)
+            yield Running(ports, [process.pid for process in processes], redis, is_pinned=cpu is not None)
         except (ServerError, OSError):
             log.seek(0)
             printed = log.read().decode(errors="replace").strip().splitlines()[-8:]
@@ -355,10 +403,18 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def start(command: Sequence[str], environ: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a ``with`` statement."""
+def start(
+    command: Sequence[str], environ: Mapping[str, str], log: IO[bytes], cpu: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a ``with`` statement, on one CPU or on all."""
     process = subprocess.Popen(
-        command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=pinning(cpu),
     )
     try:
         yield process
@@ -366,6 +422,11 @@ def start(command: Sequence[str], environ: Mapping[str, str], log: IO[bytes]) ->
         with suppress(ProcessLookupError):  # the process has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def pinning(cpu: int | None) -> Callable[[], None] | None:
+    """Return the function that pins a child process to a CPU, or None to leave it on all."""
+    return None if cpu is None else partial(os.sched_setaffinity, 0, {cpu})
 
 
 @contextmanager
@@ -402,8 +463,10 @@ def _accepts(port: int) -> bool:
     return False
 
 
-def await_handshake(process: subprocess.Popen[bytes], port: int, path: str, host: str = HOST) -> None:
-    """Wait until a server completes a handshake.
+def await_handshake(
+    process: subprocess.Popen[bytes], port: int, path: str, host: str = HOST, *, status: int = 101
+) -> None:
+    """Wait until a server completes a handshake, or answers it with another status.
 
     :raises ServerError: when it does not in time.
     """
@@ -419,7 +482,7 @@ def await_handshake(process: subprocess.Popen[bytes], port: int, path: str, host
         except OSError:
             time.sleep(0.05)
             continue
-        if answer.startswith(b"HTTP/1.1 101 "):
+        if answer.startswith(f"HTTP/1.1 {status} ".encode()):
             return
         time.sleep(0.05)
     raise ServerError(f"no handshake in {START_TIMEOUT:.0f} s; the last answer began {answer[:60]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from geventwebsocket.handler import WebSocketHandler  # noqa: E402
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     ws = environ["wsgi.websocket"]
+    ws.handler.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while (message := ws.receive()) is not None:
         ws.send(message)
     return []

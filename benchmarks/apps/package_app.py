@@ -1,10 +1,12 @@
-"""This package, through the whole Flask stack. The environment variable MODE names the concurrency mode.
+"""This package, through the whole Flask stack.
 
-The handlers of all modes do the same. Each one is written twice: as a function and as a coroutine function.
+The environment variable MODE names the concurrency mode. In asyncio mode, LOOP may be uvloop. The handlers of all modes
+do the same. Each one is written twice: as a function and as a coroutine function.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -13,6 +15,11 @@ from flask import Flask
 import flask_uwsgi_websocket
 
 MODE = os.environ["MODE"]
+
+if os.environ.get("LOOP") == "uvloop":
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())  # uWSGI's engine asks for its loop after the import
 
 websocket: Any = {
     "gevent": flask_uwsgi_websocket.GeventWebSocket,
@@ -68,3 +75,8 @@ else:
 app = Flask(__name__)
 websocket.init_app(app)
 app.register_blueprint(blueprint)
+
+
+@app.route("/page")
+def page() -> str:
+    return "Hello"

@@ -1,8 +1,9 @@
-"""websockets on asyncio: python websockets_app.py PORT."""
+"""websockets on asyncio: python websockets_app.py PORT. The environment variable LOOP may be uvloop."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
@@ -29,4 +30,12 @@ async def main() -> None:
         await server.serve_forever()
 
 
-asyncio.run(main())
+if os.environ.get("LOOP") == "uvloop":
+    import uvloop
+
+    new_event_loop = uvloop.new_event_loop
+else:
+    new_event_loop = asyncio.new_event_loop
+
+with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    runner.run(main())
