@@ -252,11 +252,11 @@ class Bench:
     def grown_kb(self, server: Server, connections: int, path: str = "/echo") -> float:
         """Return by how much the memory of a server grows with idle connections."""
         with self.running(server, connections) as target:
-            with self.loaded(server, target, "idle", connections=100, warm_up=0, echo=path):
+            with self.loaded(server, target, "idle", connections=100, warm_up=0, timeout=30, echo=path):
                 pass  # memory that the first connections allocate for all does not count
             time.sleep(SETTLING)
             before = target.memory_kb()
-            with self.loaded(server, target, "idle", connections=connections, warm_up=0, echo=path):
+            with self.loaded(server, target, "idle", connections=connections, warm_up=0, timeout=30, echo=path):
                 time.sleep(SETTLING)
                 return target.memory_kb() - before
 
