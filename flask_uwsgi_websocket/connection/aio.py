@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from .._uwsgi import uwsgi
-from ..exceptions import AsyncioNotAvailable, ConnectionClosed
+from ..exceptions import AsyncioNotAvailable
 from ..loops.greenlets import is_in_gevent
 from ..loops.tasks import (
     AsyncioLoop,
@@ -26,11 +26,18 @@ from ..loops.tasks import (
     run_in_greenlet,
 )
 from ..protocol.protocol import SharedMessage, payload_of
+from ..protocol.speedups import COMPILED
 from .base import BaseClient, NotBegun
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from flask.ctx import AppContext
+
+
+if COMPILED:
+    from ._aio_calls import AsyncioCalls
+else:
+    from .aio_calls import AsyncioCalls
 
 
 def _make_loop() -> AsyncioLoop:
@@ -45,7 +52,7 @@ def _make_loop() -> AsyncioLoop:
     return background_asyncio_loop()
 
 
-class AsyncioWebSocketClient(BaseClient):
+class AsyncioWebSocketClient(AsyncioCalls, BaseClient):
     """One WebSocket connection, as its coroutine handler gets it: the methods of :class:`WebSocketClient`, awaitable.
 
     Call them in the thread of the event loop only. ``recv_nb()`` and ``send_nb()`` are not coroutines.
@@ -55,19 +62,9 @@ class AsyncioWebSocketClient(BaseClient):
     loop: AsyncioLoop
 
     accept = BaseClient._accept
-    receive = recv = a_recv = BaseClient._receive
     receive_json = BaseClient._receive_json
-    send = a_send = BaseClient._send
     ping = BaseClient._ping
     close = BaseClient._close
-
-    async def __aiter__(self) -> AsyncIterator[str | bytes]:
-        """Receive messages until the connection closes."""
-        try:
-            while (message := await self._receive()) is not None:
-                yield message
-        except ConnectionClosed:
-            return
 
     def messages(self) -> AsyncIterator[str | bytes]:
         """Receive messages, each in its own application context. See :meth:`WebSocketClient.messages`."""
@@ -130,10 +127,11 @@ class AsyncioWebSocketClient(BaseClient):
         value = context.run(function, *args, **kwargs)
         if inspect.isawaitable(value):
             awaited = value
+            begun: list[bool] = []
             try:
-                value, leaving = await context.run(asyncio.ensure_future, _result_or_exit(awaited))
+                value, leaving = await context.run(asyncio.ensure_future, _result_or_exit(awaited, begun))
             except asyncio.CancelledError as error:
-                if inspect.iscoroutine(awaited) and inspect.getcoroutinestate(awaited) == inspect.CORO_CREATED:
+                if not begun and isinstance(awaited, Coroutine):
                     awaited.close()
                     raise NotBegun(*error.args) from None
                 raise
@@ -154,8 +152,12 @@ class AsyncioWebSocketClient(BaseClient):
         task.add_done_callback(_forget)
 
 
-async def _result_or_exit(awaitable: Awaitable[Any]) -> tuple[Any, SystemExit | None]:
-    """Await *awaitable* as a task of its own. Return a SystemExit: outside the task, it would end the event loop."""
+async def _result_or_exit(awaitable: Awaitable[Any], begun: list[bool]) -> tuple[Any, SystemExit | None]:
+    """Await *awaitable* as a task of its own. Return a SystemExit: outside the task, it would end the event loop.
+
+    :param begun: gets an element when the task begins.
+    """
+    begun.append(True)
     try:
         return await awaitable, None
     except SystemExit as leaving:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from ..exceptions import AsyncioNotAvailable
@@ -20,17 +20,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flask_uwsgi_websocket")
 
 
+class Reader(Protocol):
+    """What the event loop calls when a descriptor is readable, instead of waking a future."""
+
+    def __call__(self) -> None:
+        """Note that the descriptor is readable or has ended."""
+
+    def forget(self) -> None:
+        """Note that the event loop will not call any more."""
+
+
 class AsyncioLoop:
     """Waits in an asyncio event loop. Only the thread of that event loop may wait and call :meth:`forget`."""
 
     gives_way = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.event_loop = loop
         # asyncio keeps one reader and one writer for a descriptor; here any number of tasks may wait. A reader stays
         # with its descriptor until it is called while no task waits, because most often a task soon waits again.
         self._readers: dict[int, list[asyncio.Future[bool]]] = {}
         self._writers: dict[int, list[asyncio.Future[bool]]] = {}
+        self._direct: dict[int, Reader] = {}
         self._callbacks: dict[int, Callable[[], bool]] = {}
 
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
@@ -41,15 +52,24 @@ class AsyncioLoop:
         """Return a future that becomes True when *fd* is readable or has ended."""
         waiting = self._readers.get(fd)
         if waiting is None:
-            self._loop.add_reader(fd, self._readable, fd)
+            self.event_loop.add_reader(fd, self.wake, fd)
             waiting = self._readers[fd] = []
         return self._next(waiting)
 
+    def read_with(self, fd: int, reader: Reader) -> list[asyncio.Future[bool]]:
+        """Let the event loop call *reader* whenever *fd* is readable, until it is forgotten.
+
+        :returns: the futures of those who wait besides: if there are any, or if nobody waits, it calls :meth:`wake`.
+        """
+        self.event_loop.add_reader(fd, reader)
+        self._direct[fd] = reader
+        return self._readers.setdefault(fd, [])
+
     def watch(self, fd: int, interval: float) -> AsyncioWatch:
-        return AsyncioWatch(self, self._loop, fd, interval)
+        return AsyncioWatch(self, self.event_loop, fd, interval)
 
     def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
-        self._loop.add_writer(fd, self._writable, fd)
+        self.event_loop.add_writer(fd, self._writable, fd)
         future = self._next(self._writers.setdefault(fd, []))
         return future if timeout is None else self._wait_at_most(future, timeout)
 
@@ -57,18 +77,19 @@ class AsyncioLoop:
         """Return a future for a wait. Most waits are this bare future: a coroutine around it doubles the cost."""
         if waiting:  # futures of other tasks, or of tasks that were cancelled
             waiting[:] = [future for future in waiting if not future.done()]
-        future = self._loop.create_future()
+        future = self.event_loop.create_future()
         waiting.append(future)
         return future
 
     async def _wait_at_most(self, future: asyncio.Future[bool], timeout: float) -> bool:
-        timer = self._loop.call_later(timeout, _set_result, future, False)
+        timer = self.event_loop.call_later(timeout, _set_result, future, False)
         try:
             return await future
         finally:
             timer.cancel()
 
-    def _readable(self, fd: int) -> None:
+    def wake(self, fd: int) -> None:
+        """Wake all that wait for a future, or stop waiting for *fd* if nobody does."""
         waiting = self._readers[fd]
         if not waiting:
             self._forget_reader(fd)
@@ -78,7 +99,10 @@ class AsyncioLoop:
 
     def _forget_reader(self, fd: int) -> None:
         if fd in self._readers:
-            self._loop.remove_reader(fd)
+            self.event_loop.remove_reader(fd)
+            reader = self._direct.pop(fd, None)
+            if reader is not None:
+                reader.forget()
             for future in self._readers.pop(fd):
                 _set_result(future, True)
 
@@ -88,29 +112,29 @@ class AsyncioLoop:
         callback = self._callbacks.get(fd)
         if callback is None or not callback():
             self._callbacks.pop(fd, None)
-            self._loop.remove_writer(fd)
+            self.event_loop.remove_writer(fd)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
-        self._loop.call_soon_threadsafe(self._watch, fd, callback)
+        self.event_loop.call_soon_threadsafe(self._watch, fd, callback)
 
     def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
         if not callback():  # fd may have been closed meanwhile, and another connection may have its number
             return
         self._callbacks[fd] = callback
-        self._loop.add_writer(fd, self._writable, fd)
+        self.event_loop.add_writer(fd, self._writable, fd)
 
     def forget(self, fd: int) -> None:
         self._callbacks.pop(fd, None)
-        self._loop.remove_writer(fd)
+        self.event_loop.remove_writer(fd)
         self._forget_reader(fd)
         for future in self._writers.pop(fd, ()):
             _set_result(future, True)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        self._loop.call_soon(callback)
+        self.event_loop.call_soon(callback)
 
     def run_aside(self, function: Callable[[], None]) -> None:
         function()  # in the loop's thread nothing waits but tasks
@@ -125,12 +149,12 @@ class AsyncioLoop:
         return await asyncio.wrap_future(result)
 
     def run_every(self, interval: float, tick: Tick) -> None:
-        self._loop.call_soon_threadsafe(self._loop.call_later, interval, self._run, tick)
+        self.event_loop.call_soon_threadsafe(self.event_loop.call_later, interval, self._run, tick)
 
     def _run(self, tick: Tick) -> None:
         delay = tick()
         if delay is not None:
-            self._loop.call_later(delay, self._run, tick)
+            self.event_loop.call_later(delay, self._run, tick)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine in a task that sees the caller's context variables. May be called from any thread.
@@ -145,7 +169,7 @@ class AsyncioLoop:
             except BaseException as error:
                 result.set_exception(error)
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        asyncio.run_coroutine_threadsafe(run(), self.event_loop)
         return result
 
 

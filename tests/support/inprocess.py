@@ -107,7 +107,8 @@ class AwaitableClient:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.blocking, name)
-        if not inspect.iscoroutinefunction(getattr(AsyncioWebSocketClient, name, None)):
+        is_compiled = name in {"receive", "recv", "send"}  # no coroutine function before CPython 3.12
+        if not is_compiled and not inspect.iscoroutinefunction(getattr(AsyncioWebSocketClient, name, None)):
             return value
 
         async def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,1 @@
+from .aio_calls import AsyncioCalls as AsyncioCalls
