@@ -256,7 +256,7 @@ cdef Receive new_receive(AsyncioCalls client, timeout, bint iterates):
 cdef class Reader:
     """Wakes the task in ``receive()`` when the descriptor of its connection is readable or has ended.
 
-    For the task it is a future. For the event loop it is what to call when the descriptor is readable.
+    For the task it is a future, which it waits for again and again.
     """
 
     cdef object waits, loop  # the AsyncioLoop and the event loop
@@ -273,8 +273,8 @@ cdef class Reader:
     cdef int begin(self, int fd) except -1:
         """Begin to wait."""
         if self.others is None:
-            self.others = self.waits.read_with(fd, self)
             self.fd = fd
+            self.read()
         self.state = PENDING
         self.blocking = True
         return 0
@@ -284,17 +284,31 @@ cdef class Reader:
         self.state = IDLE
         self.callback = self.context = self.cancel_message = None
 
-    def __call__(self):
+    def read(self):
+        """Let the event loop watch the descriptor."""
+        self.others = self.waits.read_with(self.fd, Callback(self), self.forget)
+
+    cdef int dropped(self) except -1:
+        """Let the event loop watch the descriptor again, if it has stopped doing so by itself."""
+        if self.others is not None and not self.loop.is_closed():
+            self.loop.call_soon(self.read_again)
+        return 0
+
+    def read_again(self):
+        if self.others is not None:
+            self.read()
+
+    cdef int wake(self) except -1:
         """Wake the task. Called by the event loop, outside of any task."""
         was_pending = self.state == PENDING
         if self.others or not was_pending:
             self.waits.wake(self.fd)
         if not was_pending:
-            return
+            return 0
         self.state = READY
         callback, context = self.callback, self.context
         if callback is None:  # the task does not wait yet
-            return
+            return 0
         self.callback = self.context = None
         PyContext_Enter(context)
         try:
@@ -305,6 +319,7 @@ cdef class Reader:
             self.loop.call_soon(leave, error)
         finally:
             PyContext_Exit(context)
+        return 0
 
     def forget(self):
         """End the wait, because the event loop will not call the reader any more."""
@@ -369,6 +384,24 @@ cdef class Reader:
 
     def exception(self):
         return self.result()
+
+
+cdef class Callback:
+    """What the event loop calls when a descriptor is readable.
+
+    Only the event loop has it. So it ends when the event loop drops it, as uvloop does after a reset.
+    """
+
+    cdef Reader reader
+
+    def __init__(self, Reader reader not None):
+        self.reader = reader
+
+    def __call__(self):
+        self.reader.wake()
+
+    def __del__(self):
+        self.reader.dropped()
 
 
 def leave(error):

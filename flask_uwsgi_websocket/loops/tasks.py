@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from ..exceptions import AsyncioNotAvailable
@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from greenlet import greenlet
 
 logger = logging.getLogger("flask_uwsgi_websocket")
-
-
-class Reader(Protocol):
-    """What the event loop calls when a descriptor is readable, instead of waking a future."""
-
-    def __call__(self) -> None:
-        """Note that the descriptor is readable or has ended."""
-
-    def forget(self) -> None:
-        """Note that the event loop will not call any more."""
 
 
 class AsyncioLoop:
@@ -41,7 +31,9 @@ class AsyncioLoop:
         # with its descriptor until it is called while no task waits, because most often a task soon waits again.
         self._readers: dict[int, list[asyncio.Future[bool]]] = {}
         self._writers: dict[int, list[asyncio.Future[bool]]] = {}
-        self._direct: dict[int, Reader] = {}
+        self._forgetting: dict[int, Callable[[], None]] = {}
+        # uvloop drops the reader of a socket that was reset, after one more call, and says nothing.
+        self._keeps_readers = isinstance(loop, asyncio.SelectorEventLoop)
         self._callbacks: dict[int, Callable[[], bool]] = {}
 
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
@@ -50,20 +42,29 @@ class AsyncioLoop:
 
     def next_readable(self, fd: int) -> asyncio.Future[bool]:
         """Return a future that becomes True when *fd* is readable or has ended."""
-        waiting = self._readers.get(fd)
-        if waiting is None:
-            self.event_loop.add_reader(fd, self.wake, fd)
-            waiting = self._readers[fd] = []
-        return self._next(waiting)
+        if fd not in self._readers or not (self._keeps_readers or fd in self._forgetting):
+            self._add_reader(fd, self.wake, fd)
+        return self._next(self._readers.setdefault(fd, []))
 
-    def read_with(self, fd: int, reader: Reader) -> list[asyncio.Future[bool]]:
-        """Let the event loop call *reader* whenever *fd* is readable, until it is forgotten.
+    def read_with(
+        self, fd: int, callback: Callable[[], None], forget: Callable[[], None]
+    ) -> list[asyncio.Future[bool]]:
+        """Let the event loop call *callback* whenever *fd* is readable or has ended.
 
-        :returns: the futures of those who wait besides: if there are any, or if nobody waits, it calls :meth:`wake`.
+        :param forget: is called when the event loop has stopped doing so.
+        :returns: the futures of others that wait for *fd*. When it is readable, and there are any or nobody waits for
+            it, the caller has to call :meth:`wake`.
         """
-        self.event_loop.add_reader(fd, reader)
-        self._direct[fd] = reader
+        self._add_reader(fd, callback)
+        self._forgetting[fd] = forget
         return self._readers.setdefault(fd, [])
+
+    def _add_reader(self, fd: int, callback: Callable[..., None], *args: Any) -> None:
+        try:
+            self.event_loop.add_reader(fd, callback, *args)
+        except RuntimeError:  # uvloop keeps what is left of a reader that it has dropped
+            self.event_loop.remove_reader(fd)
+            self.event_loop.add_reader(fd, callback, *args)
 
     def watch(self, fd: int, interval: float) -> AsyncioWatch:
         return AsyncioWatch(self, self.event_loop, fd, interval)
@@ -100,9 +101,7 @@ class AsyncioLoop:
     def _forget_reader(self, fd: int) -> None:
         if fd in self._readers:
             self.event_loop.remove_reader(fd)
-            reader = self._direct.pop(fd, None)
-            if reader is not None:
-                reader.forget()
+            self._forgetting.pop(fd, _do_nothing)()
             for future in self._readers.pop(fd):
                 _set_result(future, True)
 
@@ -204,6 +203,10 @@ class AsyncioWatch:
     def close(self) -> None:
         self._timer.cancel()
         self._waits.forget(self._fd)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _set_result(future: asyncio.Future[bool], result: bool) -> None:

@@ -81,6 +81,18 @@ def test_a_server_with_open_connections_stops_without_warnings(tmp_path: Path, m
         server.stop()
 
 
+@pytest.mark.parametrize("options", [[], ["--lazy-apps"]], ids=["", "lazy-apps"])
+def test_the_asyncio_engine_runs_the_event_loop_of_uvloop(tmp_path: Path, options: list[str]) -> None:
+    with serving(tmp_path, ASYNCIO, "http-socket", options=options, module="live_uvloop_app") as server:
+        assert server.get("/event-loop").body == b"uvloop"
+        check_echo(server)
+        with ExitStack() as stack:
+            for habit in ("/receive", "/push", "/watch", "/echo"):
+                for _ in range(3):
+                    stack.enter_context(server.raw(habit))
+            server.stop()
+
+
 def test_asyncio_handlers_without_the_asyncio_engine_get_an_error_that_names_it(tmp_path: Path) -> None:
     mode = Mode("AsyncioWebSocket", ["--threads", "2"], "asyncio")
     expected = r"flask_uwsgi_websocket\.exceptions\.AsyncioNotAvailable"
