@@ -417,8 +417,6 @@ cdef class AsyncioCalls:
     def receive(self, timeout=None):
         return new_receive(self, timeout, False)
 
-    recv = a_recv = receive
-
     def send(self, message, binary=None, *, timeout=None):
         cdef Send call = Send.__new__(Send)
         call.client = self
@@ -426,8 +424,6 @@ cdef class AsyncioCalls:
         call.binary = binary
         call.timeout = timeout
         return call
-
-    a_send = send
 
     def __aiter__(self):
         """Receive messages until the connection closes."""

@@ -62,7 +62,9 @@ class AsyncioWebSocketClient(AsyncioCalls, BaseClient):
     loop: AsyncioLoop
 
     accept = BaseClient._accept
+    receive = recv = a_recv = AsyncioCalls.receive
     receive_json = BaseClient._receive_json
+    send = a_send = AsyncioCalls.send
     ping = BaseClient._ping
     close = BaseClient._close
 

@@ -18,8 +18,8 @@ __all__ = ["AsyncioCalls"]
 class AsyncioCalls(BaseClient):
     """The part of :class:`.AsyncioWebSocketClient` that has a compiled twin."""
 
-    receive = recv = a_recv = BaseClient._receive
-    send = a_send = BaseClient._send
+    receive = BaseClient._receive
+    send = BaseClient._send
 
     def __aiter__(self) -> AsyncIterator[str | bytes]:
         """Receive messages until the connection closes."""
