@@ -261,6 +261,7 @@ cdef class Reader:
 
     cdef object waits, loop  # the AsyncioLoop and the event loop
     cdef list others  # the futures of other tasks that wait for the descriptor; None while the event loop has no reader
+    cdef void *current  # the Callback that the event loop has, or NULL
     cdef object callback, context, cancel_message
     cdef WaitState state
     cdef bint blocking
@@ -284,18 +285,20 @@ cdef class Reader:
         self.state = IDLE
         self.callback = self.context = self.cancel_message = None
 
-    def read(self):
+    cdef int read(self) except -1:
         """Let the event loop watch the descriptor."""
-        self.others = self.waits.read_with(self.fd, Callback(self), self.forget)
-
-    cdef int dropped(self) except -1:
-        """Let the event loop watch the descriptor again, if it has stopped doing so by itself."""
-        if self.others is not None and not self.loop.is_closed():
-            self.loop.call_soon(self.read_again)
+        callback = Callback(self)
+        self.current = <void *> callback
+        try:
+            self.others = self.waits.read_with(self.fd, callback, self.forget)
+        except:
+            self.forget()
+            raise
         return 0
 
     def read_again(self):
-        if self.others is not None:
+        """Let the event loop watch the descriptor again, which it has stopped doing by itself."""
+        if self.current is not NULL:
             self.read()
 
     cdef int wake(self) except -1:
@@ -324,6 +327,7 @@ cdef class Reader:
     def forget(self):
         """End the wait, because the event loop will not call the reader any more."""
         self.others = None
+        self.current = NULL
         if self.state == PENDING:
             self.state = READY
             self.call_back_soon()
@@ -401,7 +405,9 @@ cdef class Callback:
         self.reader.wake()
 
     def __del__(self):
-        self.reader.dropped()
+        cdef Reader reader = self.reader
+        if reader.current == <void *> self and not reader.loop.is_closed():
+            reader.loop.call_soon(reader.read_again)
 
 
 def leave(error):

@@ -28,6 +28,7 @@ from flask_uwsgi_websocket.connection.channel import RUN_LENGTH
 from flask_uwsgi_websocket.connection.transport import Transport
 from flask_uwsgi_websocket.loops.tasks import current_asyncio_loop
 from flask_uwsgi_websocket.protocol.handshake import Handshake
+from flask_uwsgi_websocket.protocol.speedups import COMPILED
 from flask_uwsgi_websocket.settings import Settings
 from flask_uwsgi_websocket.state import State
 from support.inprocess import DEADLINE
@@ -629,6 +630,45 @@ def test_a_reset_ends_the_wait_after_a_part_of_a_message_and_after_a_whole_one(r
                 assert peer.ws.close_code == 1006
 
     run(main())
+
+
+if COMPILED:
+
+    def test_a_reader_that_reads_again_without_need_does_so_once(run: Any) -> None:
+        async def main() -> None:
+            waits = current_asyncio_loop()
+            with connected() as peer, mock.patch.object(waits, "read_with", wraps=waits.read_with) as read_with:
+                call = await_it(peer.ws.receive())
+                reader = call.send(None)
+                for count in (2, 3):
+                    reader.read_again()
+                    await rounds(5)
+                    assert read_with.call_count == count
+                call.close()
+                peer.ws.detach()
+                reader.read_again()
+                assert read_with.call_count == count
+
+        run(main())
+
+    def test_a_reader_whose_descriptor_cannot_be_watched_raises_in_the_task(run: Any) -> None:
+        async def main() -> None:
+            waits = current_asyncio_loop()
+            with connected() as peer:
+                call = await_it(peer.ws.receive())
+                reader = call.send(None)
+                with mock.patch.object(waits, "read_with", side_effect=OSError("no more memory")) as read_with:
+                    with pytest.raises(OSError, match="no more memory"):
+                        reader.read_again()
+                    await rounds(5)
+                    with pytest.raises(OSError, match="no more memory"):
+                        call.send(None)
+                    await rounds(5)
+                    assert read_with.call_count == 2
+                peer.send("message")
+                assert await peer.ws.receive() == "message"
+
+        run(main())
 
 
 def test_an_exit_in_a_task_that_was_woken_ends_the_event_loop_as_usual() -> None:
