@@ -285,7 +285,7 @@ def put_frame_to_all(list channels not None, bytes whole not None):
 
 
 def find_due(dict connections not None, double now):
-    # Without the interpreter: no other thread runs meanwhile, which could change the dictionary or a channel.
+    # It runs no Python code, so no other thread runs meanwhile, which could change the dictionary or a channel.
     cdef list due = []
     cdef Py_ssize_t position = 0
     cdef PyObject *key
