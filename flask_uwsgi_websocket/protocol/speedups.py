@@ -14,7 +14,7 @@ except ImportError:
 
 __all__ = ["COMPILED", "FALLBACK", "apply_mask", "frame", "take_messages"]
 
-#: Whether the compiled functions are in use, here and in the channel.
+#: Whether the compiled twins are in use, here and in all other folders.
 COMPILED = frame.__module__.endswith("._frames")
 
 #: Why pure Python is in use although nobody asked for it, and the remedy. Empty otherwise.
