@@ -926,9 +926,9 @@ def test_nothing_is_published_at_once_that_would_wait_or_come_twice(
         holder.execute("COMMIT")
     assert broker.publish_now(outgoing("a", "2", first=2), "another") is None
     assert broker.publish_now(outgoing("a", "1"), "me") is None
-    monkeypatch.setattr(local, "TRANSACTION_BYTES", 10)
-    assert broker.publish_now(outgoing("a", "2", first=2), "me") is None
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "TRANSACTION_BYTES", 10)
+        assert broker.publish_now(outgoing("a", "2", first=2), "me") is None
     assert broker.publish_now(outgoing("a", "2", first=2), "me") == [1]
     until_texts(subscription, "1", "2")
     broker.close()
