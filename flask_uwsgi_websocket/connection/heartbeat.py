@@ -14,9 +14,6 @@ class SendPing(NamedTuple):
     """It is time to ping the peer."""
 
 
-_SEND_PING = SendPing()
-
-
 class Heartbeat:
     """The pings of one connection, and their answers. Any input counts as an answer.
 
@@ -70,7 +67,7 @@ class Heartbeat:
         if now < self._next_ping:
             return None
         self._next_ping = now + (self._interval or 0.0)
-        return _SEND_PING
+        return SendPing()
 
     def _is_late(self, now: float) -> bool:
         return self._silent_since is not None and self._timeout is not None and now - self._silent_since > self._timeout

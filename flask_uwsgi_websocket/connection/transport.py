@@ -702,7 +702,7 @@ class Transport(Channel):
         return find_due(connections, time.monotonic())
 
     def tick(self, *, read_ahead: bool = True) -> None:
-        """Do what is due, without waiting. Called by the housekeeper about once a second.
+        """Do what is due, without waiting. The housekeeper looks once a second whether :meth:`find_due` asks for it.
 
         :param read_ahead: whether to read for a handler that is not receiving.
         """
@@ -710,7 +710,7 @@ class Transport(Channel):
             return
         now = time.monotonic()
         if self.is_receiving and not self.outbox and now < self.due:
-            return  # as most connections are most of the time
+            return  # the caller of receive() does the rest
         if not self.is_receiving:
             if read_ahead:
                 self._read_ahead()
