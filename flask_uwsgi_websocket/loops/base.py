@@ -6,7 +6,10 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from importlib import import_module
 from typing import Any, Protocol, TypeVar
+
+from .ready import Parked
 
 T = TypeVar("T")
 
@@ -35,6 +38,24 @@ class Reader(Protocol):
 
     def wait(self) -> object:
         """Wait until the descriptor is readable or has ended, or sooner without a reason."""
+
+
+class Lot(Protocol):
+    """The parking lot of a loop: it runs what is parked when there is something to do."""
+
+    @property
+    def usage(self) -> str:
+        """How many threads run what is parked, as the end of a sentence in the log."""
+
+    def add(self, fd: int, parked: Parked, *, is_ready: bool) -> None:
+        """Run *parked* from now on whenever *fd* is readable or has ended, until :meth:`Loop.forget`.
+
+        :param is_ready: whether it has something to do already, besides what the system knows.
+        :raises OSError: when the system takes no more descriptors.
+        """
+
+    def look_after(self) -> None:
+        """Let the housekeeper read for what has waited for a thread for a second or more. Called once a second."""
 
 
 class Loop(Protocol):
@@ -67,6 +88,12 @@ class Loop(Protocol):
 
     def forget(self, fd: int) -> None:
         """Let *fd* go, with its callback, before it is closed. It is closed only when nobody waits for it."""
+
+    def lot(self, threads: int = 0) -> Lot:
+        """Return the parking lot of this loop.
+
+        :param threads: how many threads may run what is parked, if threads do that, unless more of them may already.
+        """
 
     def run_aside(self, function: Callable[[], None]) -> None:
         """Call *function* where it may wait and holds nobody up. Called by a tick."""
@@ -119,22 +146,22 @@ def settle(future: Future[T], function: Callable[[], T]) -> None:
         future.set_exception(error)
 
 
+def original(module: str, name: str) -> Any:
+    """Return an object of the standard library, even where gevent has replaced or removed it."""
+    monkey = sys.modules.get("gevent.monkey")
+    return getattr(import_module(module), name) if monkey is None else monkey.get_original(module, name)
+
+
 def allocate_lock() -> threading.Lock:
     """Return a lock of the interpreter, even where gevent has patched ``threading``.
 
     Only sections that never wait may hold it, so that no greenlet waits for a lock of another greenlet.
     """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return threading.Lock()
-    lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")()
+    lock: threading.Lock = original("_thread", "allocate_lock")()
     return lock
 
 
 def allocate_rlock() -> threading.RLock:
     """Return a lock as :func:`allocate_lock` does, which the thread that holds it may acquire again."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return threading.RLock()
-    lock: threading.RLock = monkey.get_original("_thread", "RLock")()
+    lock: threading.RLock = original("_thread", "RLock")()
     return lock

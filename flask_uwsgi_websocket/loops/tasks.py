@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from ..exceptions import AsyncioNotAvailable
 from .base import T, Tick, settle
+from .parking import AsyncioLot
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -35,6 +36,7 @@ class AsyncioLoop:
         # uvloop drops the reader of a socket that was reset, after one more call, and says nothing.
         self._keeps_readers = isinstance(loop, asyncio.SelectorEventLoop)
         self._callbacks: dict[int, Callable[[], bool]] = {}
+        self._lot: AsyncioLot | None = None
 
     def wait_readable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         future = self.next_readable(fd)
@@ -127,10 +129,18 @@ class AsyncioLoop:
 
     def forget(self, fd: int) -> None:
         self._callbacks.pop(fd, None)
+        if self._lot is not None:
+            self._lot.remove(fd)
         self.event_loop.remove_writer(fd)
         self._forget_reader(fd)
         for future in self._writers.pop(fd, ()):
             _set_result(future, True)
+
+    def lot(self, threads: int = 0) -> AsyncioLot:
+        with _making_lot:
+            if self._lot is None:
+                self._lot = AsyncioLot(self.event_loop, self)
+        return self._lot
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self.event_loop.call_soon(callback)
@@ -260,6 +270,7 @@ def _keep_running(loop: asyncio.AbstractEventLoop) -> None:
 
 _background: tuple[threading.Thread, AsyncioLoop] | None = None
 _starting = threading.Lock()  # keeps two threads from starting a loop each
+_making_lot = threading.Lock()  # and from making a parking lot each
 
 
 def _asyncio_loop(running: asyncio.AbstractEventLoop) -> AsyncioLoop:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..protocol.speedups import COMPILED
 from .base import Reader, T, Tick, run
+from .parking import ThreadLot
 from .readers import poll
 
 if COMPILED:
@@ -30,6 +31,7 @@ class ThreadLoop:
         self._lock = threading.Lock()  # held around the attributes below
         self._writers: dict[int, Callable[[], bool]] = {}
         self._wake: socket.socket | None = None
+        self._lot: ThreadLot | None = None
 
     async def wait_readable(self, fd: int, timeout: float | None) -> bool:
         return poll(fd, select.POLLIN, timeout)
@@ -57,6 +59,15 @@ class ThreadLoop:
     def forget(self, fd: int) -> None:
         with self._lock:
             self._writers.pop(fd, None)
+        if self._lot is not None:
+            self._lot.remove(fd)
+
+    def lot(self, threads: int = 0) -> ThreadLot:
+        with self._lock:
+            if self._lot is None:
+                self._lot = ThreadLot()
+        self._lot.allow(threads)
+        return self._lot
 
     def run_aside(self, function: Callable[[], None]) -> None:
         threading.Thread(target=function, name="flask-uwsgi-websocket-aside", daemon=True).start()

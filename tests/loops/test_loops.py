@@ -23,13 +23,13 @@ import pytest
 
 from flask_uwsgi_websocket import AsyncioNotAvailable, AsyncioWebSocketClient, WebSocketClient
 from flask_uwsgi_websocket.connection import aio
-from flask_uwsgi_websocket.loops.current import current_blocking_loop, wait_for
+from flask_uwsgi_websocket.loops.current import wait_for
 from flask_uwsgi_websocket.loops.greenlets import GeventLoop
 from flask_uwsgi_websocket.loops.tasks import AsyncioLoop, current_asyncio_loop
 from flask_uwsgi_websocket.loops.threads import ThreadLoop
 from flask_uwsgi_websocket.loops.wakeup import Wakeup
 from flask_uwsgi_websocket.worker.housekeeper import Housekeeper, housekeeper_of
-from support.inprocess import DEADLINE, MODES, ROOM, Kept, Threads, run, wait_until
+from support.inprocess import DEADLINE, ROOM, Kept, Threads, call, run, wait_until
 
 
 @pytest.fixture
@@ -38,44 +38,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
     with one, other:
         yield one, other
-
-
-@pytest.fixture
-def worker(mode: str) -> Iterator[Threads]:
-    """The worker that serves requests in each mode, without a server."""
-    worker = MODES[mode]()
-    worker.start()
-    yield worker
-    worker.stop()
-    assert not worker.errors, worker.errors
-
-
-def call(worker: Threads, function: Any) -> Any:
-    """Run a coroutine function with the loop, as a handler would run, and return its result."""
-    results: list[Any] = []
-    done = threading.Event()
-
-    async def record(loop: Any) -> None:
-        try:
-            results.append(await function(loop))
-        except BaseException as error:
-            results.append(error)
-        for fd in list(getattr(loop, "_readers", ())):  # before the test closes it
-            loop.forget(fd)
-        done.set()
-
-    def start() -> None:
-        if worker.name == "asyncio":
-            task = asyncio.get_running_loop().create_task(record(current_asyncio_loop()))
-            results.append(task)
-        else:
-            run(record(current_blocking_loop()))
-
-    worker.dispatch(start)
-    assert done.wait(DEADLINE)
-    if isinstance(results[-1], BaseException):
-        raise results[-1]
-    return results[-1]
 
 
 def call_plain(worker: Threads, function: Callable[[], Any]) -> Any:

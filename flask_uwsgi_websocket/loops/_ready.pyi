@@ -1,0 +1,2 @@
+from .ready import Parked as Parked
+from .ready import Queue as Queue

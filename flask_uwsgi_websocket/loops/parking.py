@@ -1,0 +1,298 @@
+"""The parking lots: connections that wait for their clients without a thread, greenlet or task of their own.
+
+Each loop has one lot. It finds the connections that have something to do by epoll(7), and runs them in threads,
+greenlets or tasks: each connection in one of them at a time, and different connections side by side.
+
+A connection is reported once for all that has arrived (EPOLLET), so it reads until there is nothing left. What arrives
+while it runs lets it run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..protocol.speedups import COMPILED
+from .base import allocate_lock, original
+from .ready import IS_LATE, RUNS
+
+if COMPILED:
+    from ._ready import Parked, Queue
+else:
+    from .ready import Parked, Queue
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Task
+
+    from gevent.hub import Hub
+    from greenlet import greenlet
+
+#: Seconds for which one greenlet runs connections before it lets the others run.
+SLICE = 0.001
+
+#: The most greenlets that are kept for the next connections, and the most threads that wait in epoll_wait(2) at once:
+#: one more than needed, so that there is one when the other runs a connection.
+MOST_IDLE = 16
+MOST_WAITING = 2
+
+#: Whether this system has epoll(7).
+IS_AVAILABLE = hasattr(select, "EPOLLET")
+
+#: What is watched. After the end of the peer's side, and with urgent data, a short read is not the last one.
+_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET if IS_AVAILABLE else 0
+
+logger = logging.getLogger("flask_uwsgi_websocket")
+
+
+class EpollLot(Queue):
+    """The parked connections of one loop. A subclass runs what is ready."""
+
+    usage = ""
+
+    def __init__(self) -> None:
+        super().__init__(original("select", "epoll")(), allocate_lock())
+
+    def add(self, fd: int, parked: Parked, *, is_ready: bool) -> None:
+        self.parked[fd] = parked
+        try:
+            self.epoll.register(fd, _EVENTS)
+        except OSError:
+            del self.parked[fd]
+            raise
+        if is_ready:
+            with self.lock:
+                self.mark(parked)
+            self._wake()
+
+    def remove(self, fd: int) -> None:
+        """Let *fd* go, before it is closed. Does nothing when it is unknown."""
+        if self.parked.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+
+    def _wake(self) -> None:
+        """See to it that what is ready runs soon."""
+        raise NotImplementedError
+
+    def look_after(self) -> None:
+        """Let the housekeeper read for what has been ready since the last call. Called once a second."""
+        with self.lock:
+            for parked in self.ready:
+                if parked.state == IS_LATE:
+                    parked.leave_to_housekeeper()
+                parked.state = IS_LATE
+
+
+class ThreadLot(EpollLot):
+    """Runs connections in a pool of threads.
+
+    The threads wait in epoll_wait(2) themselves. One that finds several connections runs them one after the other, and
+    calls another thread, which takes over when the first one has to wait in a handler.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = self._threads = self._waiting = self._resting = 0
+        self._is_called = False  # a thread is about to look at the queue
+        self._looks_at = 0.0  # when a busy thread looks for input, if no other thread waits
+        self._may_run = threading.Semaphore(0)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+
+    def allow(self, threads: int) -> None:
+        with self.lock:
+            self._most = max(self._most, threads)
+            if not self._threads:
+                self._call()
+
+    @property
+    def usage(self) -> str:  # type: ignore[override]
+        busy = self._threads - self._waiting - self._resting
+        return f"; {busy} of {self._most} threads are busy (WEBSOCKET_THREADS)"
+
+    def _wake(self) -> None:
+        with self.lock:
+            self._call_if_needed()
+
+    def _call_if_needed(self) -> None:
+        """Call a thread if there is something for it: a connection to run, or to wait. Called with the lock."""
+        if not self._is_called and (self.ready or not self._waiting):
+            self._call()
+
+    def _call(self) -> None:
+        if self._waiting:
+            self._is_called = True
+            os.eventfd_write(self._bell, 1)
+        elif self._resting:
+            self._is_called = True
+            self._resting -= 1
+            self._may_run.release()
+        elif self._threads < self._most:
+            self._is_called = True
+            self._threads += 1
+            try:
+                threading.Thread(target=self._work, name="flask-uwsgi-websocket-view", daemon=True).start()
+            except RuntimeError:  # no more threads: the others go on
+                self._is_called = False
+                self._threads -= 1
+                logger.exception("no thread could be started for parked WebSockets")
+
+    def _work(self) -> None:
+        try:
+            self._is_called = False
+            while True:
+                while self.ready:
+                    with self.lock:
+                        is_last = len(self.ready) < 2
+                        if not (is_last and self._waiting):
+                            self._call_if_needed()
+                    self.run_next()
+                    if not self._waiting and time.monotonic() > self._looks_at:
+                        self._look()
+                self._wait()
+        finally:  # a handler has ended the thread, and another one may take its place
+            with self.lock:
+                self._threads -= 1
+                self._call_if_needed()
+
+    def look_after(self) -> None:
+        if not self._waiting:
+            self._look()
+        super().look_after()
+
+    def _look(self) -> None:
+        """Look for input, because all threads are busy."""
+        self._looks_at = time.monotonic() + SLICE
+        self.collect(0)
+
+    def _wait(self) -> None:
+        with self.lock:
+            if self.ready:
+                return
+            waits = self._waiting < MOST_WAITING
+            self._waiting += waits
+            self._resting += not waits
+        if waits:
+            self.collect(None)
+            with self.lock:
+                self._waiting -= 1
+        else:
+            self._may_run.acquire()
+        self._is_called = False
+
+
+class GeventLot(EpollLot):
+    """Runs connections in greenlets of one hub. A greenlet runs the next connection if the last one has not waited.
+
+    Only the thread of the hub uses it.
+    """
+
+    def __init__(self, hub: Hub, loop: object) -> None:
+        from gevent import getcurrent, sleep, spawn
+
+        super().__init__()
+        self._loop = loop  # which lives as long as the watcher, so that no second lot is made for the hub
+        self._hub = hub
+        self._getcurrent = getcurrent
+        self._sleep = sleep
+        self._spawn = spawn
+        self._idle: list[greenlet] = []
+        self._gives_way = False
+        self._watcher = self._hub.loop.io(self.epoll.fileno(), 1)
+        self._watcher.start(self._look)
+
+    def _look(self) -> None:
+        """Look for connections that have something to do. Called in the hub."""
+        self.collect(0)
+        self._call_greenlet()
+
+    def _wake(self) -> None:
+        self._hub.loop.run_callback(self._call_greenlet)
+
+    def _call_greenlet(self) -> None:
+        """Let a greenlet run what is ready. Called in the hub, also when the last greenlet has begun to wait."""
+        if self.ready and not self._gives_way:
+            if self._idle:
+                self._idle.pop().switch()
+            else:
+                self._spawn(self._work)
+
+    def _work(self) -> None:
+        try:
+            while True:
+                self._wake()  # in case that a handler waits
+                end = time.monotonic() + SLICE
+                while self.ready:
+                    self.run_next()
+                    if time.monotonic() > end:
+                        self._give_way()
+                        end = time.monotonic() + SLICE
+                if len(self._idle) >= MOST_IDLE:
+                    return
+                self._rest()
+        except BaseException:  # a handler has ended the greenlet, or the application has kept it, and killed it now
+            self._wake()
+            raise
+
+    def _give_way(self) -> None:
+        self._gives_way = True
+        try:
+            self._sleep(1e-9)  # 0 would run what is ready, but not look for input
+        finally:
+            self._gives_way = False
+            self._wake()
+
+    def _rest(self) -> None:
+        current = self._getcurrent()
+        self._idle.append(current)
+        try:
+            self._hub.switch()
+        finally:
+            if current in self._idle:  # it was killed
+                self._idle.remove(current)
+
+
+class AsyncioLot(EpollLot):
+    """Runs connections in tasks of one event loop, a new task for each time.
+
+    Any thread may make it and add connections: on a server with threads, the thread of each request does.
+    """
+
+    def __init__(self, event_loop: AbstractEventLoop, loop: object) -> None:
+        super().__init__()
+        self._loop = loop  # which lives as long as the event loop, so that no second lot is made for it
+        self._event_loop = event_loop
+        self._tasks: set[Task[None]] = set()  # the event loop has only weak references to tasks
+        event_loop.call_soon_threadsafe(event_loop.add_reader, self.epoll.fileno(), self._look)
+
+    def _look(self) -> None:
+        self.collect(0)
+        self._start_tasks()
+
+    def _wake(self) -> None:
+        self._event_loop.call_soon_threadsafe(self._start_tasks)
+
+    def _start_tasks(self) -> None:
+        while self.ready:
+            parked = self.ready.popleft()
+            parked.state = RUNS
+            more = [True]  # also after an exception, and of a task that is cancelled before it begins
+            task = parked.context.run(self._event_loop.create_task, self._run(parked, more))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._end_run, parked, more))
+
+    async def _run(self, parked: Parked, more: list[bool]) -> None:
+        try:
+            more[0] = await parked.serve()
+        finally:
+            parked.context = copy_context()  # with what the application has set in it
+
+    def _end_run(self, parked: Parked, more: list[bool], task: Task[None]) -> None:
+        self._tasks.discard(task)
+        self.finish(parked, more[0])
+        self._start_tasks()
