@@ -6,6 +6,8 @@ The view returns the 101 response at the end of the connection. Only the server'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Request, Response, current_app, request
@@ -13,6 +15,7 @@ from werkzeug.exceptions import Forbidden, HTTPException
 from werkzeug.routing import WebsocketMismatch
 
 from .connection.base import ENVIRON_KEY, BaseClient
+from .connection.parked import ParkedConnection
 from .connection.session import forget_mere_refresh, forget_session
 from .connection.transport import Transport
 from .protocol.deflate import Compression, Deflate
@@ -20,7 +23,7 @@ from .protocol.handshake import Handshake, UpgradeRequired, negotiate_handshake
 from .servers.find import find_capacity, find_server
 from .settings import ROUTE_NAMES, Settings
 from .state import Route, RouteOptions, State, state_of
-from .worker.admission import Place, admissions, check_files
+from .worker.admission import admissions, check_files
 from .worker.housekeeper import housekeeper_of
 
 if TYPE_CHECKING:
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
 #: The key in the environ under which the middleware puts the class of the client.
 CLASS_KEY = "flask_uwsgi_websocket.class"
 
-#: The key in the environ of the list for the place of the request among the connections. The middleware closes it.
-PLACES_KEY = "flask_uwsgi_websocket.places"
+#: The key in the environ of the list of functions that the middleware calls at the end of the request. One gives back
+#: the place of the request among the connections.
+ENDS_KEY = "flask_uwsgi_websocket.ends"
 
 #: The most refused origins that are logged. More origins are an attack.
 MOST_LOGGED_ORIGINS = 20
@@ -40,6 +44,9 @@ _LONGEST_ORIGIN = 300
 
 #: The options of Werkzeug's rule for a WebSocket: the handshake is a GET.
 RULE_OPTIONS: Mapping[str, Any] = {"methods": ("GET",), "websocket": True, "provide_automatic_options": False}
+
+#: The body of a request that has ended.
+_NO_BODY = BytesIO()
 
 #: The attribute of a view that has the options of its route.
 _OPTIONS_ATTRIBUTE = "websocket_options"
@@ -73,7 +80,8 @@ class Views:
         known = self._known.get(endpoint)
         if known is not None and known[:2] == (handler, settings):
             return known[2], rule_options  # Flask requires one view for all rules of an endpoint
-        view = make_view(handler, RouteOptions(settings))
+        parks = getattr(getattr(handler, "view_class", None), "parked", False)
+        view = make_view(handler, RouteOptions(settings, parks=parks))
         self._known[endpoint] = handler, settings, view
         return view, rule_options
 
@@ -98,20 +106,24 @@ def make_view(handler: Callable[..., Any], options: RouteOptions) -> Callable[..
                 "the middleware in app.wsgi_app"
             )
         route = _route(app, asked, options)
-        _admit(asked, route.settings)
+        _admit(asked, options, route.settings)
         handshake = _negotiate(app, asked, route.settings)
         try:
             client = _make_client(client_class, app, asked, route, handshake)
         except OSError as error:
             check_files(error)
             raise
+        client.may_park = _may_park(asked, options)
         try:
             response = client.serve(handler, kwargs)
         finally:
-            housekeeper_of(client.loop).remove(client)
-            client.detach()
+            if client.parked_view is None:
+                housekeeper_of(client.loop).remove(client)
+                client.detach()
         if response is not None:
             return response
+        if client.parked_view is not None:
+            _park(asked, client, route.settings)
         forget_session(app)
         return app.response_class(status=101)
 
@@ -178,7 +190,7 @@ def watch_requests(app: Flask) -> None:
     # Later versions of Flask pass the context, too.
     def preprocess_request(*args: Any) -> Any:
         asked = _current_request()
-        if asked.routing_exception is not None or PLACES_KEY in asked.environ:
+        if asked.routing_exception is not None or ENDS_KEY in asked.environ:
             _prepare(app, asked)
         return original_preprocess_request(*args)
 
@@ -209,9 +221,20 @@ def _admit_early(app: Flask, asked: Request) -> None:
     """
     rule = asked.url_rule
     if rule is not None and rule.websocket:
-        options = getattr(app.view_functions.get(rule.endpoint), _OPTIONS_ATTRIBUTE, None)
+        options = _options_of(app, rule.endpoint)
         if options is not None:  # otherwise the app has wrapped the view, which then counts the request itself
-            _admit(asked, _route(app, asked, options).settings)
+            _admit(asked, options, _route(app, asked, options).settings)
+
+
+def _options_of(app: Flask, endpoint: str) -> RouteOptions | None:
+    """Return the options of a WebSocket route, or None if the app has wrapped its view."""
+    return getattr(app.view_functions.get(endpoint), _OPTIONS_ATTRIBUTE, None)
+
+
+def may_park(app: Flask, endpoint: str) -> bool:
+    """Return whether the connections of a WebSocket route may outlive their requests, on a server that allows that."""
+    options = _options_of(app, endpoint)
+    return options is not None and options.parks
 
 
 def _explain_mismatch(app: Flask, asked: Request, mismatch: WebsocketMismatch) -> None:
@@ -239,14 +262,32 @@ def _explain_page(app: Flask, asked: Request, mismatch: WebsocketMismatch) -> No
         mismatch.description = explanation
 
 
-def _admit(asked: Request, settings: Settings) -> None:
+def _admit(asked: Request, options: RouteOptions, settings: Settings) -> None:
     """Count the request among the connections until it ends, unless it is counted already."""
-    places: list[Place] | None = asked.environ.pop(PLACES_KEY, None)
-    if places is not None:
-        capacity = find_capacity(asked.environ)
-        places.append(
-            admissions.admit(asked.remote_addr, settings.max_connections, settings.max_connections_per_ip, capacity)
+    ends: list[Callable[[], None]] = asked.environ[ENDS_KEY]
+    if not ends:
+        place = admissions.admit(
+            asked.remote_addr,
+            settings.max_connections,
+            settings.max_connections_per_ip,
+            find_capacity(asked.environ),
+            takes_core=not _may_park(asked, options),
         )
+        ends.append(place.close)
+
+
+def _may_park(asked: Request, options: RouteOptions) -> bool:
+    """Return whether the connection may outlive its request."""
+    return options.parks and find_capacity(asked.environ).parks
+
+
+def _park(asked: Request, client: BaseClient, settings: Settings) -> None:
+    """Let a connection outlive its request: it goes on when the request has ended."""
+    client.channel.leave_request()
+    asked.environ["wsgi.input"] = _NO_BODY  # the server's object may read the body of another request by then
+    ends: list[Callable[[], None]] = asked.environ[ENDS_KEY]
+    threads = settings.threads or find_capacity(asked.environ).cores or 1
+    ends[:] = [partial(ParkedConnection(client, tuple(ends)).begin, threads)]
 
 
 def _route(app: Flask, asked: Request, options: RouteOptions) -> Route:
@@ -275,8 +316,10 @@ def _warn_of_origin(app: Flask, state: State, origin: str) -> None:
 
 def _report_rejection(app: Flask, environ: WSGIEnvironment, response: Response) -> None:
     """Send ``websocket_rejected``, unless *response* is that of a connection."""
-    client: BaseClient | None = environ.pop(ENVIRON_KEY, None)  # the client refers to the environ, too
+    client: BaseClient | None = environ.get(ENVIRON_KEY)
     client_class: type[Any] = environ.pop(CLASS_KEY)
+    if client is not None and client.parked_view is None:
+        del environ[ENVIRON_KEY]  # because the client refers to the environ, too
     if client is None or not client.was_accepted:
         rejected = client or client_class.refused(environ, app, state_of(app).no_route)
         rejected.drive(rejected.notify_rejected(response))

@@ -18,7 +18,7 @@ from . import legacy
 from ._uwsgi import uwsgi
 from .blueprints import register_handlers
 from .cli.commands import uwsgi_cli, websocket_cli
-from .cli.doctor import diagnose
+from .cli.doctor import all_routes_park, diagnose
 from .cli.runner import debug_requested, run_uwsgi, with_defaults
 from .connection.base import BaseClient, current_client, send_to_all
 from .dispatch import Views, watch_requests
@@ -118,7 +118,7 @@ class WebSocket(Registrar):
         state.compatibility = settings.compatibility
         if settings.compatibility is not None:
             legacy.set_up(self, app, settings.ping_interval, for_gevent="gevent" in state.engines)
-        _warn_of_options(state.engines, state.settings(app.config))
+        _warn_of_options(app, state.engines, state.settings(app.config))
         app.cli.add_command(uwsgi_cli)
         app.cli.add_command(websocket_cli)
         watch_requests(app)
@@ -397,10 +397,11 @@ class AsyncioWebSocket(WebSocket):
         app.ensure_sync = partial(_ensure_sync, app.ensure_sync)  # type: ignore[method-assign]
 
 
-def _warn_of_options(engines: Collection[str], settings: Settings) -> None:
+def _warn_of_options(app: Flask, engines: Collection[str], settings: Settings) -> None:
     """Warn of uWSGI's options that break WebSockets, once: in the first worker, or in the process that forks all."""
     if uwsgi is not None and uwsgi.worker_id() <= 1:
-        for complaint in diagnose(uwsgi.opt, settings, engines, descriptor_limit()):
+        # Routes that come later are not known.
+        for complaint in diagnose(uwsgi.opt, settings, engines, descriptor_limit(), all_park=all_routes_park(app)):
             logger.warning("uWSGI's options: %s", complaint)
 
 

@@ -6,7 +6,7 @@ rule and calls the view, which is in ``dispatch.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,8 @@ from werkzeug.wsgi import ClosingIterator
 from .connection.aio import AsyncioWebSocketClient
 from .connection.base import SERVED_KEY
 from .connection.blocking import GeventWebSocketClient, WebSocketClient
-from .dispatch import CLASS_KEY, PLACES_KEY
+from .dispatch import CLASS_KEY, ENDS_KEY
 from .protocol.handshake import is_upgrade
-from .worker.admission import Place
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -41,28 +40,29 @@ class WebSocketMiddleware:
         """Pass the request on."""
         environ[SERVED_KEY] = True
         if "HTTP_UPGRADE" in environ and is_upgrade(environ):
+            environ = dict(environ)  # uWSGI fills its own again for another request, and a connection may last longer
             if environ.get("UWSGI_ROUTER") != "http":
                 # Werkzeug accepts Upgrade only without other tokens. uWSGI's router does, too, and drops the frames of
                 # other clients, so behind the router such a request stays an error.
                 environ["HTTP_UPGRADE"] = "websocket"
             environ[CLASS_KEY] = self.client
-            places: list[Place] = []
-            environ[PLACES_KEY] = places
+            ends: list[Callable[[], None]] = []
+            environ[ENDS_KEY] = ends
             try:
                 response = self.wsgi_app(environ, start_response)
             except BaseException:
-                _leave(places)
+                _end(ends)
                 raise
-            if PLACES_KEY in environ:  # the app may run later, when the response is iterated, as with a debugger
-                return ClosingIterator(response, partial(_leave, places))
-            _leave(places)
+            if not ends:  # the app may run later, when the response is iterated, as with a debugger
+                return ClosingIterator(response, partial(_end, ends))
+            _end(ends)
             return response
         return self.wsgi_app(environ, start_response)
 
 
-def _leave(places: list[Place]) -> None:
-    while places:
-        places.pop().close()
+def _end(ends: list[Callable[[], None]]) -> None:
+    while ends:
+        ends.pop()()
 
 
 class GeventWebSocketMiddleware(WebSocketMiddleware):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from inspect import get_annotations
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -211,7 +211,7 @@ class Settings(Checked):
     :param text_as_bytes: whether text messages are received as bytes, and bytes are sent as text, as in 0.6.1.
     :param max_connections: the most connections of one worker, over all routes. Further handshakes get 503. None means
         the number of uWSGI's cores, or of gunicorn's threads or greenlets, less a tenth (1 to 20) that stays free for
-        HTTP. Other servers have no limit.
+        HTTP. Other servers have no limit. Parked connections take no core, so only a number limits them.
     :param max_connections_per_ip: the most connections of one worker from one address (of IPv6, one /64). Further
         handshakes get 429. None means no limit.
     :param accept: when the handshake is sent: ``"lazy"``, by the first call of the handler that needs it, or
@@ -222,6 +222,7 @@ class Settings(Checked):
         closed with 1008.
     :param broker: what carries the messages of rooms between processes: ``"auto"``, an address such as
         ``"redis://localhost:6379/0"``, or a function that returns a :class:`.Broker`, which each process calls.
+    :param threads: how many threads of a worker run the methods of parked views. None means as many as uWSGI has.
     :param compatibility: ``"0.6.1"`` for an application that was written for this version. It changes other defaults.
     """
 
@@ -249,6 +250,7 @@ class Settings(Checked):
     handshake_timeout: float | None = setting(60.0, optional(check_positive))
     rate_limit: RateLimit | None = setting(None, optional(instance_of(RateLimit, expected="a RateLimit")))
     broker: Any = setting("auto", check_broker, of_route=False)
+    threads: int | None = setting(None, optional(check_count), of_route=False)
     compatibility: Literal["0.6.1"] | None = setting(None, optional(one_of("0.6.1")), of_route=False)
 
 
@@ -322,8 +324,10 @@ def find_misspelt(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     names = [key.removeprefix("WEBSOCKET") for key in keys]  # a common prefix would make all keys similar
     for key in config:
         if key.startswith("WEBSOCKET") and key not in keys:
-            similar = find_similar(key.removeprefix("WEBSOCKET"), names)
-            if similar is not None:
+            name = key.removeprefix("WEBSOCKET")
+            similar = find_similar(name, names)
+            # A typing error leaves a piece of the name as it was.
+            if similar is not None and SequenceMatcher(None, name, similar).find_longest_match().size >= 3:
                 yield key, f"WEBSOCKET{similar}"
 
 

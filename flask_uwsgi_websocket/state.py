@@ -70,10 +70,12 @@ class RouteOptions(NamedTuple):
 
     :param settings: the settings of the route, which win over those of the app.
     :param defaults: returns, for the app's configuration, the values of settings that nobody gives.
+    :param parks: whether the connections may outlive their requests.
     """
 
     settings: Mapping[str, Any] = MappingProxyType({})
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_defaults
+    parks: bool = False
 
 
 class State:

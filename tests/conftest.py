@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from flask_uwsgi_websocket.connection import transport
+from flask_uwsgi_websocket.loops.current import current_blocking_loop
 from flask_uwsgi_websocket.loops.tasks import background_asyncio_loop
 from flask_uwsgi_websocket.protocol import protocol
 from flask_uwsgi_websocket.rooms import arrivals, feed, outbox, presence
@@ -83,14 +84,23 @@ def _no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(outbox, "IDLE_TIME", 0.02)
     monkeypatch.setattr(presence, "LINGER", 0.1)
     monkeypatch.setattr(presence, "RENEW_INTERVAL", 0.02)
-    background_asyncio_loop()  # started here, because it runs to the end of the process
+    # Started here, because they run to the end of the process.
+    current_blocking_loop().lot(1)
+    background = background_asyncio_loop()
+    background.event_loop.call_soon_threadsafe(background.lot)
+    wait_until(lambda: background._lot is not None)
     resource_tracker.ensure_running()  # started here, because Werkzeug's debugger may start this process, and it stays
-    threads = set(threading.enumerate())
+    threads = _threads()
     descriptors = _descriptors()
     yield
     wait_for_background()
-    wait_until(lambda: set(threading.enumerate()) <= threads, "a thread is left over")
+    wait_until(lambda: _threads() <= threads, "a thread is left over")
     wait_until(lambda: _descriptors() <= descriptors, lambda: f"left over: {_descriptors() - descriptors}")
+
+
+def _threads() -> set[threading.Thread]:
+    """Return all threads but those that run parked views, which stay for the next ones."""
+    return {thread for thread in threading.enumerate() if thread.name != "flask-uwsgi-websocket-view"}
 
 
 def _descriptors() -> set[tuple[str, str]]:

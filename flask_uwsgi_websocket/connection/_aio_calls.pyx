@@ -144,7 +144,7 @@ cdef class Receive(Call):
         if self.state != SUSPENDED:
             self.check_state()
             self.state = CLOSED
-            if self.timeout is not None or not channel.accepted or message_receivers or client._message_listeners:
+            if self.timeout is not None or not channel.accepted or message_receivers or client.message_listeners:
                 return self.leave_to(
                     MessageIterator(client).__anext__() if self.iterates else client._receive(self.timeout)
                 )
@@ -417,7 +417,7 @@ def leave(error):
 cdef class AsyncioCalls:
     # Set by BaseClient.
     cdef public Channel _transport
-    cdef public object loop, _message_listeners
+    cdef public object loop, message_listeners
     cdef Reader _reader  # made when a task waits for the first time
 
     def receive(self, timeout=None):

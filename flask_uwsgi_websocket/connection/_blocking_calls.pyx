@@ -21,13 +21,13 @@ cdef dict sent_receivers = websocket_sent.receivers
 cdef class BlockingCalls:
     # What BaseClient sets.
     cdef public Channel _transport
-    cdef public object loop, _message_listeners
+    cdef public object loop, message_listeners
 
     def receive(self, timeout=None):
         return self.do_receive(timeout)
 
     cdef object do_receive(self, timeout):
-        if timeout is not None or PyDict_Size(message_receivers) or self._message_listeners:
+        if timeout is not None or PyDict_Size(message_receivers) or self.message_listeners:
             return run(self._receive(timeout))
         if not self._transport.accepted:
             run(self.ensure_accepted())

@@ -10,9 +10,11 @@ from libc.errno cimport EAGAIN, errno
 
 from ..protocol._frames cimport BINARY, TEXT, make_frame, parse, take_frame
 
+from collections import deque
+
 from ..exceptions import ConcurrencyError
 from ..loops.base import run
-from .channel import CORK_SIZE, READ_SIZE, REENTERED, RUN_LENGTH, TWO_RECEIVERS, WAIT
+from .channel import CORK_SIZE, NO_MESSAGES, READ_SIZE, REENTERED, RUN_LENGTH, TWO_RECEIVERS, WAIT
 
 cdef extern from "Python.h":
     # For a str or an instance of a subclass; the type is not checked.
@@ -45,6 +47,7 @@ cdef enum:
 cdef int run_length = RUN_LENGTH
 cdef Py_ssize_t cork_size = CORK_SIZE
 cdef object wait = WAIT
+cdef object no_messages = NO_MESSAGES
 
 
 cdef class Lock:
@@ -198,9 +201,12 @@ cdef class Channel:
             rest = PyBytes_FromStringAndSize(<char *> shared_buffer + position, got - position)
         finally:
             is_in_use = False
-        for message in messages:
-            self.bytes_stored += memory_of(message)
-        self.inbox.extend(messages)
+        if messages:
+            if self.inbox is no_messages:
+                self.inbox = deque()
+            for message in messages:
+                self.bytes_stored += memory_of(message)
+            self.inbox.extend(messages)
         if rest:
             self.process(rest)
         if first is None and self.inbox:

@@ -6,6 +6,7 @@ two kinds of clients give these coroutines their public names.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
@@ -44,13 +46,16 @@ from .transport import Answered, Transport, put_frame_to_all
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from _typeshed.wsgi import WSGIEnvironment
-    from flask.ctx import AppContext
+    from flask.ctx import AppContext, _AppCtxGlobals
 
 #: Seconds between two checks of something that another thread, greenlet or task is about to finish.
 PATIENCE = 0.005
 
 #: Seconds after which the log reports that a handler waits for the peer of another connection.
 LONG_WAIT = 1.0
+
+#: Seconds after which the log reports that a method of a parked view still runs.
+LONG_RUN = 10.0
 
 #: The code and the reason with which a member of a room is closed that does not read fast enough: it may come back.
 SLOW_CLOSE = 1013, "messages were sent faster than they were read"
@@ -80,6 +85,20 @@ class Membership(Protocol):
         """Forget the connection."""
 
 
+#: The handshake of a request that has none, or needs it no more.
+NO_HANDSHAKE = Handshake("", (), None, None)
+
+
+class View(Protocol):
+    """A view that may outlive its request. The methods may be coroutine functions."""
+
+    def on_message(self, ws: Any, message: str | bytes) -> Any:
+        """Handle a message."""
+
+    def on_close(self, ws: Any, code: int, reason: str) -> Any:
+        """Handle the end of the connection."""
+
+
 class NotBegun(CancelledError):
     """A call of a function of the application was cancelled before the function began."""
 
@@ -101,6 +120,14 @@ class BaseClient:
     user_id: str | None = None
     #: The rooms of the connection. They change it, with a lock of theirs.
     memberships: tuple[Membership, ...] = ()
+    #: Whether a view may outlive the request, as the server and the route know.
+    may_park = False
+    #: The view that outlives the request, or None.
+    parked_view: View | None = None
+    #: The ``g`` of the request that the view outlives.
+    request_g: _AppCtxGlobals
+    # How many messages its last call of on_message() came after, and when that was noticed, on the monotonic clock.
+    _last_run: tuple[int, float] = (-1, 0.0)
     # What rooms have sent before the handshake. Changed with the write lock.
     _early: deque[SharedMessage | Close] | None = None
 
@@ -119,10 +146,12 @@ class BaseClient:
         transport.owner = ref(self)
         #: The loop in which the connection waits.
         self.loop: Loop = transport.loop
-        self._message_listeners = route.functions["message"]  # looked up for every message
+        self.message_listeners: tuple[Function, ...] = route.functions["message"]  # looked up for every message
         self._handshake = handshake
-        self._app_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
-        self._context = copy_context()
+        #: The application context of the request.
+        self.request_context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
+        #: The context variables of the functions that are called for the connection.
+        self.handler_context: Context = copy_context()
         # For the log: the rule, because the path may contain a token.
         asked = request._get_current_object()  # type: ignore[attr-defined]
         self._rule = str(asked.url_rule or "-")
@@ -141,7 +170,7 @@ class BaseClient:
     def refused(cls, environ: WSGIEnvironment, app: Flask, route: Route) -> BaseClient:
         """Return the client of a request that was refused before it had a handshake, for ``websocket_rejected``."""
         transport = Transport(None, lambda: None, current_blocking_loop(), route.settings)
-        return cls(environ, app, route, transport, Handshake("", (), None, None))
+        return cls(environ, app, route, transport, NO_HANDSHAKE)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self._rule}>"
@@ -253,7 +282,9 @@ class BaseClient:
         while pending:
             function = pending.popleft()
             try:
-                await self._call(self._context.copy(), function, self._app, ws=self, **kwargs)
+                await self._call(
+                    self.handler_context.copy(), self._in_event_context(function), self._app, ws=self, **kwargs
+                )
             except _FAILURES as error:
                 if isinstance(error, CancelledError) and KINDS[kind].cancellable:
                     if isinstance(error, NotBegun):
@@ -273,9 +304,30 @@ class BaseClient:
         pool. ``request`` and ``session`` stay the same, and ``g`` is new. On Flask 3.2, where the application and
         request context are one, ``teardown_request`` functions run, too.
         """
-        copy = getattr(self._app_context, "copy", self._app.app_context)
+        copy = getattr(self.request_context, "copy", self._app.app_context)
         context: AppContext = copy()
         return context
+
+    def event_context(self) -> AppContext:
+        """Return a new application context with the ``g`` of the request, for what happens after the request."""
+        context = self.message_context()
+        context.g = self.request_g
+        return context
+
+    def _in_event_context(self, function: Function) -> Function:
+        """Return *function*, or after the request a function that calls it in an application context of its own."""
+        if self.parked_view is None:
+            return function
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.event_context():
+                return function(*args, **kwargs)
+
+        async def call_coroutine(*args: Any, **kwargs: Any) -> Any:
+            with self.event_context():
+                return await function(*args, **kwargs)
+
+        return call_coroutine if inspect.iscoroutinefunction(function) else call
 
     # The handshake
 
@@ -295,7 +347,7 @@ class BaseClient:
         headers = list(headers)
         if self._claimed and (headers or subprotocol not in {None, self.subprotocol}):
             raise RuntimeError("the handshake has been sent: call accept() before anything is sent or received")
-        if subprotocol is not None and subprotocol not in self._handshake.offered_subprotocols:
+        if subprotocol not in {None, self.subprotocol, *self._handshake.offered_subprotocols}:
             raise ValueError(f"the client has not offered the subprotocol {subprotocol!r}")
         if headers:
             self._handshake.response(subprotocol, headers)  # refuses what cannot be sent
@@ -342,6 +394,7 @@ class BaseClient:
         self._is_notifying = True
         try:
             self._transport.start(response)
+            self._claimant = None  # a greenlet that may end now
             self._send_early()
             self._route.stats.on_open(self._transport)
             logger.info("WebSocket %s connected: %s from %s", self.id, self._rule, self._peer)
@@ -352,7 +405,7 @@ class BaseClient:
     async def _prepare(self, headers: Iterable[tuple[str, str]], saves_session: bool) -> Iterable[tuple[str, str]]:
         """Return the headers of the 101 response, with those that the hooks and the session add."""
         hooks = self._route.functions["after"]
-        context = self._context.copy()
+        context = self.handler_context.copy()
         if not hooks and not context.run(is_changed):
             return headers
         response = self._app.response_class(status=101)
@@ -374,6 +427,8 @@ class BaseClient:
         """Do what is due, without waiting. Before the handshake, check whether the client still waits for it."""
         if self._transport.accepted:
             self._transport.tick(read_ahead=read_ahead)
+            if self.parked_view is not None and not self._transport.is_receiving:
+                self._watch_view(time.monotonic())
         elif not self._transport.refused:
             self._watch_handshake(time.monotonic() - self._waits_since)
 
@@ -422,10 +477,15 @@ class BaseClient:
         if not self._transport.accepted:
             await self.ensure_accepted()
         message = await self._transport.receive(timeout)
-        if (websocket_message.receivers or self._message_listeners) and message is not None:
+        if message is not None:
+            await self.announce_message(message)
+        return message
+
+    async def announce_message(self, message: str | bytes) -> None:
+        """Call the listeners and receivers of a message, before the handler gets it."""
+        if websocket_message.receivers or self.message_listeners:
             with self._delivery(message) as notification:
                 await notification
-        return message
 
     @contextmanager
     def _delivery(self, message: str | bytes) -> Iterator[Coroutine[Any, Any, None]]:
@@ -470,7 +530,7 @@ class BaseClient:
             if not self._transport.accepted:
                 return None
         message = self._transport.receive_now()
-        if (websocket_message.receivers or self._message_listeners) and message is not None:
+        if (websocket_message.receivers or self.message_listeners) and message is not None:
             with self._delivery(message) as notification:
                 self._run_aside(notification)
         return message
@@ -640,11 +700,12 @@ class BaseClient:
         :returns: the value that a hook or the handler returned before the handshake: it becomes the HTTP response.
         """
         failure: BaseException | None = None
+        goes_on = False
         try:
             try:
                 value = await self._call_before_hooks()
                 if value is None:
-                    self._context = copy_context()
+                    self.handler_context = copy_context()
                     if self._route.settings.accept == "early":
                         await self.ensure_accepted()
                     value = await handler()
@@ -655,10 +716,14 @@ class BaseClient:
                         failure = self._transport.handshake_error
                     raise failure from failure.__cause__
                 failure = error
-                await self._fail(error)
-                if not _is_failure(error):
-                    raise
+                if self.parked_view is not None:  # a decorator of the view has raised
+                    failure = error = await self.end_view(error) or error
+                    self.parked_view = None  # the connection ends in its request
+                await self.report_failure(error)
             else:
+                goes_on = self.parked_view is not None
+                if goes_on:
+                    return None
                 if value is not None and self._transport.refuse() and self._transport.handshake_error is None:
                     return value
             if not (self._transport.accepted and self._transport.is_done()):
@@ -669,35 +734,92 @@ class BaseClient:
                 raise failure
             return None
         finally:
-            self.detach()
-            for membership in self.memberships:
-                membership.discard(self)
-            if self._transport.accepted:
-                await self._notify_closed()
-                self._check_session()
-            else:
-                forget_mere_refresh(self._app)
-                if self._transport.is_answered or not current_session().modified:
-                    forget_session(self._app)
-            if isinstance(failure, HTTPException) or self.is_end(failure):
-                failure = None  # an HTTP response or the end of the connection, not a failure
-            for hook in self._route.functions["teardown"]:
-                try:
-                    await self._call(None, hook, failure)
-                except _FAILURES:
-                    self._app.logger.exception("the teardown_websocket hook %r failed", hook)
+            if not goes_on:
+                await self.end_connection(failure)
+
+    def park(self, view: View) -> bool:
+        """Let *view* outlive the request, if the server and the route allow that; return whether they do.
+
+        When the handler has returned, the view gets the messages and the end of the connection. Called by the handler,
+        after the handshake.
+        """
+        if self.may_park:
+            self.handler_context = copy_context()
+            self.request_g = self.request_context.g
+            self._handshake = NO_HANDSHAKE
+            self.parked_view = view
+        return self.may_park
+
+    def _watch_view(self, now: float) -> None:
+        """Log once that a method of the view runs for long, which no other thread, greenlet or task would notice."""
+        messages, since = self._last_run
+        if messages != self._transport.messages_received:
+            self._last_run = self._transport.messages_received, now
+        elif now - since > LONG_RUN:
+            self._last_run = messages, inf
+            logger.warning(
+                "%r has been in a method of its view for %d s, and handles no other message meanwhile%s",
+                self,
+                now - since,
+                self.loop.lot().usage,
+            )
+
+    async def end_view(self, error: BaseException | None) -> BaseException | None:
+        """Tell the view of the end of the connection; return the exception that has ended the view in the end.
+
+        :param error: the exception that has ended the view, or None.
+        """
+        assert self.parked_view is not None
+        try:
+            with self.event_context():
+                value = self.parked_view.on_close(self, *self.end_after(error))
+                if inspect.isawaitable(value):
+                    await value
+        except BaseException as another:
+            return another
+        return error
+
+    async def end_connection(self, failure: BaseException | None) -> None:
+        """Give the socket back, send the signals of the end, and run the hooks of the end.
+
+        :param failure: the exception that has ended the handler or the view.
+        """
+        self.detach()
+        for membership in self.memberships:
+            membership.discard(self)
+        if self._transport.accepted:
+            await self._notify_closed()
+            self._check_session()
+        else:
+            forget_mere_refresh(self._app)
+            if self._transport.is_answered or not current_session().modified:
+                forget_session(self._app)
+        if isinstance(failure, HTTPException) or self.is_end(failure):
+            failure = None  # an HTTP response or the end of the connection, not a failure
+        for hook in self._route.functions["teardown"]:
+            try:
+                await self._call(None, self._in_event_context(hook), failure)
+            except _FAILURES:
+                self._app.logger.exception("the teardown_websocket hook %r failed", hook)
 
     def detach(self) -> None:
         """Return the socket to the server. Does nothing the second time."""
         self._transport.detach()
-        if self.environ.get(ENVIRON_KEY) is self:
-            # uWSGI reuses the environ for another request. The client in the environ would keep itself alive.
-            self.environ = dict(self.environ)
-            del self.environ[ENVIRON_KEY]
+
+    def forget_request(self) -> None:
+        """Let the request go, which refers to this client."""
+        self.environ.pop(ENVIRON_KEY, None)
 
     def is_end(self, error: BaseException | None) -> bool:
         """Return whether *error* means the end of this connection. That of another one is a failure of the handler."""
         return isinstance(error, ConnectionClosed) and (error.connection is None or error.connection is self)
+
+    def end_after(self, error: BaseException | None) -> tuple[int, str]:
+        """Return the code and the reason of the end, for a view that *error* may have ended."""
+        closed = self._transport.protocol.closed
+        if closed is not None:
+            return closed.code, closed.reason
+        return (NORMAL_CLOSURE, "") if error is None or self.is_end(error) else closing_of(error)
 
     async def _call_before_hooks(self) -> Any:
         for hook in self._route.functions["before"]:
@@ -706,22 +828,26 @@ class BaseClient:
                 return value
         return None
 
-    async def _fail(self, error: BaseException) -> None:
-        """Begin to close the connection after an exception of the handler, and report the exception."""
+    async def report_failure(self, error: BaseException) -> None:
+        """Begin to close the connection after an exception of the handler, and report the exception.
+
+        :raises BaseException: *error* itself, when it is no failure of the handler, such as a KeyboardInterrupt.
+        """
         if self.is_end(error):
             self._transport.begin_close(NORMAL_CLOSURE, "")
         elif isinstance(error, HTTPException):
             self._transport.begin_close(*closing_of(error))
         else:
             self._transport.begin_close(*closing_of(error), "error")
-            if _is_failure(error):
-                got_request_exception.send(self._app, exception=error)
-                hint = ""
-                if isinstance(error, ConnectionClosed):
-                    hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
-                    hint += "ConnectionClosed around that send(), or use broadcast()"
-                self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=sys.exc_info())
-                await self._notify("error", exception=error)
+            if not _is_failure(error):
+                raise error
+            got_request_exception.send(self._app, exception=error)
+            hint = ""
+            if isinstance(error, ConnectionClosed):
+                hint = f": {self!r} does not handle the end of {error.connection!r}, to which it sends. Catch "
+                hint += "ConnectionClosed around that send(), or use broadcast()"
+            self._app.logger.error("Exception on %r [WebSocket]%s", request.path, hint, exc_info=error)
+            await self._notify("error", exception=error)
 
     # The end of the worker
 

@@ -35,7 +35,7 @@ class BlockingCalls(BaseClient):
         :raises ConcurrencyError: when another thread, greenlet or task is receiving.
         """
         transport = self._transport
-        if timeout is not None or websocket_message.receivers or self._message_listeners:
+        if timeout is not None or websocket_message.receivers or self.message_listeners:
             return run(self._receive(timeout))
         # The same as _receive(), without its coroutines, which cost time.
         if not transport.accepted:

@@ -37,6 +37,10 @@ RUN_LENGTH = 64
 CORK_SIZE = 16384
 
 
+#: The inbox of every connection that has had no message to keep. A deque of its own takes 600 bytes.
+NO_MESSAGES: deque[str | bytes] = deque(maxlen=0)
+
+
 class Wait(Enum):
     """The type of :data:`WAIT`, which is neither a message nor the end."""
 
@@ -101,7 +105,7 @@ class Channel:
     due: float
     read_size: int
     max_message_size: int
-    #: Messages that the handler has not received yet.
+    #: Messages that the handler has not received yet; :data:`NO_MESSAGES` until the first one.
     inbox: deque[str | bytes]
     #: The bytes of memory of all messages that were put into the inbox. Set with the read lock.
     bytes_stored: int

@@ -64,6 +64,14 @@ def forget_session(app: Flask) -> None:
     setattr(context, _session_attribute(context), proxy_class(lambda: current))
 
 
+def remember_session() -> None:
+    """Undo :func:`forget_session`, once Flask can save the session no more."""
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    forgotten = getattr(context, _session_attribute(context))
+    if isinstance(forgotten, LocalProxy):
+        setattr(context, _session_attribute(context), forgotten._get_current_object())
+
+
 @cache
 def _proxy_class(null_class: type) -> type[LocalProxy[SessionMixin]]:
     """Return a class of proxies that Flask takes for null sessions, and does not save.

@@ -29,7 +29,7 @@ from ..protocol.protocol import ABNORMAL_CLOSURE, POLICY_VIOLATION, Close, Ping,
 from ..protocol.speedups import COMPILED
 from ..settings import Settings
 from ..worker.stats import Counts
-from .channel import CORK_SIZE, READ_SIZE, RUN_LENGTH, WAIT, Wait
+from .channel import CORK_SIZE, NO_MESSAGES, READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .heartbeat import Heartbeat
 from .lifespan import Lifespan
 from .pace import Pace
@@ -135,10 +135,10 @@ class Transport(Channel):
         self.messages_received = self.bytes_received = 0
         self.messages_sent = self.bytes_sent = 0
         self._initiator: Initiator | None = None  # set before the protocol's closed, if it was not the client
-        self.inbox = deque()
+        self.inbox = NO_MESSAGES
         self.bytes_stored = self.bytes_taken = 0
         self.outbox = bytearray()
-        self._events: deque[Answered] = deque()  # one for each ping of ours at most
+        self._events: list[Answered] = []  # one for each ping of ours at most
         self._lost = False  # a write failed: the peer is gone, though there may still be something to read
         self._is_shut_down = False  # TCP has ended in both directions, which has woken all waiters
         self._eof = False
@@ -291,7 +291,7 @@ class Transport(Channel):
     def _next(self) -> str | bytes | None:
         """Return the next message that is here; None when there is none yet, or when no more will come."""
         if not self.inbox:
-            self._pump()  # also when it has closed: another thread may be about to put the last messages there
+            self.pump()  # also when it has closed: another thread may be about to put the last messages there
         if not self.inbox:
             return None
         message = self.inbox.popleft()
@@ -301,12 +301,14 @@ class Transport(Channel):
     def has_message(self) -> bool:
         """Return whether a message is here that the caller of receive() has not taken yet. It does not wait."""
         if not self.inbox:
-            self._pump(ahead=True)
+            self.pump(ahead=True)
         return bool(self.inbox)
 
     def give_back(self, message: str | bytes) -> None:
         """Put back a message that was not delivered, as the next one. Called by the caller in receive()."""
         self.bytes_taken -= memory_of(message)
+        if self.inbox is NO_MESSAGES:
+            self.inbox = deque()
         self.inbox.appendleft(message)
         self.messages_received -= 1
 
@@ -327,7 +329,7 @@ class Transport(Channel):
         assert self.protocol.closed is not None
         return ConnectionClosed(*self.protocol.closed, connection=self.owner())
 
-    def _pump(self, *, ahead: bool = False) -> bool:
+    def pump(self, *, ahead: bool = False) -> bool:
         """Parse some of the input, for at most the length of a run. Return False if there is none.
 
         All that was read is parsed before more is read.
@@ -379,6 +381,8 @@ class Transport(Channel):
             if isinstance(event, (str, bytes)):
                 message = event.encode() if as_bytes and isinstance(event, str) else event
                 self.bytes_stored += memory_of(message)
+                if self.inbox is NO_MESSAGES:
+                    self.inbox = deque()
                 self.inbox.append(message)
             elif isinstance(event, Pong):
                 self._on_pong(event.payload)
@@ -410,7 +414,7 @@ class Transport(Channel):
         owner = self.owner()
         while self._events and owner is not None:
             with suppress(IndexError):  # the other one was faster
-                owner.on_event(self._events.popleft())
+                owner.on_event(self._events.pop(0))
 
     def _reply(self) -> None:
         protocol = self.protocol
@@ -564,7 +568,7 @@ class Transport(Channel):
         """Return the error of a failed write, with the code of the peer's Close frame if it has sent one before."""
         self.drained = False
         work = 0
-        while (may_go_on := self._has_room() and work < LAST_WORK) and self._pump():
+        while (may_go_on := self._has_room() and work < LAST_WORK) and self.pump():
             self.drained = False
             work += 2 * self.protocol.work
         if not may_go_on:
@@ -603,9 +607,9 @@ class Transport(Channel):
             # To wait also when there is something to read keeps a peer that does not stop from holding up the others.
             if remaining > 0 and self.has_rest:
                 await self.loop.sleep(0)
-                self._pump()
+                self.pump()
             elif remaining > 0 and await self._wait(self.loop.wait_readable, remaining):
-                self._pump()
+                self.pump()
             else:
                 self.abort("the closing handshake took too long")
 
@@ -674,6 +678,11 @@ class Transport(Channel):
     def _drop_slow(self, reason: str) -> None:
         self.was_slow = True
         self.abort(reason)
+
+    def leave_request(self) -> None:
+        """Let the server end the request, which the connection outlives."""
+        release, self._release = self._release, _do_nothing
+        release()
 
     def detach(self) -> None:
         """Give the socket back to the loop, the operating system and the server. Harmless when that was done."""
@@ -763,7 +772,7 @@ class Transport(Channel):
     def _read_ahead(self) -> None:
         """Read for a handler that is not receiving, to answer Pings and to notice the end."""
         for _ in range(16):  # a flood must not hold up the other connections
-            if not self._has_room() or not self._pump(ahead=True):
+            if not self._has_room() or not self.pump(ahead=True):
                 return
 
     def _is_slow(self, now: float) -> bool:
@@ -802,6 +811,10 @@ class Transport(Channel):
         settings = self.settings
         size = self.bytes_stored - self.bytes_taken
         return size <= settings.max_message_size and len(self.inbox) < settings.max_queue
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _send_at_once(sock: RawSocket) -> None:

@@ -50,7 +50,11 @@ class Server(ABC):
 
     @classmethod
     def capacity(cls) -> Capacity:
-        """Return how many requests this process serves at once. Without an override, there is no limit."""
+        """Return how many requests this process serves at once. Without an override, there is no limit.
+
+        If it says that connections may outlive their requests, :meth:`release` is called at the end of such a request,
+        and not at the end of its connection.
+        """
         return UNLIMITED
 
     @classmethod  # noqa: B027  # most servers need no preparation

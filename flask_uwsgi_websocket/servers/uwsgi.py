@@ -6,8 +6,10 @@ This module has the socket and the capacity. :mod:`.uwsgi_worker` has the event 
 from __future__ import annotations
 
 import os
+import select
 from _socket import socket as RawSocket  # gevent replaces socket.socket by a class whose recv() waits
 from _socket import socketpair
+from contextlib import suppress
 from fcntl import ioctl
 from functools import cache
 from termios import FIONREAD
@@ -16,10 +18,11 @@ from typing import TYPE_CHECKING
 from werkzeug.exceptions import BadRequest
 
 from .._uwsgi import uwsgi
-from ..loops.base import allocate_lock
+from ..loops.base import allocate_lock, original
+from ..loops.parking import IS_AVAILABLE
 from ..worker.admission import Capacity
 from .base import EARLY_DATA, Server
-from .uwsgi_worker import handle_signals_in_gevent, prepare_workers
+from .uwsgi_worker import handle_signals_in_gevent, prepare_workers, wait_in_threads
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -39,7 +42,9 @@ class UwsgiServer(Server):
     @classmethod
     def capacity(cls) -> Capacity:
         """Return how many cores this worker has. With threads, each core waits for requests with its own descriptor."""
-        return Capacity(uwsgi.cores, descriptors_per_core=0 if uwsgi.loop in {b"gevent", b"asyncio"} else 1)
+        has_loop = uwsgi.loop in {b"gevent", b"asyncio"}
+        parks = IS_AVAILABLE and (has_loop or (uwsgi.has_threads and "async" not in uwsgi.opt))
+        return Capacity(uwsgi.cores, 0 if has_loop else 1, parks)
 
     @classmethod
     def prepare(cls) -> None:
@@ -61,8 +66,9 @@ class UwsgiServer(Server):
         self._fd: int = uwsgi.connection_fd()
 
     def watch(self) -> None:
-        """Handle signals in the gevent engine, because the application may have replaced uWSGI's ``post_fork_hook``."""
+        """Prepare the end of the worker again, because the application may have replaced uWSGI's hooks."""
         handle_signals_in_gevent()
+        wait_in_threads()
 
     def open(self) -> RawSocket:
         """Duplicate ``uwsgi.connection_fd()``."""
@@ -95,9 +101,32 @@ class UwsgiServer(Server):
     def release(self) -> None:
         """Let uWSGI write its response to the null device, so that its access log has the right status.
 
-        uWSGI's own descriptor is the last one of the connection. To replace it closes the connection.
+        Unless the connection outlives its request, uWSGI's own descriptor is its last one. To replace it closes the
+        connection.
         """
+        if uwsgi.loop == b"gevent":
+            _forget_in_hub(self._fd)
         os.dup2(_null_device(), self._fd, inheritable=False)
+
+
+def _forget_in_hub(fd: int) -> None:
+    """Remove *fd* from the epoll of gevent's hub, which keeps what is replaced as long as a duplicate is open.
+
+    libev would make another epoll for all descriptors when it is told of input on a descriptor that it does not know.
+    """
+    from gevent import get_hub
+
+    hub_fd = get_hub().loop.fileno()
+    if hub_fd is not None:
+        with suppress(OSError):  # fd is not there, or the hub uses something else
+            _epoll_of(hub_fd).unregister(fd)
+
+
+@cache
+def _epoll_of(hub_fd: int) -> select.epoll:
+    """Return an object for the epoll of a hub. It is kept, because its end would close the descriptor."""
+    epoll: select.epoll = original("select", "epoll").fromfd(hub_fd)
+    return epoll
 
 
 def _has_data(sock: RawSocket) -> bool:

@@ -7,7 +7,8 @@ uWSGI ends the worker depends on uWSGI's loop engine:
 * gevent: by watchers in addition to uWSGI's own. ``uwsgi.atexit`` delays the exit.
 * asyncio: by handlers of the event loop. They replace uWSGI's handlers, which exit at once.
 * threads: the main thread blocks the signals, as uWSGI does in all other threads, and one more thread waits for them.
-  If threads are turned off in uWSGI, nothing can wait for the signals.
+  ``uwsgi.atexit`` waits for this thread, because uWSGI only waits for requests. If threads are turned off in uWSGI,
+  nothing can wait for the signals.
 
 A worker that has served ``max-requests``, or is too old or too large, gets no signal. uWSGI decides inside the worker,
 at the end of a request, that the worker ends. It then waits for the other requests, and finally kills the worker. So
@@ -123,6 +124,10 @@ def _after_fork(hooks: Iterable[Callable[[], object]]) -> None:
 _block = ""  # the value of BLOCK_VARIABLE
 
 
+def _do_nothing() -> None:
+    pass
+
+
 def _prepare_worker() -> None:
     if uwsgi.loop == b"asyncio":
         # The asyncio engine calls asyncio.get_event_loop(), which makes no loop on Python 3.12 and later. All workers
@@ -131,8 +136,10 @@ def _prepare_worker() -> None:
         asyncio.set_event_loop(loop)
         loop.call_soon(_handle_signals_in_asyncio, loop)  # after uWSGI has set its own handlers
     elif uwsgi.loop != b"gevent" and uwsgi.has_threads:
+        global _shutdown_thread
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True).start()
+        _shutdown_thread = threading.Thread(target=_wait_for_signal, name="flask-uwsgi-websocket-shutdown", daemon=True)
+        _shutdown_thread.start()
         _start_timers(ThreadLoop)
     elif uwsgi.loop != b"gevent" and _is_first():
         click.echo(_block)
@@ -206,16 +213,46 @@ def _is_busy() -> bool:
 
 def _wait_for_signal() -> None:
     signum = signal.sigwait(_SIGNALS)
-    if signum == signal.SIGHUP:  # uWSGI's handler stops accepting, and ends the worker after its last request
+    if signum == signal.SIGHUP and not _is_exiting.is_set():
+        # uWSGI's handler stops accepting, and ends the worker after its last request: it calls _at_exit(). With one
+        # thread and no request, it does so in here.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.kill(os.getpid(), signum)
+    _end_worker(signum)
+
+
+def _end_worker(signum: int) -> NoReturn:
     shutdown = make_shutdown(signum, ThreadLoop())
-    while run(shutdown.finish()) and signum == signal.SIGHUP:  # a request may still become a connection
-        time.sleep(INTERVAL)
+    while run(shutdown.finish()) and signum == signal.SIGHUP and not _is_exiting.is_set():
+        _is_exiting.wait(INTERVAL)  # a request may still become a connection
     # uWSGI calls these at the exit, but not for an exit in this thread.
-    getattr(uwsgi, "atexit", lambda: None)()
+    _previous_at_exit()
     atexit._run_exitfuncs()
     _exit(signum)
+
+
+def _at_exit() -> None:
+    """Let :func:`_wait_for_signal` end the worker, which has no request any more, but may have connections."""
+    _is_exiting.set()
+    if threading.current_thread() is _shutdown_thread:
+        _end_worker(signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)  # in case that uWSGI ends the worker without a signal
+    while True:
+        time.sleep(CHECK_INTERVAL)
+
+
+@cache
+def wait_in_threads() -> None:
+    """Let a worker with threads wait for its connections at its exit. Each connection calls this."""
+    global _previous_at_exit
+    if _shutdown_thread is not None:
+        _previous_at_exit = getattr(uwsgi, "atexit", _do_nothing)
+        uwsgi.atexit = _at_exit
+
+
+_is_exiting = threading.Event()
+_shutdown_thread: threading.Thread | None = None
+_previous_at_exit: Callable[[], object] = _do_nothing
 
 
 # gevent
@@ -252,6 +289,8 @@ def handle_signals_in_gevent() -> None:
         _exit(signal.SIGHUP)  # uWSGI would wait until it kills the worker
 
     def at_exit() -> None:
+        if connections():  # uWSGI ends the worker without a signal, and waits for no connection without a request
+            begin(signal.SIGHUP)
         joinall(finishing)
         if previous is not None:
             previous()

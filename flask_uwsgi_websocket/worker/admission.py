@@ -9,7 +9,6 @@ import resource
 import socket
 import sys
 from collections import Counter
-from math import inf
 from time import monotonic
 from typing import NamedTuple
 
@@ -36,6 +35,8 @@ class Capacity(NamedTuple):
     cores: int | None = None
     #: How many files each core keeps open, besides those of its connection.
     descriptors_per_core: int = 0
+    #: Whether a connection may outlive its request, so that it takes no core.
+    parks: bool = False
 
     @property
     def own_descriptors(self) -> int:
@@ -55,9 +56,16 @@ class Admissions:
         self._lock = allocate_lock()
         self._open: Counter[str | None] = Counter()
         self._total = 0  # to sum up thousands of addresses for each handshake would be slow
+        self._in_cores = 0  # those of them that take a core
 
     def admit(
-        self, address: str | None, most: int | None, most_per_address: int | None, capacity: Capacity = UNLIMITED
+        self,
+        address: str | None,
+        most: int | None,
+        most_per_address: int | None,
+        capacity: Capacity = UNLIMITED,
+        *,
+        takes_core: bool = True,
     ) -> Place:
         """Count a connection until its place is closed.
 
@@ -66,13 +74,13 @@ class Admissions:
             descriptors limit the connections in any case.
         :param most_per_address: the most connections of one address; None for no limit.
         :param capacity: the capacity of the server.
+        :param takes_core: whether the connection takes a core until it ends, and not only during its request.
         :raises ServiceUnavailable: when the worker has no room for the connection (503).
         :raises TooManyRequests: when the address has too many connections already (429).
         """
         network = _network(address) if address else None
-        room = self._room(most, capacity)
         with self._lock:
-            if self._total >= room:
+            if not self._has_room(most, capacity, takes_core):
                 raise ServiceUnavailable(
                     "This server has as many WebSockets as it can take (WEBSOCKET_MAX_CONNECTIONS).",
                     retry_after=RETRY_AFTER,
@@ -84,47 +92,55 @@ class Admissions:
                 )
             self._open[network] += 1
             self._total += 1
-        return Place(self, network)
+            self._in_cores += takes_core
+        return Place(self, network, takes_core)
 
-    def _leave(self, network: str | None) -> None:
+    def _leave(self, network: str | None, takes_core: bool) -> None:
         with self._lock:
             self._open[network] -= 1
             self._total -= 1
+            self._in_cores -= takes_core
             if not self._open[network]:
                 del self._open[network]
 
-    def _room(self, most: int | None, capacity: Capacity) -> float:
-        """Return the most connections of this process. Each one takes a core of the server, and descriptors."""
-        descriptors = descriptor_limit()
-        by_cores = inf if capacity.cores is None else most_by_cores(capacity.cores)
-        wanted = by_cores if most is None else most
-        by_descriptors = most_by_descriptors(descriptors, capacity.own_descriptors)
-        if self._total >= by_descriptors < wanted and not self._has_warned:
+    def _has_room(self, most: int | None, capacity: Capacity, takes_core: bool) -> bool:
+        """Return whether one more connection may come. Called with the lock."""
+        if most is not None:
+            if self._total >= most:
+                return False
+        elif takes_core and capacity.cores is not None and self._in_cores >= most_by_cores(capacity.cores):
+            return False
+        limit = descriptor_limit()
+        free = free_descriptors(limit, capacity.own_descriptors) - self._total - self._in_cores
+        has_room = self._total == 0 or free >= 1 + takes_core
+        if not has_room and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "WebSockets are refused with 503: this process may open %d files, which is enough for %d WebSockets. "
                 "Raise the limit: ulimit -n, or LimitNOFILE in systemd's unit. This warning is logged once.",
-                descriptors,
-                by_descriptors,
+                limit,
+                self._total,
             )
-        return min(wanted, by_descriptors)
+        return has_room
 
 
 class Place:
     """The place of a connection among those of its worker. :meth:`close` is called once.
 
     :param network: the key of the client's address.
+    :param takes_core: whether the connection takes a core until it ends.
     """
 
-    __slots__ = ("_admissions", "_network")
+    __slots__ = ("_admissions", "_network", "_takes_core")
 
-    def __init__(self, admissions: Admissions, network: str | None) -> None:
+    def __init__(self, admissions: Admissions, network: str | None, takes_core: bool) -> None:
         self._admissions = admissions
         self._network = network
+        self._takes_core = takes_core
 
     def close(self) -> None:
         """Give the place to others."""
-        self._admissions._leave(self._network)
+        self._admissions._leave(self._network, self._takes_core)
 
 
 def check_files(error: OSError) -> None:
@@ -180,22 +196,32 @@ def most_by_cores(cores: int) -> int:
     return max(1, cores - reserved_cores(cores))
 
 
-def most_by_descriptors(limit: int, own: int) -> int:
-    """Return the most connections of a process that may open *limit* files.
+def free_descriptors(limit: int, own: int) -> int:
+    """Return how many files are left for connections in a process that may open *limit* files.
 
-    Each connection takes two descriptors: the server's, and its duplicate.
+    A connection takes two descriptors, the server's and its duplicate. After its request, it takes one.
 
     :param own: how many files the cores of the server keep open, besides those of connections.
     """
-    return max(1, (limit - limit // 16 - RESERVED_DESCRIPTORS - own) // 2)
+    return limit - limit // 16 - RESERVED_DESCRIPTORS - own
 
 
-def descriptors_for(connections: int, own: int) -> int:
+def most_by_descriptors(limit: int, own: int, *, takes_core: bool = True) -> int:
+    """Return the most connections of a process that may open *limit* files.
+
+    :param own: how many files the cores of the server keep open, besides those of connections.
+    :param takes_core: whether a connection takes a core until it ends.
+    """
+    return max(1, free_descriptors(limit, own) // (1 + takes_core))
+
+
+def descriptors_for(connections: int, own: int, *, takes_core: bool = True) -> int:
     """Return how many files a process must be allowed to open for *connections* connections.
 
     :param own: how many files the cores of the server keep open, besides those of connections.
+    :param takes_core: whether a connection takes a core until it ends.
     """
-    return -(-(2 * connections + RESERVED_DESCRIPTORS + own) * 16 // 15)
+    return -(-((1 + takes_core) * connections + RESERVED_DESCRIPTORS + own) * 16 // 15)
 
 
 def descriptor_limit() -> int:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from werkzeug.exceptions import ServiceUnavailable
 
-from ..loops.base import Loop, allocate_lock
+from ..loops.base import Loop, Lot, allocate_lock
 from .stats import publish_all
 
 #: Seconds between two rounds. A deadline may be missed by this much.
@@ -84,6 +84,9 @@ class Connection(Protocol):
 class Housekeeper:
     """Looks after the connections of one loop, in rounds."""
 
+    #: The parking lot of the loop, if any connection was parked there.
+    lot: Lot | None = None
+
     def __init__(self) -> None:
         self._lock = allocate_lock()  # guards the following attributes against other threads
         self._parts: list[dict[Channel, Connection]] = [{} for _ in range(PARTS)]
@@ -138,6 +141,8 @@ class Housekeeper:
                 publish_all()
                 return None
             self._slices = 0
+            if self.lot is not None:
+                self.lot.look_after()
         self._slices += 1
         end = time.monotonic() + SLICE
         while self._rest or self._rest_of_parts:

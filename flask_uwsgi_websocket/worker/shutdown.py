@@ -20,6 +20,10 @@ SPREAD = 0.01
 LONGEST_SPREAD = 1.0
 
 
+#: Handlers get more time while others end: at most so many seconds after each end. A loop that has to end thousands of
+#: connections is busy, and no handler is late because of that.
+PATIENCE = 1.0
+
 #: Functions that return whether this process still has something to send elsewhere.
 unfinished: list[Callable[[], bool]] = []
 
@@ -45,11 +49,17 @@ class Shutdown:
         self._reason = "the server restarts" if restarts else "the server stops"
         self._longest = mercy - min(2, mercy / 2)
         self._closing_at: dict[Connection, float] = {}
+        # How many connections were left, and when the last of them has ended, on the monotonic clock.
+        self._left = 0
+        self._ended_at = 0.0
 
     async def finish(self) -> bool:
         """Close all connections and wait for their handlers; return whether all have ended in time."""
+        began = monotonic()
         while self._close_connections():
-            await self._loop.sleep(INTERVAL)
+            # A look at thousands of connections must not take the time that these need to end.
+            await self._loop.sleep(max(INTERVAL, 9 * (monotonic() - began)))
+            began = monotonic()
         late = self._connections()
         for connection in late:
             await connection.abandon()
@@ -65,6 +75,10 @@ class Shutdown:
         new = [connection for connection in current if connection not in self._closing_at]
         spread = min(SPREAD * len(new), LONGEST_SPREAD)
         self._closing_at.update((connection, now + random() * spread) for connection in new)
+        if len(current) < self._left:
+            self._ended_at = now
+        self._left = len(current)
+        since = now - self._ended_at
         is_waiting = False
         for connection in current:
             age = now - self._closing_at[connection]
@@ -73,5 +87,5 @@ class Shutdown:
                 connection.begin_shutdown(self._code, self._reason)
             if age >= timeout / 2:
                 connection.end_if_silent()
-            is_waiting |= age < timeout
+            is_waiting |= age < timeout or (since < min(PATIENCE, timeout) and age < self._longest)
         return is_waiting

@@ -18,7 +18,8 @@ from sqlalchemy.pool import QueuePool
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_uwsgi_websocket import WebSocketBlueprint, WebSocketView
-from support.inprocess import RawClient, Site, wait_for_background, wait_until
+from support.inprocess import MODES, Background, RawClient, Site, serving, wait_for_background, wait_until
+from support.views import in_mode
 from support.wire import CLOSE, TEXT, close_body
 
 
@@ -63,8 +64,19 @@ class User(UserMixin):
 
 
 @pytest.fixture
-def members(site: Site) -> Iterator[Site]:
+def members(site: Site) -> Site:
     """A site with users."""
+    return with_users(site)
+
+
+@pytest.fixture(params=[*MODES, Background.name])
+def parking(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site in each mode whose views are parked."""
+    yield from serving(request.param, parks=True)
+
+
+def with_users(site: Site) -> Site:
+    """Give a site users, with pages to log in and out."""
     manager = LoginManager(site.app)
     manager.user_loader(lambda id: User(id) if id != "nobody" else None)
     site.app.add_url_rule("/login/<user>", "login", lambda user: str(login_user(User(user))))
@@ -93,30 +105,23 @@ def in_before_request(site: Site, chat: WebSocketBlueprint) -> None:
 
 
 def in_a_view(site: Site, chat: WebSocketBlueprint) -> None:
-    if site.mode.name == "asyncio":
+    class Member(WebSocketView):
+        decorators = [login_required]  # noqa: RUF012
 
-        class Awaited(WebSocketView):
-            decorators = [login_required]  # noqa: RUF012
+        async def on_message(self, ws: Any, message: str | bytes) -> None:
+            await ws.send(current_user.id)
 
-            async def on_message(self, ws: Any, message: str) -> None:
-                await ws.send(current_user.id)
-
-        chat.add_websocket_rule("/", handler=Awaited.as_view("view"))
-    else:
-
-        class Plain(WebSocketView):
-            decorators = [login_required]  # noqa: RUF012
-
-            def on_message(self, ws: Any, message: str) -> None:
-                ws.send(current_user.id)
-
-        chat.add_websocket_rule("/", handler=Plain.as_view("view"))
+    chat.add_websocket_rule("/", handler=in_mode(site, Member).as_view("view"))
 
 
 @pytest.mark.parametrize("required", [in_the_decorator, in_before_websocket, in_before_request, in_a_view])
 def test_login_required_answers_401_before_the_handshake_and_handlers_know_the_current_user(
     members: Site, required: Callable[[Site, WebSocketBlueprint], None]
 ) -> None:
+    check_members(members, required)
+
+
+def check_members(members: Site, required: Callable[[Site, WebSocketBlueprint], None]) -> None:
     chat = WebSocketBlueprint("chat", __name__)
     required(members, chat)
     chat.on_close(lambda app, ws, **extra: members.note(f"{current_user.id} left"))
@@ -132,6 +137,10 @@ def test_login_required_answers_401_before_the_handshake_and_handlers_know_the_c
     for user, client in clients.items():
         close(client)
         assert members.noted() == f"{user} left"
+
+
+def test_parked_views_know_the_current_user(parking: Site) -> None:
+    check_members(with_users(parking), in_a_view)
 
 
 def test_login_required_redirects_to_the_login_view_before_the_handshake(members: Site) -> None:
@@ -235,6 +244,37 @@ def test_a_pool_of_one_connection_serves_twenty_idle_sockets_because_each_messag
         wait_until(lambda: database.in_use == 0)
     for client in clients:
         close(client)
+
+
+def test_parked_views_return_the_connection_with_each_call(parking: Site, tmp_path: Path) -> None:
+    database = Database(parking.app, tmp_path / "database")
+
+    class Counting(WebSocketView):
+        async def on_connect(self, ws: Any) -> None:
+            database.count()
+
+        async def on_message(self, ws: Any, message: str | bytes) -> None:
+            database.db.session.add(database.Person(name=message))
+            database.db.session.commit()
+            await ws.send(str(database.count()))
+
+        async def on_close(self, ws: Any, code: int, reason: str) -> None:
+            parking.note(database.count())
+
+    parking.websocket.on_close(lambda app, ws, **extra: database.count())
+    parking.websocket.teardown_websocket(lambda error: database.count())
+    parking.websocket.add_url_rule("/", view_func=in_mode(parking, Counting).as_view("view"))
+    clients = [parking.upgrade() for _ in range(20)]
+    for turn in range(2):
+        for number, client in enumerate(clients):
+            client.frame(TEXT, f"{turn} {number}".encode())
+            assert hear(client) == str(20 * turn + number + 2)
+    for client in clients:
+        close(client)
+        assert parking.noted() == 41
+    wait_for_background()
+    assert database.in_use == 0
+    database.engine.dispose()
 
 
 def test_receivers_return_the_connection_with_a_message_context(site: Site, database: Database) -> None:

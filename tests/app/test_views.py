@@ -1,32 +1,40 @@
-"""WebSocketView is a handler as a class, with a method for each event."""
+"""WebSocketView is a handler as a class, with a method for each event.
+
+All tests run in both forms of a view: parked, as on uWSGI, and inside its request, as elsewhere.
+"""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from flask import abort, g, request
 from websockets.exceptions import ConnectionClosed as ClientSawClose
 
-from flask_uwsgi_websocket import AsyncioWebSocket, ConnectionClosed, WebSocket, WebSocketBlueprint, WebSocketView
-from support.inprocess import DEADLINE, AwaitableClient, Site, run, wait_for_background
+from flask_uwsgi_websocket import AsyncioWebSocket, ConnectionClosed, WebSocket, WebSocketView
+from support import views
+from support.inprocess import DEADLINE, MODES, Background, Site, serving, wait_for_background
 from support.wire import CLOSE, TEXT, close_body
 
 
-def in_mode(site: Site, view: type[WebSocketView]) -> type[WebSocketView]:
-    """Turn the coroutine functions of a view into plain methods, except in the asyncio mode."""
-    if site.mode.name == "asyncio":
-        return view
+@pytest.fixture(params=[False, True], ids=["in_request", "parked"])
+def parks(request: pytest.FixtureRequest) -> bool:
+    """Whether views are parked."""
+    return bool(request.param)
 
-    def plain(method: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, ws, *args, **kwargs: run(method(self, AwaitableClient(ws), *args, **kwargs))
 
-    methods = {name: getattr(view, name) for name in ("on_connect", "on_message", "on_close")}
-    coroutines = {name: plain(method) for name, method in methods.items() if inspect.iscoroutinefunction(method)}
-    return type(view.__name__, (view,), coroutines)
+@pytest.fixture(params=[*MODES, Background.name])
+def site(request: pytest.FixtureRequest, parks: bool) -> Iterator[Site]:
+    """A site in each concurrency mode."""
+    yield from serving(request.param, parks=parks)
+
+
+@pytest.fixture
+def blocking(parks: bool) -> Iterator[Site]:
+    """A site with threads, for behaviour that does not depend on the mode."""
+    yield from serving("threads", parks=parks)
 
 
 class Echo(WebSocketView):
@@ -62,9 +70,7 @@ class Echo(WebSocketView):
 
 def serve(site: Site, view: type[WebSocketView] = Echo, *args: Any, **kwargs: Any) -> None:
     """Serve a view at ``/<room>``."""
-    chat = WebSocketBlueprint("chat", __name__)
-    chat.add_websocket_rule("/<room>", handler=in_mode(site, view).as_view("talk", site, *args, **kwargs))
-    site.app.register_blueprint(chat)
+    views.serve(site, view, *args, **kwargs)
 
 
 def test_each_connection_has_its_own_instance_whose_methods_are_called(site: Site) -> None:
@@ -207,6 +213,8 @@ def test_each_message_has_its_own_app_context(site: Site) -> None:
 
     serve(site, Contexts)
     with site.connect("/a") as client:
+        if site.parks:  # the request ends after on_connect()
+            assert site.noted() == "teardown of a"
         for message in ("x", "y"):
             client.send(message)
             assert client.recv(DEADLINE) == message

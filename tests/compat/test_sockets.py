@@ -249,9 +249,18 @@ def test_the_handshake_comes_before_the_handler_and_a_page_of_any_origin_may_con
 def test_the_environ_after_the_end_does_not_keep_the_connection(site: Site, sockets: Sockets) -> None:
     """uWSGI uses the dictionary of the request again, for another request."""
 
+    environs: list[Any] = []
+    wsgi_app = site.app.wsgi_app
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        environs.append(environ)
+        return wsgi_app(environ, start_response)
+
+    site.app.wsgi_app = outer  # type: ignore[method-assign]
+
     @sockets.route("/")
     def handler(ws: Any) -> None:
-        site.note((ws, request.environ))
+        site.note(ws)
 
     @site.app.after_request
     def after(response: Response) -> Response:
@@ -260,9 +269,9 @@ def test_the_environ_after_the_end_does_not_keep_the_connection(site: Site, sock
 
     client = site.upgrade()
     client.frame(CLOSE, close_body(1000))
-    ws, environ = site.noted()
+    ws = site.noted()
     assert site.noted() == "over"
-    environ.clear()
+    environs[0].clear()
     assert ws.environ["PATH_INFO"] == "/"
     assert ws.connection not in ws.environ.values()
 

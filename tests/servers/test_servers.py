@@ -185,7 +185,7 @@ def test_each_server_knows_the_number_of_requests_that_it_serves_at_a_time(
 def test_a_thread_of_uwsgi_keeps_a_descriptor_and_a_greenlet_or_task_does_not(
     monkeypatch: pytest.MonkeyPatch, loop: bytes | None, descriptors: int
 ) -> None:
-    monkeypatch.setattr(uwsgi, "uwsgi", SimpleNamespace(cores=16, loop=loop))
+    monkeypatch.setattr(uwsgi, "uwsgi", SimpleNamespace(cores=16, loop=loop, has_threads=True, opt={}))
     capacity = find_capacity({})
     assert capacity.cores == 16
     assert capacity.own_descriptors == descriptors

@@ -12,6 +12,7 @@ import functools
 import inspect
 import io
 import logging
+import os
 import queue
 import socket
 import struct
@@ -21,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, NoReturn
+from unittest.mock import patch
 
 import gevent
 import gevent.event
@@ -36,8 +38,14 @@ from flask_uwsgi_websocket import (
     WebSocket,
     WebSocketClient,
 )
+from flask_uwsgi_websocket.loops.current import current_blocking_loop
+from flask_uwsgi_websocket.loops.greenlets import GeventLoop
+from flask_uwsgi_websocket.loops.tasks import current_asyncio_loop
 from flask_uwsgi_websocket.rooms import exchange
+from flask_uwsgi_websocket.servers import find
+from flask_uwsgi_websocket.servers.werkzeug import WerkzeugServer
 from flask_uwsgi_websocket.worker import housekeeper
+from flask_uwsgi_websocket.worker.admission import Capacity
 from support.wire import CONTINUATION, KEY, PING, TEXT, frame
 
 #: Seconds for steps that take milliseconds on an idle machine.
@@ -148,6 +156,7 @@ class Threads:
         for thread in self._threads:
             thread.join(DEADLINE)
             assert not thread.is_alive(), "a handler does not end"
+        wait_for_background()
 
     def handler(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Turn a coroutine function into a handler."""
@@ -203,6 +212,7 @@ class Gevent(Threads):
         self._hub.wait(self._stop)
         gevent.joinall(self._greenlets, timeout=DEADLINE)
         self._greenlets.clear()
+        gevent.spawn(lambda: close_lot(current_blocking_loop())).get()
         self._stop.close()
         del self._hub.handle_error
         self._hub.destroy(destroy_loop=True)
@@ -251,9 +261,13 @@ class Asyncio(Threads):
     def _run(self) -> None:
         self.loop.run_forever()
         self.errors.extend(asyncio.all_tasks(self.loop))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.run_until_complete(self._end())
         self.loop.close()
         self._greenlets.clear()
+
+    async def _end(self) -> None:
+        close_lot(current_asyncio_loop())
+        await self.loop.shutdown_asyncgens()
 
     def dispatch(self, call: Callable[[], None]) -> None:
         def switch() -> None:
@@ -303,6 +317,65 @@ class Background(Threads):
 
     spawn = Asyncio.spawn  # called by a handler
 
+    def gate(self) -> Gate:
+        """Return a gate. Called by a handler."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+        async def passed() -> None:
+            await asyncio.wait_for(event.wait(), DEADLINE)
+
+        return Gate(lambda: loop.call_soon_threadsafe(event.set), passed)
+
+
+class Core(Threads):
+    """One thread for all requests, as a core of uWSGI. It serves connections that are parked."""
+
+    name = "core"
+
+    def start(self) -> None:
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._threads.append(threading.Thread(target=self._serve, name="core"))
+        self._threads[0].start()
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+    def dispatch(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+
+    def stop(self) -> None:
+        self._calls.put(None)
+        super().stop()
+
+
+def call(worker: Threads, function: Any) -> Any:
+    """Run a coroutine function with the loop, as a handler would run, and return its result."""
+    results: list[Any] = []
+    done = threading.Event()
+
+    async def record(loop: Any) -> None:
+        try:
+            results.append(await function(loop))
+        except BaseException as error:
+            results.append(error)
+        for fd in list(getattr(loop, "_readers", ())):  # before the test closes it
+            loop.forget(fd)
+        done.set()
+
+    def start() -> None:
+        if worker.name == "asyncio":
+            task = asyncio.get_running_loop().create_task(record(current_asyncio_loop()))
+            results.append(task)
+        else:
+            run(record(current_blocking_loop()))
+
+    worker.dispatch(start)
+    assert done.wait(DEADLINE)
+    if isinstance(results[-1], BaseException):
+        raise results[-1]
+    return results[-1]
+
 
 class Gate(NamedTuple):
     """A gate that a handler awaits until the test opens it."""
@@ -346,6 +419,46 @@ def wait_for_background() -> None:
     for keeper in keepers:
         keeper._ends_at = 0  # rather than after the grace
     wait_until(lambda: not any(keeper._is_running for keeper in keepers), "the keeper of a roster runs")
+
+
+def close_lot(loop: Any) -> None:
+    """Close the parking lot of an event loop that ends, if it has one. Called in its thread."""
+    lot = loop._lot
+    if lot is None:
+        return
+    assert not lot.parked, "a connection is left in the parking lot"
+    if isinstance(loop, GeventLoop):
+        gevent.killall(list(lot._idle))
+        lot._watcher.stop()
+        lot._watcher.close()
+    else:
+        loop.event_loop.remove_reader(lot.epoll.fileno())
+    lot.epoll.close()
+
+
+class ParkingServer(WerkzeugServer):
+    """The server of a site whose connections may outlive their requests, as on uWSGI."""
+
+    #: The key in the environ of its requests.
+    key = "support.parks"
+
+    #: How many requests it serves at once, and so how many threads run parked views.
+    cores = 40
+
+    @classmethod
+    def serves(cls, environ: Any) -> bool:
+        return cls.key in environ
+
+    @classmethod
+    def capacity(cls) -> Capacity:
+        return Capacity(cls.cores, parks=True)
+
+    def release(self) -> None:
+        """Put a socket without a peer in the place of the server's own, as the null device in uWSGI."""
+        nobodys, other = socket.socketpair()
+        other.close()
+        os.dup2(nobodys.fileno(), self._socket.fileno(), inheritable=False)
+        nobodys.close()
 
 
 class Server:
@@ -539,10 +652,14 @@ class RawClient:
 
 
 class Site:
-    """A Flask app with WebSockets. It is served from the first connection until its fixture closes it."""
+    """A Flask app with WebSockets. It is served from the first connection until its fixture closes it.
 
-    def __init__(self, mode: Threads, **settings: Any) -> None:
+    :param parks: whether connections may outlive their requests, so that views are parked.
+    """
+
+    def __init__(self, mode: Threads, *, parks: bool = False, **settings: Any) -> None:
         self.mode = mode
+        self.parks = parks
         self.app = Flask("site")
         self.app.secret_key = "secret"
         self.websocket = mode.extension(self.app, **settings)
@@ -554,6 +671,10 @@ class Site:
         self._server: Server | None = None
         self._clients = ExitStack()
         self.environ: dict[str, Any] = {}
+        self._servers = ExitStack()
+        if parks:
+            self.environ[ParkingServer.key] = True
+            self._servers.enter_context(patch.object(find, "SERVERS", (ParkingServer, *find.SERVERS)))
         self._handler = logging.Handler(logging.WARNING)
         self._handler.emit = self._on_log  # type: ignore[method-assign]
         self._loggers = [self.app.logger, logging.getLogger("flask_uwsgi_websocket")]
@@ -628,15 +749,19 @@ class Site:
             try:
                 self.mode.stop()
             finally:
+                self._servers.close()
                 for logger in self._loggers:
                     logger.removeHandler(self._handler)
         assert not self.mode.errors, self.mode.errors
         assert not self.log, [record.getMessage() for record in self.log]
 
 
-def serving(mode: str, **settings: Any) -> Iterator[Site]:
-    """Yield a site, as the body of a fixture."""
-    site = Site({**MODES, Background.name: Background}[mode](), **settings)
+def serving(mode: str, **options: Any) -> Iterator[Site]:
+    """Yield a site, as the body of a fixture.
+
+    :param options: settings, and options of :class:`Site`.
+    """
+    site = Site({**MODES, Background.name: Background, Core.name: Core}[mode](), **options)
     try:
         yield site
     finally:

@@ -110,6 +110,14 @@ class Listen(WebSocketView):
         await ws.send(message)
 
 
+class InsideItsRequest(Talk):
+    parked = False
+
+
+class ParkedByNumber(Talk):
+    parked = 1  # type: ignore[assignment]
+
+
 class Count(WebSocketView):
     def on_message(self, ws: WebSocketClient, message: int) -> None: ...  # type: ignore[override]
 
@@ -117,6 +125,7 @@ class Count(WebSocketView):
 chat.websocket("/view/<room>")(Talk.as_view("view", greeting="hello"))
 chat.add_websocket_rule("/add/view/<room>", handler=Talk.as_view("add-view", "hello"))
 chat.add_websocket_rule("/add/aio-view", handler=Listen.as_view("add-aio-view"))
+chat.add_websocket_rule("/add/inside", handler=InsideItsRequest.as_view("add-inside", "hello"))
 websocket.route("/view/<room>")(Talk.as_view("view", "hello"))
 websocket.add_url_rule("/view", view_func=Listen.as_view("aio-view"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from typing import Any
 
@@ -11,11 +12,20 @@ import pytest
 from flask import Flask
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
-from flask_uwsgi_websocket import WebSocket
+from flask_uwsgi_websocket import WebSocket, WebSocketView
 from flask_uwsgi_websocket.settings import Settings
 from flask_uwsgi_websocket.worker import admission
-from flask_uwsgi_websocket.worker.admission import Admissions, admissions, most_by_descriptors, reserved_cores
-from support.inprocess import DEADLINE, Site, hold, serving, wait_until
+from flask_uwsgi_websocket.worker.admission import (
+    RESERVED_DESCRIPTORS,
+    Admissions,
+    Capacity,
+    admissions,
+    most_by_descriptors,
+    reserved_cores,
+)
+from support.inprocess import DEADLINE, ParkingServer, Site, hold, serving, wait_until
+from support.views import serve
+from support.wire import TEXT
 
 
 def refusal(site: Site, path: str = "/") -> tuple[int, str | None]:
@@ -283,3 +293,94 @@ def test_connections_are_counted_if_the_app_runs_only_when_its_response_is_itera
                 assert client.recv(DEADLINE) == "hello"
                 assert refusal(site) == (503, "10")
             wait_until(lambda: not admissions._total, "the connection is still counted")
+
+
+# Connections that outlive their requests
+
+
+def test_connections_that_take_no_core_are_not_limited_by_the_cores() -> None:
+    admissions, capacity = Admissions(), Capacity(2, parks=True)
+    parked = [admissions.admit(None, None, None, capacity, takes_core=False) for _ in range(50)]
+    in_core = admissions.admit(None, None, None, capacity)
+    with pytest.raises(ServiceUnavailable):
+        admissions.admit(None, None, None, capacity)
+    in_core.close()
+    admissions.admit(None, None, None, capacity)
+    for place in parked:
+        place.close()
+    with pytest.raises(ServiceUnavailable):
+        admissions.admit(None, None, None, capacity)
+
+
+def test_the_limits_of_the_worker_and_of_an_address_count_them() -> None:
+    admissions, capacity = Admissions(), Capacity(2, parks=True)
+    first = admissions.admit("192.0.2.1", 2, 1, capacity, takes_core=False)
+    with pytest.raises(TooManyRequests):
+        admissions.admit("192.0.2.1", 2, 1, capacity, takes_core=False)
+    admissions.admit("192.0.2.2", 2, 1, capacity)
+    for takes_core in (False, True):
+        with pytest.raises(ServiceUnavailable):
+            admissions.admit("192.0.2.3", 2, 1, capacity, takes_core=takes_core)
+    first.close()
+    admissions.admit("192.0.2.1", 2, 1, capacity, takes_core=False)
+
+
+@pytest.mark.parametrize("in_cores", [0, 1, 3])
+def test_a_connection_without_a_core_takes_one_descriptor(in_cores: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    admissions = Admissions()
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        for _ in range(in_cores):
+            admissions.admit(None, 100, None)
+        free = 64 - 64 // 16 - RESERVED_DESCRIPTORS
+        for _ in range(free - 2 * in_cores):
+            admissions.admit(None, 100, None, takes_core=False)
+        for takes_core in (False, True):
+            with pytest.raises(ServiceUnavailable):
+                admissions.admit(None, 100, None, takes_core=takes_core)
+
+
+@pytest.fixture
+def parking(mode: str) -> Iterator[Site]:
+    """A site in each mode whose views are parked."""
+    yield from serving(mode, parks=True)
+
+
+def hold_in_views(site: Site) -> None:
+    """Declare a view at ``/parked/…`` whose connections outlive their requests, and a handler at ``/``."""
+
+    class Held(WebSocketView):
+        def __init__(self, site: Site) -> None:
+            """Take what all views of tests take."""
+
+        async def on_message(self, ws: Any, message: Any) -> None:
+            await ws.send(message)
+
+    serve(site, Held)
+    hold(site)
+
+
+def test_parked_connections_take_no_core(parking: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ParkingServer, "cores", 2)
+    hold_in_views(parking)
+    clients = [parking.upgrade("/a") for _ in range(10)]
+    parking.upgrade("/")
+    assert refusal(parking, "/") == (503, "10")
+    for client in clients:
+        client.frame(TEXT, b"x")
+        assert client.read_frame() == (TEXT, b"x")
+
+
+def test_a_parked_connection_is_counted_until_it_ends(parking: Site) -> None:
+    parking.app.config["WEBSOCKET_MAX_CONNECTIONS"] = 2
+    hold_in_views(parking)
+    first, second = parking.upgrade("/a"), parking.upgrade("/a")
+    for _ in range(3):
+        assert refusal(parking, "/a") == (503, "10")
+    assert refusal(parking, "/") == (503, "10")
+    second.frame(TEXT, b"x")
+    assert second.read_frame() == (TEXT, b"x")
+    first.reset()
+    connect_until_admitted(parking)

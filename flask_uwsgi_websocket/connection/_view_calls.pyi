@@ -1,0 +1,1 @@
+from .view_calls import ViewCalls as ViewCalls
