@@ -19,11 +19,12 @@ from flask.helpers import get_debug_flag
 from werkzeug.routing import Map
 
 from .._uwsgi import number_option
+from ..dispatch import may_park
 from ..exceptions import AsyncioNotAvailable, UwsgiNotFound
 from ..protocol.speedups import FALLBACK
 from ..state import state_of
 from .deployment import FILES, configuration
-from .doctor import diagnose, diagnose_broker, read_ini
+from .doctor import all_routes_park, diagnose, diagnose_broker, read_ini
 from .rooms import rooms_cli
 from .runner import (
     check_literal,
@@ -153,11 +154,11 @@ websocket_cli.commands.update(rooms_cli.commands)
 
 @websocket_cli.command("routes")
 def list_routes() -> None:
-    """List the WebSocket routes."""
+    """List the WebSocket routes, and mark those whose connections are parked."""
     rules = sorted((rule for rule in current_app.url_map.iter_rules() if rule.websocket), key=lambda rule: rule.rule)
     width = max((len(rule.rule) for rule in rules), default=0)
     for rule in rules:
-        click.echo(f"{rule.rule:<{width}}  {rule.endpoint}")
+        click.echo(f"{rule.rule:<{width}}  {rule.endpoint}" + "  (parked)" * may_park(_app(), rule.endpoint))
     if not rules:
         click.echo("The app has no WebSocket routes.")
 
@@ -179,7 +180,7 @@ def doctor(config: Path) -> None:
     descriptors = number_option(options, "max-fd", 0) or None  # without max-fd, the service sets it, not this shell
     settings = state.settings(current_app.config)
     complaints = [
-        *diagnose(options, settings, state.engines, descriptors),
+        *diagnose(options, settings, state.engines, descriptors, all_park=all_routes_park(_app())),
         *diagnose_broker(options, settings, _app()),
     ]
     for complaint in complaints:

@@ -20,7 +20,9 @@ from urllib.parse import urlsplit
 from flask import Flask
 
 from .._uwsgi import number_option, option, option_values, uwsgi
+from ..dispatch import may_park
 from ..exceptions import BrokerUnavailable
+from ..loops.parking import IS_AVAILABLE
 from ..rooms.brokers.choice import local_directory, make_broker
 from ..rooms.envelope import encode_command
 from ..rooms.feed import ALL_PROCESSES
@@ -45,7 +47,12 @@ _REMEDIES = {
 
 
 def diagnose(
-    options: Options, settings: Settings, engines: Collection[str], descriptors: int | None = None
+    options: Options,
+    settings: Settings,
+    engines: Collection[str],
+    descriptors: int | None = None,
+    *,
+    all_park: bool = False,
 ) -> Iterator[str]:
     """Yield a sentence for each option that harms WebSockets, and for each missing option that they need.
 
@@ -53,7 +60,9 @@ def diagnose(
     :param settings: the settings of the app.
     :param engines: the options for loop engines that the extension needs, such as ``gevent``.
     :param descriptors: how many files each worker may open, or None if unknown.
+    :param all_park: whether all WebSocket routes are parked views, as far as that is known.
     """
+    all_park = all_park and _can_park(options)
     if missing := set(engines) - options.keys():
         remedy = " and ".join(_REMEDIES[engine] for engine in sorted(missing))
         extension = "GeventWebSocket" if "gevent" in engines else "AsyncioWebSocket"
@@ -67,13 +76,13 @@ def diagnose(
     yield from _diagnose_router(options, settings)
     if "harakiri" in options:
         yield (
-            f"harakiri = {option(options, 'harakiri')} kills a worker with all its connections as soon as one of them "
-            "has lasted so long: leave it out."
+            f"harakiri = {option(options, 'harakiri')} kills a worker with all its connections as soon as one request "
+            "has lasted so long, which may be that of a WebSocket: leave it out."
         )
     if "max-requests" in options:
         yield (
-            f"max-requests = {option(options, 'max-requests')} ends a worker and closes all its connections after that "
-            "many requests. Each WebSocket counts as one request."
+            f"max-requests = {option(options, 'max-requests')} ends a worker and closes all its connections, also "
+            "parked ones, after that many requests. Each WebSocket counts as one request."
         )
     mercy = number_option(options, "worker-reload-mercy", _MERCY)
     # In development, a fast reload matters more.
@@ -84,10 +93,23 @@ def diagnose(
         )
     if "master" not in options:
         yield "master is missing: uWSGI cannot reload, and does not replace a worker that dies."
-    yield from _diagnose_concurrency(options)
+    yield from _diagnose_concurrency(options, all_park)
     yield from _diagnose_rooms(options, settings)
     if descriptors is not None:
-        yield from _diagnose_descriptors(options, settings, descriptors)
+        yield from _diagnose_descriptors(options, settings, descriptors, all_park)
+
+
+def all_routes_park(app: Flask) -> bool:
+    """Return whether the app has WebSocket routes so far, and all of them are parked views."""
+    endpoints = {rule.endpoint for rule in app.url_map.iter_rules() if rule.websocket}
+    return bool(endpoints) and all(may_park(app, endpoint) for endpoint in endpoints)
+
+
+def _can_park(options: Options) -> bool:
+    """Return whether uWSGI's workers park views. Without a loop engine, this needs Python's threads."""
+    has_threads = number_option(options, "threads", 1) > 1 or "enable-threads" in options
+    has_loop = bool(options.keys() & {"gevent", "asyncio"})
+    return IS_AVAILABLE and (has_loop or (has_threads and "async" not in options))
 
 
 def _diagnose_http(options: Options) -> Iterator[str]:
@@ -125,7 +147,7 @@ def _diagnose_router(options: Options, settings: Settings) -> Iterator[str]:
         )
 
 
-def _diagnose_concurrency(options: Options) -> Iterator[str]:
+def _diagnose_concurrency(options: Options, all_park: bool) -> Iterator[str]:
     if "gevent" in options:
         environ = {**os.environ, **dict(value.partition("=")[::2] for value in map(str, option_values(options, "env")))}
         if sys.version_info >= (3, 15) and environ.get(GREENLET_TREE) != "0":
@@ -138,20 +160,28 @@ def _diagnose_concurrency(options: Options) -> Iterator[str]:
     elif "asyncio" not in options and "async" in options:
         yield "async without gevent or asyncio: a WebSocket blocks all other requests of its worker. Use gevent."
     elif "asyncio" not in options and not options.keys() & {"threads", "enable-threads"}:
-        yield "enable-threads is missing: the housekeeper needs a thread. Without it, there are no pings and deadlines."
-    if _cores(options) < 2:
-        yield "each worker has one core: one WebSocket takes it and blocks all other requests. Use threads or gevent."
+        yield (
+            "enable-threads is missing: the housekeeper needs a thread. Without it, there are no pings and deadlines, "
+            "and no views are parked."
+        )
+    if _cores(options) < 2 and not all_park:
+        yield (
+            "each worker has one core: one WebSocket that is not parked takes it and blocks all other requests. Use "
+            "threads or gevent."
+        )
 
 
-def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int) -> Iterator[str]:
+def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int, all_park: bool) -> Iterator[str]:
     cores = _cores(options)
     own = Capacity(cores, descriptors_per_core=0 if options.keys() & {"gevent", "asyncio"} else 1).own_descriptors
-    room, wanted = most_by_descriptors(descriptors, own), settings.max_connections or most_by_cores(cores)
+    room = most_by_descriptors(descriptors, own, takes_core=not all_park)
+    wanted = settings.max_connections or most_by_cores(cores)
     if room < wanted:
+        which = "WebSockets" if all_park else "WebSockets that are not parked"
+        needed = descriptors_for(wanted, own, takes_core=not all_park)
         yield (
-            f"this process may open {descriptors} files, which is enough for {room} WebSockets, and each worker should "
-            f"take {wanted}: allow {descriptors_for(wanted, own)} by ulimit -n, or LimitNOFILE in systemd's "
-            "unit."
+            f"this process may open {descriptors} files, which is enough for {room} {which}, and each worker should "
+            f"take {wanted}: allow {needed} by ulimit -n, or LimitNOFILE in systemd's unit."
         )
 
 

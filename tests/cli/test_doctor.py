@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pwd
@@ -9,15 +10,15 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
-from flask_uwsgi_websocket import GeventWebSocket, WebSocket, WebSocketBlueprint
-from flask_uwsgi_websocket.cli.doctor import diagnose, diagnose_broker, read_ini
+from flask_uwsgi_websocket import GeventWebSocket, WebSocket, WebSocketBlueprint, WebSocketView
+from flask_uwsgi_websocket.cli.doctor import all_routes_park, diagnose, diagnose_broker, read_ini
 from flask_uwsgi_websocket.rooms.brokers.memory import MemoryBroker
 from flask_uwsgi_websocket.settings import Settings
 from support.needs import require
@@ -118,9 +119,13 @@ def test_each_harmful_option_has_its_sentence(
         (
             {**GEVENT, "gevent": b"1000"},
             1024,
-            "enough for 464 WebSockets, and each worker should take 980: allow 2125",
+            "enough for 464 WebSockets that are not parked, and each worker should take 980: allow 2125",
         ),
-        ({**THREADS, "threads": b"40"}, 128, "enough for 24 WebSockets, and each worker should take 36: allow 154"),
+        (
+            {**THREADS, "threads": b"40"},
+            128,
+            "enough for 24 WebSockets that are not parked, and each worker should take 36: allow 154",
+        ),
         ({**GEVENT, "gevent": b"1000"}, 2125, None),
         ({**THREADS, "threads": b"40"}, 154, None),
         ({**THREADS, "threads": b"40"}, sys.maxsize, None),
@@ -135,6 +140,75 @@ def test_descriptors_for_fewer_connections_than_cores_have_their_sentence(
     assert list(diagnose(options, Settings(max_connections=10), (), descriptors)) == []
     (said,) = diagnose(options, Settings(max_connections=1000), (), min(descriptors, 2000))
     assert "each worker should take 1000: allow" in said
+
+
+def test_parked_connections_need_half_as_many_descriptors() -> None:
+    settings = Settings(max_connections=10_000)
+    (said,) = diagnose(THREADS, settings, (), 1024, all_park=True)
+    assert "may open 1024 files, which is enough for 912 WebSockets, and each worker should take 10000" in said
+    needed = int(said.partition("allow ")[2].split()[0])
+    assert needed < 11_000
+    assert list(diagnose(THREADS, settings, (), needed, all_park=True)) == []
+    assert list(diagnose(THREADS, settings, (), needed - 2, all_park=True)) != []
+    assert list(diagnose(THREADS, settings, (), needed)) != []
+
+
+@pytest.mark.parametrize(
+    ("options", "parks"),
+    [
+        ({"enable-threads": True, **HTTP}, True),
+        ({"gevent": b"1", "gevent-early-monkey-patch": True, **HTTP}, True),
+        ({"asyncio": b"1", "socket": b"/run/app.sock"}, True),
+        ({"threads": b"1", **HTTP}, False),  # uWSGI then has no threads
+        (HTTP, False),
+        ({"async": b"1", "enable-threads": True, **HTTP}, False),
+    ],
+)
+def test_one_core_is_enough_for_parked_views(options: dict[str, Any], parks: bool) -> None:
+    options = {"master": True, **options}
+    said = list(diagnose({**options, **TREE}, Settings(), (), all_park=True))
+    assert any("each worker has one core" in each for each in said) != parks
+    assert any("each worker has one core" in each for each in diagnose(options, Settings(), ()))
+
+
+class Parked(WebSocketView):
+    pass
+
+
+class Waiting(WebSocketView):
+    parked = False
+
+
+def decorated(handler: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(handler)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return handler(*args, **kwargs)
+
+    return call
+
+
+def test_the_command_knows_which_routes_are_parked(tmp_path: Path) -> None:
+    ini = tmp_path / "uwsgi.ini"
+    ini.write_text("[uwsgi]\nmaster = true\nenable-threads = true\nmax-fd = 500\n")
+    app = Flask(__name__)
+    websocket = WebSocket(app, max_connections=400)
+    assert not all_routes_park(app)  # there are none yet
+    chat = WebSocketBlueprint("chat", __name__)
+    chat.add_websocket_rule("/chat/<room>", handler=Parked.as_view("talk"))
+    app.register_blueprint(chat)
+    websocket.add_url_rule("/news", view_func=decorated(Parked.as_view("news")))
+    app.add_url_rule("/", view_func=lambda: "a page", endpoint="page")
+    assert all_routes_park(app)
+    listed = "/chat/<room>  chat.talk  (parked)\n/news         news  (parked)\n"
+    assert run(app, "routes") == (0, listed)
+    assert run(app, "doctor", str(ini)) == (0, f"Nothing in {ini} harms WebSockets.\n")
+
+    websocket.add_url_rule("/slow", view_func=Waiting.as_view("slow"))
+    assert not all_routes_park(app)
+    assert run(app, "routes") == (0, f"{listed}/slow         slow\n")
+    status, said = run(app, "doctor", str(ini))
+    assert status == 1
+    assert [line.partition(" ")[2][:12] for line in said.splitlines()] == ["each worker ", "this process"]
 
 
 @pytest.mark.parametrize(
