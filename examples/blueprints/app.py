@@ -8,4 +8,4 @@ app = create_app()
 
 if __name__ == "__main__":
     host, port = os.environ.get("HOST", "localhost"), int(os.environ.get("PORT", "5000"))
-    app.run(host=host, port=port, processes=2, gevent=200)  # each window takes one of the greenlets of its worker
+    app.run(host=host, port=port, processes=2, gevent=200)  # requests at a time; a window that waits takes none of them

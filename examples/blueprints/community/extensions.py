@@ -21,9 +21,9 @@ websocket = GeventWebSocket()
 def release_database(response: Response) -> Response:
     """Give back the database connection that the checks before the handshake have used.
 
-    The context of a WebSocket lasts as long as the WebSocket, perhaps for hours. After the handshake, handlers use the
-    database in short contexts: those of ``ws.messages()`` and of ``with ws.message_context():``. Objects that were
-    looked up before, such as ``current_user``, stay as they were.
+    After the handshake, ``on_connect()`` may wait for a slow window, to which it sends what the window has missed. On
+    servers other than uWSGI, the context of the request even lasts as long as the WebSocket. So from here on, views use
+    the database in short contexts: those of ``on_message()`` and of ``with ws.message_context():``.
     """
     db.session.remove()
     return response

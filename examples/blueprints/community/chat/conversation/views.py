@@ -2,11 +2,13 @@
 
 import json
 import os
+from functools import partial
+from typing import ClassVar
 
 from flask import abort, render_template, request
 from flask_login import current_user, login_required
 
-from flask_uwsgi_websocket import Member, WebSocketBlueprint, WebSocketClient
+from flask_uwsgi_websocket import Member, WebSocketBlueprint, WebSocketClient, WebSocketView
 from flask_uwsgi_websocket import Room as JoinedRoom
 
 from ...extensions import db
@@ -35,23 +37,20 @@ def room(room: str) -> str:
     return render_template("chat/room.html", room=room, max_length=MAX_LENGTH)
 
 
-@conversation.websocket("", max_message_size=2**14)  # the page's URL, with ws: for http:
-@login_required
-def talk(ws: WebSocketClient, room: str) -> None:
-    """Take part in the conversation of a room."""
-    joined = conversations[room]
+class Talk(WebSocketView):
+    """A window that takes part in the conversation of a room. While it waits, it needs no greenlet."""
 
-    def send_state(position: str) -> None:
-        """Send the state of the room to a page that has none, or was away for too long."""
-        with ws.message_context():  # between messages, the handler holds no database connection
-            state = {"messages": last_messages(room), "earlier": last_visits(room)}
-        here = {member.info["name"]: member.since for member in joined.members()}
-        ws.send_json({"type": "state", "position": position, "here": here, **state})
+    decorators: ClassVar = [login_required]
 
-    # A page that comes back names the last position that it has. It gets what came after it, or the state.
-    joined.join(ws, since=request.args.get("since"), snapshot=send_state, info={"name": current_user.name})
-    ws.send_json({"type": "ready", "process": os.getpid()})
-    for message in ws.messages():
+    def on_connect(self, ws: WebSocketClient, room: str) -> None:
+        self.room = room
+        # A page that comes back names the last position that it has. It gets what came after it, or the state.
+        since = request.args.get("since")
+        info = {"name": current_user.name}
+        conversations[room].join(ws, since=since, snapshot=partial(send_state, ws, room), info=info)
+        ws.send_json({"type": "ready", "process": os.getpid()})
+
+    def on_message(self, ws: WebSocketClient, message: str | bytes) -> None:
         if not current_user.is_authenticated:  # looked up for each message, as the user may have logged out
             abort(401)  # after the handshake, this closes with 4401
         try:
@@ -59,8 +58,19 @@ def talk(ws: WebSocketClient, room: str) -> None:
         except ValueError as error:
             ws.send_json({"type": "error", "text": str(error)})
         else:
-            stored = store_message(room, current_user.id, text)
-            joined.publish_json({"type": "message", **stored}, stamp="position")
+            stored = store_message(self.room, current_user.id, text)
+            conversations[self.room].publish_json({"type": "message", **stored}, stamp="position")
+
+
+conversation.add_websocket_rule("", handler=Talk.as_view("talk"), max_message_size=2**14)  # the page's URL, with ws:
+
+
+def send_state(ws: WebSocketClient, room: str, position: str) -> None:
+    """Send the state of the room to a page that has none, or was away for too long."""
+    with ws.message_context():  # holds no database connection while it sends
+        state = {"messages": last_messages(room), "earlier": last_visits(room)}
+    here = {member.info["name"]: member.since for member in conversations[room].members()}
+    ws.send_json({"type": "state", "position": position, "here": here, **state})
 
 
 def text_of(message: str | bytes) -> str:
