@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import shlex
 import sys
 import tempfile
 from pathlib import Path
 
 from .latency import measure_housekeeping
-from .measures import MEASURES, Bench, Plan, choose_cpus, compile_load, raise_file_limit
+from .measures import MEASURES, Bench, Plan, choose_cpus, compile_load, most_parked, raise_file_limit
+from .parked import measure_asked, measure_crowd, measure_returns
 from .report import report, write_page
 from .rooms import measure_rooms
 from .servers import ROOM_SERVERS, SERVERS
 
 ROOT = Path(__file__).parent.parent
 ALL = SERVERS + ROOM_SERVERS
-ALL_MEASURES = {**MEASURES, "housekeeping": measure_housekeeping, "rooms": measure_rooms}
+ALL_MEASURES = {
+    **MEASURES,
+    "housekeeping": measure_housekeeping,
+    "asked": measure_asked,
+    "crowd": measure_crowd,
+    "returns": measure_returns,
+    "rooms": measure_rooms,
+}
 
 
 def main() -> None:
@@ -54,6 +63,7 @@ def main() -> None:
         idle=sorted({min(connections, room) for connections in ([2_000] if options.quick else [2_000, 10_000])}),
         watch=3 if options.quick else 28,
         cpus=choose_cpus(),
+        parked=min(1_000 if options.quick else 10_000, most_parked(resource.getrlimit(resource.RLIMIT_NOFILE)[0])),
     )
     with tempfile.TemporaryDirectory() as directory:
         results = Bench(plan, compile_load(Path(directory))).run(servers, ALL_MEASURES)

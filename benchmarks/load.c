@@ -1,7 +1,7 @@
 /* The load generator of `make bench`: one thread and one epoll in C, so that the server is the bottleneck.
  *
  *     load MODE --port [ADDRESS:]N... [--connections N] [--in-flight N] [--size BYTES] [--seconds S] [--warm-up S]
- *         [--timeout S] [--rate N] [--echo PATH] [--receive PATH] [--publish PATH] [--socketio]
+ *         [--timeout S] [--rate N] [--echo PATH] [--receive PATH] [--publish PATH] [--socketio] [--source ADDRESS]
  *
  * echo     every connection keeps `in-flight` text messages of `size` bytes on their way, and checks their echoes
  * open     `rate` messages a second, whose gaps are random (Poisson), each on a random connection: they do not wait for
@@ -13,20 +13,25 @@
  * room     one publisher, which sends `rate` messages a second to `connections` receivers, without waiting for them
  * beside   echo, beside the publisher of `room` and one receiver on each port
  * idle     every connection has one message echoed, and then does nothing
+ * ask      every connection sends a message at the same time, and when all have their echoes, all do it again
+ * hold     idle, but connections may end: a second line of JSON, at the end of stdin, has their numbers
+ * return   idle, and a connection that ends is opened again at once, until each one has ended and is back with an echo
  *
  * On stdout it prints "begin" after the warm-up, and one line of JSON after the measured time. Then it holds the
  * connections until stdin ends, so that the parent process can examine the server. The JSON has the `count` of
  * echoes, connections or deliveries, the `seconds` that they took, the seconds of `cpu` time of this process, and
- * `p50` and `p99`, in microseconds: in fanout of one message from its publisher to the last of its receivers; in room of
+ * `p50`, `p99` and the `longest`, in microseconds: in fanout of one message from its publisher to the last of its receivers; in room of
  * one message to each receiver on the other ports, if there are several; in connect and page of one connection from SYN
- * to EOF; otherwise of one echo. In open, the time begins when the message was due, so that it contains every wait that a
+ * to EOF; in return from the end of a connection to the echo of the next one; otherwise of one echo. In open, the time begins when the message was due, so that it contains every wait that a
  * slow server or a late load generator causes, and `late` is by how many microseconds the load generator sent a message
- * too late on average. In the mode idle, only the connections themselves matter.
+ * too late on average. In the modes idle and hold, only the connections themselves matter. In hold and return, `closed`
+ * is the number of connections that the server has closed, `abnormal` of those that ended without a Close frame (1006,
+ * RFC 6455 section 7.1.5), and `refused` of handshakes that failed; in hold, `pings` is the number of Pings.
  *
  * The server is on 127.0.0.1, or at the address before the port. It serves /echo, and /publish and /receive for the
  * publisher and the receivers, unless options name other paths. Each worker may have a `port` of its own: the receivers
  * are divided evenly among the ports, and all other connections are on the first one. With `socketio`, the publisher and
- * the receivers speak Socket.IO. If the server does anything unexpected, or nothing at all for `timeout` seconds, the run
+ * the receivers speak Socket.IO. `source` is the address from which the connections come. If the server does anything unexpected, or nothing at all for `timeout` seconds, the run
  * ends with one sentence on stderr.
  */
 
@@ -61,6 +66,7 @@ enum {
     MOST_PORTS = 16,
     MOST_UNDER_WAY = 1024, /* messages of the publisher, or of one connection of the open loop */
     LONGEST_WAIT = 10000000, /* nanoseconds */
+    RETRY = 100000000,       /* nanoseconds after a handshake that failed */
 };
 
 enum opcode { TEXT = 1, CLOSE = 8, PING = 9, PONG = 10 };
@@ -86,6 +92,9 @@ struct connection {
     uint64_t *sent_at;              /* a ring, of the messages in flight */
     uint32_t ring;                  /* its length */
     uint64_t opened_at;
+    uint64_t ended_at;      /* in return: the end of the connection before, or 0 */
+    uint64_t due_at;        /* in return: when to open it again, or 0 */
+    bool is_back;           /* in return: the connection after it has its echo */
     uint64_t waiting_since; /* for input from the server; 0 when none is due */
 };
 
@@ -105,6 +114,7 @@ static struct {
     double seconds, warm_up, rate;
     const char *echo, *receive, *publish;
     bool socketio;
+    struct in_addr source;
 } options = {
     .connections = 32, .in_flight = 1, .timeout = 10, .size = 64, .seconds = 2, .warm_up = 0.5, .rate = 20,
     .echo = "/echo", .receive = "/receive", .publish = "/publish"};
@@ -122,6 +132,9 @@ static uint64_t next_due = UINT64_MAX; /* when the open loop sends its next mess
 static bool stopping;     /* no connection sends anything new */
 static bool gets_pages;   /* the connections are no WebSockets */
 static bool input_ended;  /* stdin has ended */
+static bool may_end;      /* the server may end connections */
+static int closed, abnormal, refused, away; /* numbers of them, and of those that wait to be opened again */
+static uint64_t pings;
 static uint32_t number;   /* the number of the message that has arrived */
 static uint64_t count;    /* of echoes, connections or deliveries */
 static uint64_t late, due_count; /* nanoseconds by which the open loop sent too late, and the messages that were due */
@@ -209,7 +222,7 @@ static void flush(struct connection *c)
         ssize_t n = send(c->fd, c->output, c->output_size, MSG_NOSIGNAL);
         if (n < 0 && errno == EAGAIN)
             break;
-        if (n < 0 && c->closing) { /* the server has ended the connection; the end will be read */
+        if (n < 0 && (c->closing || may_end)) { /* the server has ended the connection; the end will be read */
             c->output_size = 0;
             break;
         }
@@ -311,6 +324,12 @@ static void open_connection(struct connection *c)
     if (c->fd < 0)
         fail("no socket for connection %d: %s", c->number, strerror(errno));
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (options.source.s_addr) { /* the port is chosen by connect(), which knows the other end */
+        struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = options.source};
+        setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+        if (bind(c->fd, (struct sockaddr *)&source, sizeof source) < 0)
+            fail("--source: %s", strerror(errno));
+    }
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
         fail("connection %d: %s", c->number, strerror(errno));
 
@@ -364,6 +383,11 @@ static size_t read_handshake(struct connection *c)
         return 0;
     }
     size_t size = (size_t)(end + 4 - c->input);
+    if (may_end && memcmp(c->input, "HTTP/1.1 503 ", 13) == 0) {
+        refused++;
+        c->closing = true;
+        return c->input_size;
+    }
     if (memcmp(c->input, gets_pages ? "HTTP/1.1 200 " : "HTTP/1.1 101 ", 13) != 0)
         fail("connection %d: the handshake was answered by %.*s", c->number,
             (int)strcspn((char *)c->input, "\r"), c->input);
@@ -446,11 +470,16 @@ static size_t read_frame(struct connection *c, const uint8_t *frame, size_t avai
             read_message(c, payload, size);
         break;
     case 0x80 | PING:
+        pings++;
         append_frame(c, PONG, payload, size);
         break;
     case 0x80 | PONG:
         break;
     case 0x80 | CLOSE:
+        if (may_end && !c->closing) {
+            closed++;
+            append_close(c);
+        }
         if (!c->closing)
             fail("connection %d: the server closed it, with code %d", c->number,
                 size < 2 ? 1005 : payload[0] << 8 | payload[1]);
@@ -468,7 +497,11 @@ static void read_input(struct connection *c)
         return;
     now = read_clock();
     if (n <= 0) {
-        if (!c->closing)
+        if (may_end && !c->closing && c->open)
+            abnormal++;
+        else if (may_end && !c->closing)
+            refused++;
+        else if (!c->closing)
             fail("connection %d: %s", c->number, n ? strerror(errno) : "the server ended it without a Close frame");
         end_connection(c);
         mode->ended(c);
@@ -694,7 +727,78 @@ static void count_answer(struct connection *c)
 
 static bool all_are_idle(void)
 {
-    return answered == total;
+    return answered + closed + abnormal >= total;
+}
+
+static void ask_all(void)
+{
+    now = read_clock();
+    answered = 0;
+    for (struct connection *c = connections; c < connections + total; c++) {
+        append_message(c);
+        flush(c);
+    }
+}
+
+static void count_echo_and_answer(struct connection *c)
+{
+    count_echo(c);
+    answered++;
+}
+
+static bool have_answered_in_time(void)
+{
+    if (answered < total)
+        return false;
+    if (!time_is_over())
+        ask_all();
+    return time_is_over();
+}
+
+static void let_end(void)
+{
+    may_end = true;
+}
+
+static void come_back(struct connection *c)
+{
+    if (stopping)
+        return;
+    if (c->open || !c->ended_at) /* otherwise its handshake has failed */
+        c->ended_at = now;
+    count -= c->is_back;
+    c->is_back = false;
+    if (c->open) {
+        open_connection(c);
+    } else {
+        c->due_at = now + RETRY;
+        away++;
+    }
+}
+
+static void open_what_is_due(void)
+{
+    for (struct connection *c = connections; away && c < connections + total; c++)
+        if (c->due_at && c->due_at <= now) {
+            c->due_at = 0;
+            away--;
+            open_connection(c);
+        }
+}
+
+static void note_return(struct connection *c)
+{
+    answered++;
+    if (!c->ended_at)
+        return;
+    record_latency(c->ended_at);
+    c->is_back = true;
+    count++;
+}
+
+static bool all_are_back(void)
+{
+    return count == (uint64_t)total;
 }
 
 static const struct mode modes[] = {
@@ -707,6 +811,9 @@ static const struct mode modes[] = {
     {"room", ignore, begin_timer, delivered_in_room, ignore, time_is_over},
     {"beside", ignore, begin_beside, echoed_or_delivered, ignore, time_is_over},
     {"idle", send_one, begin_nothing, count_answer, ignore, all_are_idle},
+    {"ask", ignore, ask_all, count_echo_and_answer, ignore, have_answered_in_time},
+    {"hold", send_one, let_end, count_answer, ignore, all_are_idle},
+    {"return", send_one, let_end, note_return, come_back, all_are_back},
 };
 
 
@@ -763,6 +870,7 @@ static void run_until(bool (*over)(void))
             }
         }
         send_what_is_due();
+        open_what_is_due();
         if (now >= next_check) {
             next_check = now + nanoseconds(1);
             fail_if_the_server_stalls();
@@ -841,9 +949,11 @@ static void measure(void)
     next_due = UINT64_MAX;
     if (flooder)
         record_starved();
-    printf("{\"count\": %llu, \"seconds\": %.6f, \"cpu\": %.6f, \"p50\": %.2f, \"p99\": %.2f, \"late\": %.2f}\n",
+    printf("{\"count\": %llu, \"seconds\": %.6f, \"cpu\": %.6f, \"p50\": %.2f, \"p99\": %.2f, \"longest\": %.2f, "
+           "\"late\": %.2f, \"closed\": %d, \"abnormal\": %d, \"refused\": %d}\n",
         (unsigned long long)count, (double)(now - begin) / 1e9, cpu_seconds() - cpu, percentile_in_microseconds(0.5),
-        percentile_in_microseconds(0.99), due_count ? (double)late / (double)due_count / 1000 : 0);
+        percentile_in_microseconds(0.99), percentile_in_microseconds(1),
+        due_count ? (double)late / (double)due_count / 1000 : 0, closed, abnormal, refused);
     fflush(stdout);
 }
 
@@ -881,7 +991,8 @@ static void parse_options(int argc, char **argv)
         {"seconds", required_argument, 0, 's'}, {"warm-up", required_argument, 0, 'w'},
         {"timeout", required_argument, 0, 't'}, {"rate", required_argument, 0, 'r'},
         {"echo", required_argument, 0, 'E'}, {"receive", required_argument, 0, 'R'},
-        {"publish", required_argument, 0, 'P'}, {"socketio", no_argument, 0, 'i'}, {0}};
+        {"publish", required_argument, 0, 'P'}, {"socketio", no_argument, 0, 'i'},
+        {"source", required_argument, 0, 'S'}, {0}};
     int option;
     while ((option = getopt_long(argc, argv, "", names, NULL)) != -1) {
         switch (option) {
@@ -897,6 +1008,10 @@ static void parse_options(int argc, char **argv)
         case 'R': options.receive = optarg; break;
         case 'P': options.publish = optarg; break;
         case 'i': options.socketio = true; break;
+        case 'S':
+            if (!inet_aton(optarg, &options.source))
+                fail("--source: %s is no IPv4 address", optarg);
+            break;
         default: exit(2);
         }
     }
@@ -904,7 +1019,7 @@ static void parse_options(int argc, char **argv)
         if (strcmp(argv[optind], modes[i].name) == 0)
             mode = &modes[i];
     if (!mode)
-        fail("name one mode: echo, open, flood, connect, page, fanout, room, beside or idle");
+        fail("name one mode: echo, open, flood, connect, page, fanout, room, beside, idle, ask, hold or return");
     if (options.port_count == 0)
         fail("--port is needed");
     if (options.rate < 1)
@@ -934,5 +1049,9 @@ int main(int argc, char **argv)
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
         input_ended = true; /* stdin is a file, whose end need not be awaited */
     run_until(stdin_has_ended);
+    if (strcmp(mode->name, "hold") == 0) {
+        printf("{\"closed\": %d, \"abnormal\": %d, \"pings\": %llu}\n", closed, abnormal, (unsigned long long)pings);
+        fflush(stdout);
+    }
     close_all();
 }

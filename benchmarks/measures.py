@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from flask_uwsgi_websocket.worker.admission import most_by_descriptors
+from flask_uwsgi_websocket.worker.admission import free_descriptors, most_by_descriptors
 
 from .servers import BUILD, PLAIN, Running, Server, ServerError, compile_c, pinning, running
 
@@ -66,6 +66,7 @@ class Plan:
     :param idle: the numbers of idle connections with which memory is measured.
     :param watch: the seconds for which a loop with idle connections is watched.
     :param cpus: the CPUs of the load generator and of the servers. None for all.
+    :param parked: the number of connections that are parked, in measures of these.
     """
 
     measures: Sequence[str]
@@ -75,6 +76,7 @@ class Plan:
     idle: Sequence[int]
     watch: float = 28.0  # the first pings, and those of WEBSOCKET_PING_INTERVAL
     cpus: tuple[int, int] | None = None
+    parked: int = 10_000
 
 
 @dataclass
@@ -106,7 +108,11 @@ class Load:
     cpu: float
     p50: float
     p99: float
+    longest: float
     late: float
+    closed: int
+    abnormal: int
+    refused: int
     server_cpu: float
     redis_cpu: float
 
@@ -119,6 +125,49 @@ class Load:
     def cpu_each(self) -> float | None:
         """The CPU microseconds of the server for each, or None if there were none."""
         return 1e6 * self.server_cpu / self.count if self.count else None
+
+
+class Loading:
+    """A load generator that measures.
+
+    :param process: the load generator, whose measurement has just begun.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], target: Running) -> None:
+        self._process = process
+        self._target = target
+        self._cpu, self._redis_cpu = target.cpu_seconds(), target.redis_cpu_seconds()
+
+    def measured(self) -> Load:
+        """Return the measurements, when their time is over. The connections stay until the block of the load ends.
+
+        :raises ServerError: with the error of the load generator.
+        """
+        line = self._read_line()
+        cpu, redis_cpu = self._target.cpu_seconds() - self._cpu, self._target.redis_cpu_seconds() - self._redis_cpu
+        return Load(**json.loads(line), server_cpu=cpu, redis_cpu=redis_cpu)
+
+    def end(self) -> dict[str, int]:
+        """End the connections; return what became of them, in the mode hold.
+
+        :raises ServerError: with the error of the load generator.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        ended: dict[str, int] = json.loads(self._read_line())
+        return ended
+
+    def _read_line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise _error_of(self._process)
+        return line
+
+
+def _error_of(process: subprocess.Popen[str]) -> ServerError:
+    assert process.stderr is not None
+    return ServerError(process.stderr.read().strip() or "the load generator crashed")
 
 
 class Bench:
@@ -247,7 +296,10 @@ class Bench:
         for connections in self.plan.idle:
             if connections > server.most_connections:
                 continue
-            self.record(server, f"idle {connections}", self.grown_kb(server, connections) / connections)
+            each = self.grown_kb(server, connections) / connections
+            self.record(server, f"idle {connections}", each)
+            if connections == max(self.plan.idle):
+                self.record(server, "idle most", each)
 
     def grown_kb(self, server: Server, connections: int, path: str = "/echo") -> float:
         """Return by how much the memory of a server grows with idle connections."""
@@ -266,6 +318,17 @@ class Bench:
 
         :raises ServerError: with the error of the load generator.
         """
+        with self.loading(server, target, mode, **options) as loading:
+            load = loading.measured()
+            self._check_bottleneck(server, mode, load)
+            yield load
+
+    @contextmanager
+    def loading(self, server: Server, target: Running, mode: str, **options: float | str) -> Iterator[Loading]:
+        """Load a server while the block runs.
+
+        :raises ServerError: with the error of the load generator.
+        """
         options = {"seconds": self.plan.seconds, "warm_up": self.plan.warm_up, **options}
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         arguments += [f"--port={place}" for place in target.places]
@@ -279,20 +342,11 @@ class Bench:
             text=True,
             preexec_fn=pinning(self.plan.cpus[0] if self.plan.cpus and target.is_pinned else None),
         )
-        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stderr is not None
         with process:  # leaving the block closes stdin, which ends the process
-            if process.stdout.readline() == "begin\n":
-                cpu, redis_cpu = target.cpu_seconds(), target.redis_cpu_seconds()
-                measured = process.stdout.readline()
-                cpu, redis_cpu = target.cpu_seconds() - cpu, target.redis_cpu_seconds() - redis_cpu
-                if measured:
-                    load = Load(**json.loads(measured), server_cpu=cpu, redis_cpu=redis_cpu)
-                    self._check_bottleneck(server, mode, load)
-                    yield load
-                    return
-            raise ServerError(process.stderr.read().strip() or "the load generator crashed")
+            if process.stdout.readline() != "begin\n":
+                raise _error_of(process)
+            yield Loading(process, target)
 
     def _check_bottleneck(self, server: Server, mode: str, load: Load) -> None:
         if mode != "idle" and load.cpu > 0.9 * load.seconds and load.server_cpu < load.cpu:
@@ -329,6 +383,14 @@ def raise_file_limit() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most_by_descriptors(most, own=0) // 100 * 100  # this package takes more files than the others
+
+
+def most_parked(limit: int) -> int:
+    """Return how many parked connections fit in a process that may open *limit* files.
+
+    A connection takes two files during its request, and the load generator keeps some itself.
+    """
+    return free_descriptors(limit, own=0) // 100 * 100 - 100
 
 
 def choose_cpus() -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .measures import FANOUT_RECEIVERS, MOST_BUSY, SHAPES, Plan, Results, Shape
 from .rooms import BESIDE_RATE, BROADCAST, CROWD, CROWD_ROOMS, ECHOES, MEMBERS, PAIR_RATE
-from .servers import BARE, CHANNELS, FLASK_SOCKETIO, PLAIN, REFERENCE, Server
+from .servers import BARE, CHANNELS, FLASK_SOCKETIO, PARKED, PLAIN, REFERENCE, Server
 
 BEGIN = "<!-- Written by `make bench`, from here to the end mark. -->\n"
 END = "<!-- End of what `make bench` wrote. -->\n"
@@ -52,6 +52,10 @@ NOTES = f"""## What the figures mean
   of idle connections* is a share of one core, while they are pinged again.
 - *Idle* is the growth of the server's memory (Pss, without the kernel's socket buffers) by one connection that has
   echoed one message.
+- *Parked* connections are those of a `WebSocketView`, on a worker with 100 cores (gevent and asyncio) or 16 threads,
+  whatever their number. *Asked at once* is the longest time to an echo, when all of them send a message at the same
+  time, again and again, and 8 clients get pages. *All are back* is the time from a reload of uWSGI until all of
+  them, which come back at once, have an echo of the new worker; *lost* ones ended without a Close frame (1006).
 """
 
 ROOM_NOTES = f"""## Rooms
@@ -129,6 +133,8 @@ _PICOWS = "picows + uvloop"
 _WEBSOCKETS = "websockets (asyncio)"
 _UVLOOP = "this package, asyncio on uvloop"
 _CONNECTION = "CPU per connection, with one echo"
+_PARKED_MODES = ("gevent", "threads", "asyncio")
+_PARKED_GEVENT, _PARKED_THREADS, _ = (PARKED.format(mode) for mode in _PARKED_MODES)
 _SMALL, _PIPELINED, _LARGE, _OPEN = SHAPES
 
 
@@ -154,6 +160,7 @@ TARGETS = [
     _messages(_SMALL, "this package, threads", "flask-sock on gunicorn, threads", 0.2),
     _fan_out(_WEBSOCKETS, 0.55),
     _fan_out(BARE, 1.25),
+    _messages(_SMALL, _PARKED_GEVENT, _PICOWS, 0.9),
 ]
 
 #: What it should reach compared with itself.
@@ -175,6 +182,43 @@ OWN_TARGETS = [
         for title, metric, show, target in (
             ("Longest delay of the loop, idle connections", "housekeeping ms", "{:.1f} ms", 5),
             ("CPU of idle connections", "housekeeping cpu", "{:.1f} %", 1),
+        )
+    ),
+    _messages(_SMALL, _PARKED_THREADS, "this package, threads", 0.75),
+    Comparison(_CONNECTION, "connect cpu", _PARKED_GEVENT, _GEVENT, "{:,.0f} µs", target=0.9),
+    *(
+        Comparison("Memory of an idle connection", "idle most", PARKED.format(mode), None, "{:.1f} kB", target=8)
+        for mode in _PARKED_MODES
+    ),
+    Comparison(
+        "Echoes of all parked connections, asked at once", "asked longest", _PARKED_THREADS, None, "{:.2f} s", 2
+    ),
+    Comparison(
+        "99th percentile of a page meanwhile",
+        "page beside p99",
+        _PARKED_THREADS,
+        _PARKED_THREADS,
+        "{:,.1f} ms",
+        target=2,
+        other_title="a page beside idle ones",
+        other_metric="page alone p99",
+    ),
+    Comparison(
+        "CPU per delivery in a room of all parked connections",
+        "crowd cpu",
+        _PARKED_GEVENT,
+        _PARKED_GEVENT,
+        "{:,.2f} µs",
+        target=1.1,
+        other_title=f"broadcast() to {FANOUT_RECEIVERS:,}",
+        other_metric="broadcast cpu",
+    ),
+    *(
+        Comparison(title, metric, PARKED.format(mode), None, show, target=target)
+        for mode in _PARKED_MODES
+        for title, metric, show, target in (
+            ("All parked connections are back after a reload", "return s", "{:.1f} s", 15),
+            ("Connections lost in the reload (1006)", "return abnormal", "{:.0f}", 0),
         )
     ),
 ]
@@ -303,6 +347,32 @@ def _figure_tables(results: Results, servers: Sequence[Server], plan: Plan) -> I
                 for server in servers
             ],
         )
+    yield from _parked_table(results, servers, plan)
+
+
+def _parked_table(results: Results, servers: Sequence[Server], plan: Plan) -> Iterator[str]:
+    """Yield what many parked connections take at once."""
+    columns = {
+        "asked at once s": ("asked longest", "{:.2f}"),
+        "CPU µs of each echo": ("asked cpu", "{:,.1f}"),
+        "p99 of a page meanwhile ms": ("page beside p99", "{:,.1f}"),
+        "beside idle ones ms": ("page alone p99", "{:,.1f}"),
+        "delivery in a room µs": ("crowd cpu", "{:,.2f}"),
+        "broadcast to them µs": ("broadcast crowd cpu", "{:,.2f}"),
+        "all are back s": ("return s", "{:.1f}"),
+        "median s": ("return p50", "{:.1f}"),
+        "CPU s": ("return cpu", "{:.1f}"),
+        "lost": ("return abnormal", "{:,.0f}"),
+        "handshakes repeated": ("return refused", "{:,.0f}"),
+    }
+    rows = [
+        [server.name, *(_show(results.value(server.name, metric), show) for metric, show in columns.values())]
+        for server in servers
+    ]
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    if rows:
+        yield f"### {plan.parked:,} parked connections\n"
+        yield _markdown_table(["server", *columns], rows)
 
 
 def _room_tables(results: Results, servers: Sequence[Server]) -> Iterator[str]:
@@ -386,6 +456,7 @@ def _version(package: str) -> str:
 # The plot: a panel for each shape, a bar for each server.
 
 _ROW, _LABELS, _PANEL, _BAR = 22, 260, 220, 130
+_OURS, _OTHERS = "#c2410c", "#94a3b8"
 
 #: A bar of more than this multiple of the shortest one is cut, so that the differences of the others stay visible.
 _LONGEST = 12
@@ -408,13 +479,72 @@ def plot(results: Results, servers: Sequence[Server]) -> str:
         for row, (server, value) in enumerate(zip(servers, values, strict=True)):
             if value is not None:
                 width = _BAR * min(value, longest) / longest
-                colour = "#c2410c" if server.name.startswith("this package") else "#94a3b8"
+                colour = _OURS if server.name.startswith("this package") else _OTHERS
                 y = _ROW * (row + 3)
                 parts.append(f'<rect x="{left}" y="{y - 11}" width="{width:.1f}" height="14" fill="{colour}"/>')
                 cut = " (cut)" if value > longest else ""
                 parts.append(_text(left + width + 5, y, f"{value:,.1f}{cut}"))
+    return _svg(_LABELS + len(SHAPES) * _PANEL, height, parts)
+
+
+# The plot of memory: a line for each server, with its name at the end.
+
+_LEFT, _TOP, _WIDE, _HIGH, _NAMES, _LEAST = 60, 60, 560, 340, 300, 15
+
+
+def plot_memory(grown: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Return an SVG of the memory of servers against the number of their connections.
+
+    :param grown: for each server the points of its line: a number of connections, and the MB that they take.
+    """
+    most = max(count for points in grown.values() for count, _ in points)
+    largest = max(memory for points in grown.values() for _, memory in points)
+    bottom = _TOP + _HIGH
+
+    def place(count: float, memory: float) -> tuple[float, float]:
+        return _LEFT + _WIDE * count / most, bottom - _HIGH * memory / largest
+
+    parts = [_text(_LEFT, _ROW, "Memory of one worker in MB, by the number of its idle connections", weight="bold")]
+    for tick in _ticks(most):
+        x, _ = place(tick, 0)
+        parts.append(_line([(x, bottom), (x, bottom + 5)], _OTHERS))
+        parts.append(_text(x, bottom + 20, f"{tick:,}", "middle"))
+    for tick in _ticks(largest):
+        _, y = place(0, tick)
+        parts.append(_line([(_LEFT, y), (_LEFT + _WIDE, y)], "#e2e8f0"))
+        parts.append(_text(_LEFT - 8, y + 4, f"{tick:,}", "end"))
+    ends = {}
+    for name, points in grown.items():
+        ours = name.startswith("this package")
+        line = [place(*point) for point in points]
+        dashed = ours and "parked" not in name
+        parts.append(_line(line, _OURS if ours else _OTHERS, width=2, dashed=dashed))
+        ends[name] = line[-1]
+    # From the lowest to the highest, each name is at least a line above the one before that it would touch.
+    taken: list[tuple[float, float]] = []
+    for name, (x, y) in sorted(ends.items(), key=lambda item: -item[1][1]):
+        while any(abs(y - other) < _LEAST and abs(x - left) < _NAMES for left, other in taken):
+            y -= 1
+        taken.append((x, y))
+        count, memory = grown[name][-1]
+        parts.append(_text(x + 8, y + 4, f"{name}: {1024 * memory / count:,.1f} kB each"))
+    return _svg(_LEFT + _WIDE + _NAMES, bottom + 2 * _ROW, parts)
+
+
+def _ticks(most: float) -> list[int]:
+    """Return round numbers from 0 to *most*."""
+    step = next(step for power in range(9) for digit in (1, 2, 5) if (step := digit * 10**power) >= most / 6)
+    return list(range(0, int(most) + 1, step))
+
+
+def _line(points: Sequence[tuple[float, float]], colour: str, width: int = 1, *, dashed: bool = False) -> str:
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dashes = ' stroke-dasharray="6 4"' if dashed else ""
+    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
+
+
+def _svg(width: int, height: int, parts: Iterable[str]) -> str:
     body = "\n".join(parts)
-    width = _LABELS + len(SHAPES) * _PANEL
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
@@ -422,4 +552,7 @@ def plot(results: Results, servers: Sequence[Server]) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
-    return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
+        f'stroke="white" stroke-width="4" paint-order="stroke">{escape(text)}</text>'
+    )

@@ -160,12 +160,30 @@ _NODELAY = ("--tcp-nodelay",)
 
 _ASYNCIO = ("--asyncio", "{}", "--greenlet")
 _THREADS = ("--threads", "{}")
+# Requests at a time, and no more for connections: these are parked.
+_PARKED: Mapping[str, Sequence[str]] = {
+    "gevent": ("--gevent", "100", "--gevent-early-monkey-patch"),
+    "threads": ("--threads", "16"),
+    "asyncio": ("--asyncio", "100", "--greenlet"),
+}
+PARKED = "this package, parked views, {}"
 _SOCKETIO = "/socket.io/?EIO=4&transport=websocket&role={}"
 
 #: The servers with which the rooms of this package are compared.
 FLASK_SOCKETIO = "Flask-SocketIO, gevent, its queue in Redis"
 CHANNELS = "Channels, pub/sub layer in Redis"
 BARE = "a bare C program"
+
+
+def _parked(mode: str, packages: Sequence[str], *measures: str) -> Server:
+    return Server(
+        PARKED.format(mode),
+        _uwsgi("parked_app:app", *_PARKED[mode]),
+        (*_PACKAGES, *packages),
+        environ={"MODE": mode},
+        measures=(*ECHOING, *measures, "returns"),
+    )
+
 
 #: The servers, in the order of the table.
 SERVERS = [
@@ -210,6 +228,9 @@ SERVERS = [
         (*_PACKAGES, "gevent"),
         environ={"SOCK": "flask_uwsgi_websocket.compat"},
     ),
+    _parked("gevent", ["gevent"], "crowd"),
+    _parked("asyncio", ["greenlet"]),
+    _parked("threads", [], "asked"),
     Server("uWSGI's C API, gevent", _uwsgi("uwsgi_app", *_GEVENT, *_NODELAY), ("uWSGI", "gevent")),
     Server("picows + uvloop", _python("picows_app.py"), ("picows", "uvloop")),
     Server("Starlette on uvicorn", _uvicorn("starlette_app:app"), ("starlette", "uvicorn", "uvloop", "websockets")),
@@ -334,18 +355,19 @@ class Running:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all processes so far, in user space and in the kernel."""
-        return sum(map(_cpu_seconds, self.pids))
+        return sum(map(cpu_seconds, self.pids))
 
     def redis_cpu_seconds(self) -> float:
         """Return the CPU time of its Redis so far, or 0 if it has none."""
-        return 0 if self._redis is None else _cpu_seconds(self._redis)
+        return 0 if self._redis is None else cpu_seconds(self._redis)
 
     def memory_kb(self) -> int:
         """Return the memory of all processes (Pss: shared memory counts once)."""
         return sum(map(_pss_kb, self.pids))
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process so far."""
     return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) has it; the ticks of /proc/PID/stat are 10 ms
 
 
