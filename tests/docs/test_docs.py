@@ -273,6 +273,18 @@ def use_echo(request: pytest.FixtureRequest, port: int) -> None:
         assert ws.recv(DEADLINE) == "hello"
 
 
+def use_one_core(request: pytest.FixtureRequest, port: int) -> None:
+    """Two parked connections, and a loop, which takes the only core and gives it back."""
+    address = f"ws://localhost:{port}"
+    with connect(f"{address}/echo") as ws, connect(f"{address}/echo") as other, connect(f"{address}/sum") as loop:
+        for each in (ws, other, ws):
+            each.send("hello")
+            assert each.recv(DEADLINE) == "hello"
+        for number in "12":
+            loop.send(number)
+        assert loop.recv(DEADLINE) == "3"
+
+
 def use_echo_page(request: pytest.FixtureRequest, port: int) -> None:
     browser = request.getfixturevalue("browser")
     browser.get(f"http://localhost:{port}")
@@ -434,6 +446,7 @@ SERVER_USES: dict[str, list[Callable[[pytest.FixtureRequest, int], None]]] = {
     "README.md": [use_echo],
     "docs/cli.md": [partial(use_index, "production"), partial(use_index, "development")],
     "docs/quickstart.md": [use_echo_page, use_echo, use_echo],
+    "docs/modes.md": [use_one_core],
     "docs/presence.md": [use_presence],
     "docs/resume.md": [use_resuming],
     "docs/scaling.md": [use_two_workers],
@@ -510,7 +523,23 @@ def use_connections(names: dict[str, Any]) -> None:
             assert ann.receive() == "hello"
 
 
+def use_scaling(names: dict[str, Any]) -> None:
+    app = Flask("news")
+    names["websocket"] = websocket = WebSocket(app)
+    websocket.add_url_rule("/", view_func=names["News"].as_view("news"))
+    with app.test_client().websocket("/") as ws:
+        wait_until(lambda: websocket.room("news").count() == 1)
+        websocket.room("news").publish("hello")
+        assert ws.receive() == "hello"
+
+
 def use_contexts(names: dict[str, Any]) -> None:
+    visiting = Flask("visiting")
+    WebSocket(visiting).add_url_rule("/visit", view_func=names["Visit"].as_view("visit"))
+    with visiting.test_client().websocket("/visit?name=Ann") as ws:
+        ws.send("")
+        assert ws.receive() == "Ann has a new g: True"
+    wait_until(lambda: names["gone"] == ["Ann"])
     app, db = names["app"], names["db"]
     client = app.test_client()
     with client.websocket("/notes") as ws:
@@ -534,6 +563,7 @@ def use_signals(names: dict[str, Any]) -> None:
     client = names["app"].test_client()
     with client.websocket("/chat/lobby") as ws:
         with client.websocket("/chat/lobby") as other:
+            wait_until(lambda: names["rooms"]["lobby"].count() == 2)  # they join after their handshakes
             other.send("hello")
             assert ws.receive() == other.receive() == "hello"
         assert ws.receive() == "Somebody has left."
@@ -716,6 +746,7 @@ USES: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/presence.md": use_audience,
     "docs/resume.md": use_resume,
     "docs/rooms.md": use_rooms,
+    "docs/scaling.md": use_scaling,
     "docs/signals.md": use_signals,
 }
 
@@ -887,7 +918,9 @@ def test_the_tutorial_is_a_smaller_version_of_the_example() -> None:
     files = [block for block in BLOCKS["docs/tutorial.md"] if re.search(r"`community/.*\.py`", block.where)]
     example = ROOT / "examples/blueprints/community"
     of_the_tutorial = defined(block.text for block in files)
-    assert of_the_tutorial - defined(path.read_text() for path in example.glob("**/*.py")) == {"check_room"}
+    of_the_example = defined(path.read_text() for path in example.glob("**/*.py"))
+    assert of_the_tutorial - of_the_example == {"check_room", "talk"}
+    assert "Talk" in of_the_example  # the handler as a class
 
 
 def test_a_link_shows_the_name_of_its_page_and_not_of_its_file() -> None:
