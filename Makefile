@@ -2,7 +2,7 @@
 # make test   lint, then the tests on every supported CPython that this machine has; missing packages are installed
 # make lint   ruff and mypy
 # make docs   build the documentation into build/docs, where any warning is an error
-# make bench  compare the speed with other servers, three quarters of an hour (make bench BENCH=--quick: four minutes)
+# make bench  compare the speed with other servers, about an hour (make bench BENCH=--quick: four minutes)
 # make wheel  build the source distribution, and a wheel with compiled modules for this machine, into dist
 # make soak   test a server with every fault at the same time for half an hour (make soak SOAK="--mode threads")
 # make fuzz   fuzz the protocol, pure and compiled, and keep new inputs (make fuzz FUZZ="--seconds 60 protocol")

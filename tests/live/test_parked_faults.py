@@ -15,6 +15,8 @@ import pytest
 from support.live import DEADLINE, MODES, Raw, Server, serving, token_of, wait_until
 from support.wire import CLOSE, PING, PONG, TEXT, header
 
+pytestmark = pytest.mark.once
+
 #: The modes, with fewer threads than there are connections.
 FEW_THREADS = MODES["threads"]._replace(options=["--threads", "4"])
 #: The exceptions that the views raise.

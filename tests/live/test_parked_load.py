@@ -22,6 +22,8 @@ import pytest
 from support.live import DEADLINE, MODES, Mode, Server, serving, wait_until
 from support.wire import CLOSE, TEXT, header
 
+pytestmark = pytest.mark.once
+
 #: The modes, with as many threads as there are by default in examples.
 PARKING = {
     "threads": MODES["threads"]._replace(options=["--threads", "16"]),
