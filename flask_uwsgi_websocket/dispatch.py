@@ -20,7 +20,7 @@ from .connection.session import forget_mere_refresh, forget_session
 from .connection.transport import Transport
 from .protocol.deflate import Compression, Deflate
 from .protocol.handshake import Handshake, UpgradeRequired, negotiate_handshake
-from .servers.find import find_capacity, find_server
+from .servers.find import find_capacity, find_server, prepare_parking
 from .settings import ROUTE_NAMES, Settings
 from .state import Route, RouteOptions, State, state_of
 from .worker.admission import admissions, check_files
@@ -283,6 +283,7 @@ def _may_park(asked: Request, options: RouteOptions) -> bool:
 
 def _park(asked: Request, client: BaseClient, settings: Settings) -> None:
     """Let a connection outlive its request: it goes on when the request has ended."""
+    prepare_parking(asked.environ)
     client.channel.leave_request()
     asked.environ["wsgi.input"] = _NO_BODY  # the server's object may read the body of another request by then
     ends: list[Callable[[], None]] = asked.environ[ENDS_KEY]

@@ -64,6 +64,10 @@ class Server(ABC):
         The process may belong to another server, or may be the parent that forks the processes which serve requests.
         """
 
+    @classmethod  # noqa: B027  # only uWSGI parks connections
+    def prepare_parking(cls) -> None:
+        """Prepare the end of this process for a connection that outlives its request."""
+
     @abstractmethod
     def watch(self) -> None:
         """Make sure that connections are closed when this process ends. Calls after the first one do nothing.

@@ -39,6 +39,13 @@ def find_capacity(environ: WSGIEnvironment) -> Capacity:
     return UNLIMITED if server is None else server.capacity()
 
 
+def prepare_parking(environ: WSGIEnvironment) -> None:
+    """Prepare the server of *environ* for a connection that outlives its request."""
+    server = _first_that_serves(environ)
+    if server is not None:
+        server.prepare_parking()
+
+
 def prepare_servers() -> None:
     """Call :meth:`.Server.prepare` of every server. Called when an app is initialised."""
     for server in SERVERS:

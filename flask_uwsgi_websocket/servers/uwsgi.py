@@ -51,6 +51,11 @@ class UwsgiServer(Server):
         """Prepare every worker after its fork. Does nothing outside of uWSGI."""
         prepare_workers()
 
+    @classmethod
+    def prepare_parking(cls) -> None:
+        """Let the exit of a worker with threads wait for its connections."""
+        wait_in_threads()
+
     def __init__(self, environ: WSGIEnvironment) -> None:
         options = uwsgi.opt
         if environ.get("UWSGI_ROUTER") == "http":
@@ -68,7 +73,6 @@ class UwsgiServer(Server):
     def watch(self) -> None:
         """Prepare the end of the worker again, because the application may have replaced uWSGI's hooks."""
         handle_signals_in_gevent()
-        wait_in_threads()
 
     def open(self) -> RawSocket:
         """Duplicate ``uwsgi.connection_fd()``."""

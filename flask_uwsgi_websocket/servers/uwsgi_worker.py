@@ -7,8 +7,8 @@ uWSGI ends the worker depends on uWSGI's loop engine:
 * gevent: by watchers in addition to uWSGI's own. ``uwsgi.atexit`` delays the exit.
 * asyncio: by handlers of the event loop. They replace uWSGI's handlers, which exit at once.
 * threads: the main thread blocks the signals, as uWSGI does in all other threads, and one more thread waits for them.
-  ``uwsgi.atexit`` waits for this thread, because uWSGI only waits for requests. If threads are turned off in uWSGI,
-  nothing can wait for the signals.
+  ``uwsgi.atexit`` waits for this thread if connections were parked, because uWSGI only waits for requests. If threads
+  are turned off in uWSGI, nothing can wait for the signals.
 
 A worker that has served ``max-requests``, or is too old or too large, gets no signal. uWSGI decides inside the worker,
 at the end of a request, that the worker ends. It then waits for the other requests, and finally kills the worker. So
@@ -243,7 +243,7 @@ def _at_exit() -> None:
 
 @cache
 def wait_in_threads() -> None:
-    """Let a worker with threads wait for its connections at its exit. Each connection calls this."""
+    """Let a worker with threads wait for its connections at its exit. Each parked connection calls this."""
     global _previous_at_exit
     if _shutdown_thread is not None:
         _previous_at_exit = getattr(uwsgi, "atexit", _do_nothing)
