@@ -98,8 +98,10 @@ class ParkedConnection(ViewCalls):
             return await self._finish()
         has_ended = True
         try:
-            if not self.channel.is_receiving:
+            if not self.channel.is_receiving:  # the housekeeper may have read a part of what was reported
                 self.channel.begin_receive()
+                with self.channel.read_lock:
+                    self.channel.drained = False
             has_ended = await self._hand_over()
         except BaseException as error:
             self._failure = error
