@@ -37,7 +37,7 @@ class GeventLoop:
     def __init__(self, hub: Hub) -> None:
         from gevent import get_hub
 
-        self.hub = hub
+        self._hub = hub
         self._get_hub = get_hub
         self._lot: GeventLot | None = None
         # Only the hub's thread closes a reader, and uses the writers: io watchers.
@@ -50,7 +50,7 @@ class GeventLoop:
     def reader(self, fd: int) -> GeventReader:
         reader = self._readers.get(fd)
         if reader is None:
-            reader = self._readers[fd] = GeventReader(self.hub, fd)
+            reader = self._readers[fd] = GeventReader(self._hub, fd)
         return reader
 
     def watch(self, fd: int, interval: float) -> GeventWatch:
@@ -68,8 +68,8 @@ class GeventLoop:
         sleep(max(seconds, 1e-9))
 
     def call_when_writable(self, fd: int, callback: Callable[[], bool]) -> None:
-        loop = self.hub.loop
-        call_soon = loop.run_callback if self._get_hub() is self.hub else loop.run_callback_threadsafe
+        loop = self._hub.loop
+        call_soon = loop.run_callback if self._get_hub() is self._hub else loop.run_callback_threadsafe
         call_soon(self._watch, fd, callback)
 
     def _watch(self, fd: int, callback: Callable[[], bool]) -> None:
@@ -80,7 +80,7 @@ class GeventLoop:
         if not callback():  # fd may have been closed meanwhile, and another connection may have its number
             return
         self._forget_writer(fd)
-        self._writers[fd] = watcher = self.hub.loop.io(fd, 2)
+        self._writers[fd] = watcher = self._hub.loop.io(fd, 2)
         watcher.start(ready)
 
     def forget(self, fd: int) -> None:
@@ -99,11 +99,11 @@ class GeventLoop:
 
     def lot(self, threads: int = 0) -> GeventLot:
         if self._lot is None:
-            self._lot = GeventLot(self.hub, self)
+            self._lot = GeventLot(self._hub, self)
         return self._lot
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        self.hub.loop.run_callback(callback)
+        self._hub.loop.run_callback(callback)
 
     def run_aside(self, function: Callable[[], None]) -> None:
         from gevent import spawn
@@ -121,7 +121,7 @@ class GeventLoop:
         if is_module_patched("socket"):
             return function()
         result: Future[T] = Future()
-        self.hub.threadpool.apply(settle, (result, function))  # gevent would also print what the function raises
+        self._hub.threadpool.apply(settle, (result, function))  # gevent would also print what the function raises
         return result.result()
 
     def run_every(self, interval: float, tick: Tick) -> None:

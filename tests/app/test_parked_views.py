@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import resource
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -26,6 +27,7 @@ from flask_uwsgi_websocket import (
     websocket_sent,
 )
 from flask_uwsgi_websocket.connection import base
+from flask_uwsgi_websocket.loops.ready import IS_LATE, WAITS
 from flask_uwsgi_websocket.worker.admission import admissions
 from support.inprocess import (
     MODES,
@@ -62,6 +64,15 @@ class Talk(WebSocketView):
 
     async def on_close(self, ws: Any, code: int, reason: str) -> None:
         self.site.note((code, reason))
+
+
+class Waiting(Talk):
+    """A view that waits in a method when it is told to."""
+
+    async def on_message(self, ws: Any, message: Any) -> None:
+        if message == "wait":
+            await wait_at_gate(self.site)
+        await ws.send(message)
 
 
 def hear(client: RawClient) -> str:
@@ -467,12 +478,6 @@ def test_the_end_of_a_client_that_leaves_while_a_method_runs_comes_after_it(site
 
 
 def test_a_ping_is_answered_while_a_method_waits_and_others_are_served(site: Site) -> None:
-    class Waiting(Talk):
-        async def on_message(self, ws: Any, message: Any) -> None:
-            if message == "wait":
-                await wait_at_gate(site)
-            await ws.send(message)
-
     serve(site, Waiting)
     client, other = site.upgrade("/a"), site.upgrade("/b")
     client.frame(TEXT, b"wait")
@@ -620,6 +625,34 @@ def test_a_client_that_does_not_answer_the_close_frame_is_dropped(site: Site, cl
     assert site.noted() == "torn down"
 
 
+@pytest.mark.parametrize("site", ["threads"], indirect=True)  # in the other modes, nothing is late
+def test_what_comes_after_the_housekeeper_has_read_for_a_late_connection_is_read(site: Site) -> None:
+    lots: list[Any] = []
+
+    class Noting(Talk):
+        async def on_connect(self, ws: Any, room: str) -> None:
+            lots.append((ws.loop.lot(), ws.fd, ws.channel))
+
+    serve(site, Noting)
+    client = site.upgrade("/a")
+    assert say(client, "x") == "x"
+    lot, fd, channel = lots[0]
+    parked = lot.parked[fd]
+    wait_until(lambda: parked.state == WAITS)
+    parked.state = IS_LATE  # as if all threads were busy
+    parked.leave_to_housekeeper()
+    client.frame(TEXT, b"y")
+    wait_until(lambda: channel.pump(ahead=True) or channel.inbox)
+    client.frame(TEXT, b"z")
+    wait_until(lambda: len(channel.inbox) > 1 or select.select([fd], [], [], 0)[0])
+    with lot.lock:
+        lot.ready.append(parked)
+    lot._wake()
+    assert [hear(client), hear(client)] == ["y", "z"]
+    close(client)
+    assert site.noted() == (1000, "")
+
+
 def test_each_message_has_a_g_of_its_own_without_a_teardown_function(site: Site) -> None:
     class Noting(Talk):
         async def on_connect(self, ws: Any, room: str) -> None:
@@ -711,12 +744,6 @@ def test_a_connection_joins_a_room_and_leaves_it_at_its_end(site: Site) -> None:
 
 def test_the_log_reports_once_that_a_method_runs_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "LONG_RUN", 0.05)
-
-    class Waiting(Talk):
-        async def on_message(self, ws: Any, message: Any) -> None:
-            if message == "wait":
-                await wait_at_gate(site)
-            await ws.send(message)
 
     serve(site, Waiting)
     client = site.upgrade("/a")

@@ -215,32 +215,28 @@ async def doze(client: Client) -> int:
     return 1000
 
 
-async def anger(client: Client) -> int:
+async def end_by(client: Client, message: str, code: int) -> int:
+    """Send a message after which the view ends the connection with *code*."""
     await client.expect(*client.send("echo"))
-    client.send("raise")
-    await client.expect_close(1011)
-    return 1011
+    client.send(message)
+    await client.expect_close(code)
+    return code
+
+
+async def anger(client: Client) -> int:
+    return await end_by(client, "raise", 1011)
 
 
 async def be_refused(client: Client) -> int:
-    await client.expect(*client.send("echo"))
-    client.send("abort")
-    await client.expect_close(4404)
-    return 4404
+    return await end_by(client, "abort", 4404)
 
 
 async def be_closed(client: Client) -> int:
-    await client.expect(*client.send("echo"))
-    client.send("close:3001")
-    await client.expect_close(3001)
-    return 3001
+    return await end_by(client, "close:3001", 3001)
 
 
 async def be_closed_at_once(client: Client) -> int:
-    await client.expect(*client.send("echo"))
-    client.send("close_at_once:3002")
-    await client.expect_close(3002)
-    return 3002
+    return await end_by(client, "close_at_once:3002", 3002)
 
 
 HABITS: Sequence[Callable[[Client], Awaitable[int]]] = [
