@@ -261,11 +261,22 @@ VAGUE = [vanish]
 def test_clients_of_all_habits_at_once(tmp_path: Path, mode: str) -> None:
     with serving(tmp_path, PARKING[mode], "http-socket", module="live_parked_app") as server:
         asyncio.run(asyncio.wait_for(crowd(server), 2 * DEADLINE))
-        before = server.open_files()
+        before = files_at_rest(server)
         asyncio.run(asyncio.wait_for(come_and_go(server, 600), 2 * DEADLINE))
-        server.get("/collect/1")
-        wait_until(lambda: server.json("/views") == 0, lambda: server.log[-5000:])
-        wait_until(lambda: server.open_files() == before, lambda: f"{before} {server.open_files()}")
+        assert files_at_rest(server) == before
+
+
+def files_at_rest(server: Server) -> dict[int, int]:
+    """Wait until all connections have ended and with them the housekeeper; return the number of open descriptors."""
+    wait_until(lambda: rests(server), lambda: server.log[-5000:])
+    return server.open_files()
+
+
+def rests(server: Server) -> bool:
+    """Ask the application. When this returns, the server has closed the connection of the request, too."""
+    with server.socket() as sock, sock.makefile("rb") as file:
+        sock.sendall(b"GET /rests HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        return file.read().endswith(b"true")
 
 
 async def crowd(server: Server) -> None:

@@ -16,7 +16,7 @@ import pytest
 from flask_uwsgi_websocket import Room, websocket_gap
 from flask_uwsgi_websocket.rooms.brokers import local_directory
 from flask_uwsgi_websocket.rooms.exchange import exchange_of
-from support.inprocess import DEADLINE, Site, join, serving, wait_for_background
+from support.inprocess import DEADLINE, Site, join, serving, wait_for_background, wait_until
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_members_get_messages_again_after_the_directory_was_deleted_and_learn_th
     client, room = enter(site), site.websocket.room("news")
     room.publish("before")
     assert client.recv() == "before"
+    wait_until(lambda: not exchange_of(site.app).has_unsent(), "the publisher does not know that its message is there")
     epochs = {log.parent for log in directory.glob("log-*/log")}
     shutil.rmtree(directory)
     assert gaps.get(timeout=DEADLINE) == ("news", None)

@@ -134,6 +134,13 @@ def collect(goes_on):
     return json.dumps(gc.collect())
 
 
+@app.route("/rests")
+def rests():
+    """Return whether there is no view, and no thread of the housekeeper, which has descriptors of its own."""
+    gc.collect()
+    return json.dumps(not views and all(thread.name != "flask-uwsgi-websocket" for thread in threading.enumerate()))
+
+
 # Views that cannot be parked
 
 
