@@ -1,16 +1,28 @@
 # cython: language_level=3
 """The compiled twin of ``ready.py``, which has the documentation."""
 
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
 from collections import deque
 
 from .ready import BATCH, INPUT
 from .ready import IS_READY as PY_IS_READY, RUNS as PY_RUNS, RUNS_AGAIN as PY_RUNS_AGAIN, WAITS as PY_WAITS
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
 
 cdef int IS_READY = PY_IS_READY
 cdef int RUNS = PY_RUNS
 cdef int RUNS_AGAIN = PY_RUNS_AGAIN
 cdef int WAITS = PY_WAITS
 cdef int input_alone = INPUT
+
+
+cdef double now() noexcept:
+    cdef timespec clock
+    clock_gettime(CLOCK_MONOTONIC, &clock)
+    return clock.tv_sec + 1e-9 * clock.tv_nsec
 
 
 cdef class Parked:
@@ -56,18 +68,27 @@ cdef class Queue:
             parked.state = RUNS_AGAIN
         return 0
 
-    def run_next(self):
+    def run(self, double seconds):
         cdef Parked parked
-        with self.lock:
-            if not self.ready:
-                return
-            parked = self.ready.popleft()
-            parked.state = RUNS
-        has_more = True
-        try:
-            has_more = parked.context.run(parked.serve_now)
-        finally:
-            self.do_finish(parked, has_more)
+        cdef bint has_more
+        cdef double end = now() + seconds
+        while True:
+            with self.lock:
+                if not self.ready:
+                    return False
+                parked = self.ready.popleft()
+                parked.state = RUNS
+            has_more = True
+            try:
+                PyContext_Enter(parked.context)
+                try:
+                    has_more = parked.serve_now()
+                finally:
+                    PyContext_Exit(parked.context)
+            finally:
+                self.do_finish(parked, has_more)
+            if now() > end:
+                return bool(self.ready)
 
     def finish(self, Parked parked not None, has_more):
         self.do_finish(parked, has_more)

@@ -13,7 +13,6 @@ import logging
 import os
 import select
 import threading
-import time
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from gevent.hub import Hub
     from greenlet import greenlet
 
-#: Seconds for which one greenlet runs connections before it lets the others run.
+#: Seconds for which a greenlet runs connections before it lets the others run, and a thread before it looks for input.
 SLICE = 0.001
 
 #: The most greenlets that are kept for the next connections, and the most threads that wait in epoll_wait(2) at once:
@@ -99,7 +98,6 @@ class ThreadLot(EpollLot):
         super().__init__()
         self._most = self._threads = self._waiting = self._resting = 0
         self._is_called = False  # a thread is about to look at the queue
-        self._looks_at = 0.0  # when a busy thread looks for input, if no other thread waits
         self._may_run = threading.Semaphore(0)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
@@ -151,9 +149,8 @@ class ThreadLot(EpollLot):
                         is_last = len(self.ready) < 2
                         if not (is_last and self._waiting):
                             self._call_if_needed()
-                    self.run_next()
-                    if not self._waiting and time.monotonic() > self._looks_at:
-                        self._look()
+                    if self.run(SLICE) and not self._waiting:  # all threads are busy
+                        self.collect(0)
                 self._wait()
         finally:  # a handler has ended the thread, and another one may take its place
             with self.lock:
@@ -162,13 +159,8 @@ class ThreadLot(EpollLot):
 
     def look_after(self) -> None:
         if not self._waiting:
-            self._look()
+            self.collect(0)
         super().look_after()
-
-    def _look(self) -> None:
-        """Look for input, because all threads are busy."""
-        self._looks_at = time.monotonic() + SLICE
-        self.collect(0)
 
     def _wait(self) -> None:
         with self.lock:
@@ -226,12 +218,8 @@ class GeventLot(EpollLot):
         try:
             while True:
                 self._wake()  # in case that a handler waits
-                end = time.monotonic() + SLICE
-                while self.ready:
-                    self.run_next()
-                    if time.monotonic() > end:
-                        self._give_way()
-                        end = time.monotonic() + SLICE
+                while self.run(SLICE):
+                    self._give_way()
                 if len(self._idle) >= MOST_IDLE:
                     return
                 self._rest()

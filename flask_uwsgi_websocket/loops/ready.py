@@ -7,6 +7,7 @@ interpreter. Both declare :class:`Parked`, which subclasses implement.
 from __future__ import annotations
 
 import select
+import time
 from collections import deque
 from contextvars import Context
 from threading import Lock
@@ -83,18 +84,26 @@ class Queue:
         elif parked.state == RUNS:
             parked.state = RUNS_AGAIN
 
-    def run_next(self) -> None:
-        """Run what has been ready for the longest time, for a caller that blocks."""
-        with self.lock:
-            if not self.ready:  # another thread was faster
-                return
-            parked = self.ready.popleft()
-            parked.state = RUNS
-        has_more = True  # also after an exception
-        try:
-            has_more = parked.context.run(parked.serve_now)
-        finally:
-            self.finish(parked, has_more)
+    def run(self, seconds: float) -> bool:
+        """Run what is ready, for a caller that blocks: one after the other, and the first one in any case.
+
+        :param seconds: when these are over, no more of them begins.
+        :returns: whether something is ready.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            with self.lock:
+                if not self.ready:
+                    return False
+                parked = self.ready.popleft()
+                parked.state = RUNS
+            has_more = True  # also after an exception
+            try:
+                has_more = parked.context.run(parked.serve_now)
+            finally:
+                self.finish(parked, has_more)
+            if time.monotonic() > end:
+                return bool(self.ready)
 
     def finish(self, parked: Parked, has_more: bool) -> None:
         """Note that *parked* has run.
