@@ -67,8 +67,8 @@ clean:
 
 
 # Tests, chosen by the markers that pyproject.toml explains. Tests without a server run on every interpreter, and on one
-# of them with coverage. Live tests run on the oldest and the newest interpreter, or only on the newest. One interpreter
-# runs all of its tests with the pure-Python modules.
+# of them with coverage; heavy ones run on the newest. Live tests run on the oldest and the newest interpreter, or only on
+# the newest. One interpreter runs all of its tests with the pure-Python modules.
 
 NEWEST := $(lastword $(SUPPORTED))
 
@@ -108,7 +108,7 @@ LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
 tests: lint $(LAST:%=live-once-%) $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LAST:%=live-pages-%) \
     $(LIVE:%=live-others-%) $(LIVE:%=live-matrix-%) \
     $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
-    $(patsubst %,heavy-%,$(sort $(DEFAULT) $(LAST))) $(if $(filter $(OLD),$(HERE)),original) examples docs
+    $(if $(BORROWED),,$(LAST:%=heavy-%)) $(if $(filter $(OLD),$(HERE)),original) examples docs
 
 # The tests of one interpreter, in its virtual environment.
 venv   = $(if $(filter $(DEFAULT),$1),.venv,.venvs/$1)

@@ -290,6 +290,7 @@ def test_a_flood_does_not_hold_up_the_others(lot: Lot) -> None:
 
     async def work(data: bytes) -> None:
         ran.set()
+        time.sleep(0.0001)  # in which the thread of the test gets the interpreter
 
     one, other = socket.socketpair()
     with one, other:
