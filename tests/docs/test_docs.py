@@ -523,16 +523,6 @@ def use_connections(names: dict[str, Any]) -> None:
             assert ann.receive() == "hello"
 
 
-def use_scaling(names: dict[str, Any]) -> None:
-    app = Flask("news")
-    names["websocket"] = websocket = WebSocket(app)
-    websocket.add_url_rule("/", view_func=names["News"].as_view("news"))
-    with app.test_client().websocket("/") as ws:
-        wait_until(lambda: websocket.room("news").count() == 1)
-        websocket.room("news").publish("hello")
-        assert ws.receive() == "hello"
-
-
 def use_contexts(names: dict[str, Any]) -> None:
     visiting = Flask("visiting")
     WebSocket(visiting).add_url_rule("/visit", view_func=names["Visit"].as_view("visit"))
@@ -746,7 +736,6 @@ USES: dict[str, Callable[[dict[str, Any]], None]] = {
     "docs/presence.md": use_audience,
     "docs/resume.md": use_resume,
     "docs/rooms.md": use_rooms,
-    "docs/scaling.md": use_scaling,
     "docs/signals.md": use_signals,
 }
 
