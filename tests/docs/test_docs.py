@@ -17,7 +17,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -561,35 +560,31 @@ def use_signals(names: dict[str, Any]) -> None:
 
 def use_authentication(names: dict[str, Any]) -> None:
     names["app"].before_request(lambda: setattr(session, "permanent", True))
-    is_pending = Semaphore(0)
+    is_pending, is_logged_out = Semaphore(0), Semaphore(0)
 
     @names["websocket"].route("/pending")
-    @names["ends_with_login"]
     def pending(ws: Any) -> None:
-        session["seen"] = True
         is_pending.release()
-        while ws.connected:
-            time.sleep(0.01)
+        assert is_logged_out.acquire(timeout=DEADLINE)
+        assert ws.receive() is None  # sends the handshake
 
     client, other = (names["app"].test_client() for _ in range(2))
-    for path in ("/chat", "/news"):
-        assert _refused(client, path) == 401
-        for each in (client, other):
-            each.post("/login", data={"name": "Ann"})
-        with client.websocket(path) as ws:
-            ws.send("hello")
-            assert ws.receive() == "Ann: hello"
-            with ThreadPoolExecutor() as pool:
-                opening = pool.submit(other.websocket, "/pending")
-                assert is_pending.acquire(timeout=DEADLINE)
-                client.post("/logout")
-                late = opening.result()
-            assert "Set-Cookie" not in late.response.headers
-            assert (late.receive(), late.close_code) == (None, 4401)
-            late.close()
-            if path == "/news":
-                assert (ws.receive(), ws.close_code) == (None, 4401)
-    assert not names["sockets"]["Ann"]
+    assert _refused(client, "/chat") == 401
+    for each in (client, other):
+        each.post("/login", data={"name": "Ann"})
+    with client.websocket("/chat") as ws, ThreadPoolExecutor() as pool:
+        ws.send("hello")
+        assert ws.receive() == "Ann: hello"
+        opening = pool.submit(other.websocket, "/pending")
+        assert is_pending.acquire(timeout=DEADLINE)
+        client.post("/logout")
+        assert (ws.receive(), ws.close_code) == (None, 4401)
+        is_logged_out.release()
+        late = opening.result()
+        assert "Set-Cookie" not in late.response.headers
+        assert (late.receive(), late.close_code) == (None, 4401)
+        late.close()
+    assert _refused(client, "/chat") == 401
     with client.websocket("/public", origin="https://www.example.com") as ws:
         assert ws.receive() == "Welcome."
     assert _refused(client, "/public", origin="https://www.example.org") == 403
