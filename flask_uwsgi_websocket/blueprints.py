@@ -79,7 +79,7 @@ class WebSocketBlueprint(AppRegistrar, Blueprint):
         :param presence: whether :meth:`.Room.members` knows who is in the rooms.
         :param presence_grace: the seconds for which a member stays after its last connection, up to an hour, so that a
             reload or a reconnect is no leave and join.
-        :param announce: whether :meth:`.Rooms.on_join` and :meth:`.Rooms.on_leave` tell who comes and goes.
+        :param announce: whether :meth:`.Rooms.on_join` and :meth:`.Rooms.on_leave` report who comes and goes.
         :raises ValueError: when a number is out of its range, or the blueprint is registered on an app that has
             such a namespace already.
         """

@@ -82,7 +82,7 @@ class BrokerUnavailable(WebSocketError, ServiceUnavailable):
 
     Inside a worker, ``publish()`` does not raise it: the message waits for the broker. It is also the HTTP error 503: a
     view or handler that does not catch it answers with 503, or closes with 4503 after the handshake. What the client
-    sees does not tell why.
+    sees does not say why.
     """
 
     def __init__(self, why: str = "") -> None:

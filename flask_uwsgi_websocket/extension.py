@@ -262,12 +262,12 @@ class WebSocket(Registrar):
             ``WEBSOCKET_SEND_TIMEOUT``, or too little within the ``timeout`` of a ``send()``); and with ``closes``, a
             dictionary from close codes to the number of connections that ended with this code; and with ``rooms``, a
             dictionary of the counters of rooms: ``rooms`` and ``members`` (now, in this worker), ``published``,
-            ``delivered``, ``slow`` (members that did not read fast enough), ``gaps`` (times that messages were missed),
-            ``filled`` (times that the history had them), ``resumed`` and ``snapshots`` (joins after which a client had
-            all that it had missed, and other joins with ``since`` or ``snapshot``), ``reaped`` (connections of dead
-            processes that were removed from rooms with presence), ``waiting`` (messages for which the broker is
-            awaited), ``lost`` (those that have waited for too long), ``broker_losses`` (times that the broker was
-            lost) and ``broker_errors`` (why it is away now, a list).
+            ``delivered``, ``slow`` (messages that a member did not get, because it did not read fast enough), ``gaps``
+            (times that messages were missed), ``filled`` (times that the history had them), ``resumed`` and
+            ``snapshots`` (joins after which a client had all that it had missed, and other joins with ``since`` or
+            ``snapshot``), ``reaped`` (connections of dead processes that were removed from rooms with presence),
+            ``waiting`` (messages for which the broker is awaited), ``lost`` (those that have waited for too long),
+            ``broker_losses`` (times that the broker was lost) and ``broker_errors`` (why it is away now, a list).
         """
         sums: Counter[str] = Counter(dict.fromkeys(STATS_NAMES, 0))
         closes: Counter[int] = Counter()

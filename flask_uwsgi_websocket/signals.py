@@ -61,4 +61,7 @@ websocket_left = _signals.signal("websocket-left")
 """Sent when ``member`` is gone from a ``room`` with presence, after its grace. Like ``websocket_joined``."""
 
 websocket_error = _signals.signal("websocket-error")
-"""Sent when ``exception`` has left the handler after the handshake. The connection closes with 1011."""
+"""Sent when ``exception`` has left the handler, or a method of a view, after the handshake.
+
+The connection closes with 1011.
+"""
