@@ -7,8 +7,7 @@ block, in the connection's contexts, in one thread, greenlet or task at a time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from flask import Flask
 
@@ -16,6 +15,7 @@ from ..exceptions import ConcurrencyError
 from ..loops.base import run
 from ..protocol.protocol import NORMAL_CLOSURE
 from ..protocol.speedups import COMPILED
+from ..signals import websocket_message
 from ..worker.housekeeper import housekeeper_of
 from .base import BaseClient
 from .channel import WAIT
@@ -118,6 +118,7 @@ class ParkedConnection(ViewCalls):
         :returns: whether the connection has ended.
         """
         client, transport = self.client, self.channel
+        new_g = None if self.is_observed() else _NewG(self)
         while (message := transport.take()) is not WAIT or transport.has_events:
             if message is WAIT:
                 transport.deliver()
@@ -126,23 +127,15 @@ class ParkedConnection(ViewCalls):
                 return True
             transport.is_receiving = False
             try:
-                await client.announce_message(message)
-                with client.message_context() if self.is_observed() else self._new_g():
+                if websocket_message.receivers or client.message_listeners:
+                    await client.announce_message(message)
+                with new_g or client.message_context():
                     value = self.on_message(client, message)
                     if inspect.isawaitable(value):
                         await value
             finally:
                 transport.begin_receive()
         return False
-
-    @contextmanager
-    def _new_g(self) -> Iterator[None]:
-        """Let the context of the request, in which nobody notices it, have a new ``g`` for one message."""
-        self.request_context.g = self.app.app_ctx_globals_class()
-        try:
-            yield
-        finally:
-            self.request_context.g = self.request_g
 
     def read_on(self) -> bool:
         transport = self.channel
@@ -190,6 +183,21 @@ class ParkedConnection(ViewCalls):
             client.forget_request()
             for end in self._ends:
                 end()
+
+
+class _NewG:
+    """A ``with`` statement in which the context of the request, where nobody notices it, has a new ``g``."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, calls: ViewCalls) -> None:
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        self._calls.request_context.g = self._calls.app.app_ctx_globals_class()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._calls.request_context.g = self._calls.request_g
 
 
 def _is_flasks(app: Flask, *methods: str) -> bool:

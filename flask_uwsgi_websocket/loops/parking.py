@@ -13,12 +13,15 @@ import logging
 import os
 import select
 import threading
-from contextvars import copy_context
+import time
+from asyncio import current_task, sleep
+from collections.abc import Coroutine, Generator
+from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..protocol.speedups import COMPILED
-from .base import allocate_lock, original
+from .base import T, allocate_lock, original
 from .ready import IS_LATE, RUNS
 
 if COMPILED:
@@ -246,7 +249,7 @@ class GeventLot(EpollLot):
 
 
 class AsyncioLot(EpollLot):
-    """Runs connections in tasks of one event loop, a new task for each time.
+    """Runs connections in tasks of one event loop. A task runs the next connection if the last one has not waited.
 
     Any thread may make it and add connections: on a server with threads, the thread of each request does.
     """
@@ -256,31 +259,82 @@ class AsyncioLot(EpollLot):
         self._loop = loop  # which lives as long as the event loop, so that no second lot is made for it
         self._event_loop = event_loop
         self._tasks: set[Task[None]] = set()  # the event loop has only weak references to tasks
+        self._runner: object = None  # identifies the task that runs what is ready, or is about to
         event_loop.call_soon_threadsafe(event_loop.add_reader, self.epoll.fileno(), self._look)
 
     def _look(self) -> None:
         self.collect(0)
-        self._start_tasks()
+        self._call_task()
 
     def _wake(self) -> None:
-        self._event_loop.call_soon_threadsafe(self._start_tasks)
+        self._event_loop.call_soon_threadsafe(self._call_task)
 
-    def _start_tasks(self) -> None:
+    def _call_task(self) -> None:
+        """Let a task run what is ready, unless there is one. Called by the event loop, so that no call is in another."""
+        if self.ready and self._runner is None:
+            self._runner = runner = object()  # before the task, which may be eager
+            task = Context().run(self._event_loop.create_task, self._work())
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._end_task, runner))
+
+    def _end_task(self, runner: object, task: Task[None]) -> None:
+        """Let another task go on, also when this one was cancelled before it began."""
+        self._tasks.discard(task)
+        if self._runner is runner:
+            self._runner = None
+        self._call_task()
+
+    async def _work(self) -> None:
+        end = time.monotonic() + SLICE
         while self.ready:
             parked = self.ready.popleft()
             parked.state = RUNS
-            more = [True]  # also after an exception, and of a task that is cancelled before it begins
-            task = parked.context.run(self._event_loop.create_task, self._run(parked, more))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._end_run, parked, more))
+            coroutine = parked.serve()
+            has_waited = has_more = True  # also after an exception
+            try:
+                awaited = parked.context.run(coroutine.send, None)
+                self._runner = None
+                self._event_loop.call_soon(self._call_task)
+                has_more = await Rest(coroutine, parked.context, awaited)
+            except StopIteration as stop:
+                has_waited, has_more = False, stop.value
+            finally:
+                self.finish(parked, has_more)
+            if has_waited or _is_cancelled():  # by its handler, which it does not outlive
+                return
+            if time.monotonic() > end:
+                await sleep(0)
+                end = time.monotonic() + SLICE
 
-    async def _run(self, parked: Parked, more: list[bool]) -> None:
-        try:
-            more[0] = await parked.serve()
-        finally:
-            parked.context = copy_context()  # with what the application has set in it
 
-    def _end_run(self, parked: Parked, more: list[bool], task: Task[None]) -> None:
-        self._tasks.discard(task)
-        self.finish(parked, more[0])
-        self._start_tasks()
+def _is_cancelled() -> bool:
+    """Return whether the current task ends where it waits next, as ``Task.cancelling()`` does from CPython 3.11 on."""
+    return bool(getattr(current_task(), "_must_cancel", False))
+
+
+class Rest:
+    """What is left of a coroutine that waits, to be awaited by a task.
+
+    :param context: the context in which it runs.
+    :param awaited: what it waits for.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], context: Context, awaited: object) -> None:
+        self._coroutine = coroutine
+        self._context = context
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        awaited = self._awaited
+        while True:
+            try:
+                value = yield awaited
+            except BaseException as error:
+                step = partial(self._coroutine.throw, error)
+            else:
+                step = partial(self._coroutine.send, value)
+            try:
+                awaited = self._context.run(step)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result

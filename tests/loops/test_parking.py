@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
@@ -44,7 +45,7 @@ class Reader(Parked):
     async def serve(self) -> bool:
         try:
             data = self._sock.recv(1, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except OSError:  # there is nothing, or it was removed and closed while it was ready
             return False
         if not data:
             return False
@@ -335,6 +336,59 @@ def test_a_greenlet_that_is_killed_while_it_rests_is_replaced(lot: Lot) -> None:
         assert kept[-1] not in lot.lot._idle
     end.send(b"c")
     notes.wait_for(b"c")
+
+
+@pytest.mark.parametrize("mode", ["asyncio"])
+def test_a_task_that_is_cancelled_before_it_begins_is_replaced(lot: Lot) -> None:
+    notes = Notes()
+    end, _ = lot.park(notes.add)
+
+    async def cancel(loop: Any) -> None:
+        end.send(b"x")
+        lot.lot._look()
+        (task,) = lot.lot._tasks
+        task.cancel()
+
+    lot.call(cancel)
+    notes.wait_for(b"x")
+
+
+@pytest.mark.parametrize("mode", ["asyncio"])
+def test_a_handler_that_cancels_its_task_interrupts_no_other_one(lot: Lot) -> None:
+    notes = Notes()
+
+    async def cancel(data: bytes) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    async def wait(data: bytes) -> None:
+        await asyncio.sleep(0)
+        await notes.add(data)
+
+    ends = [lot.park(function)[0] for function in (cancel, wait) * 5]
+
+    async def send(loop: Any) -> None:
+        for end in ends:
+            end.send(b"x")
+
+    lot.call(send)
+    notes.wait_for(*[b"x"] * 5)
+
+
+@pytest.mark.parametrize("mode", ["asyncio"])
+def test_a_thousand_handlers_may_wait_in_eager_tasks(lot: Lot) -> None:
+    """Eager tasks are of CPython 3.12 and newer, and begin while they are made. Older tasks begin later."""
+
+    def make(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        eager = {"eager_start": True} if sys.version_info >= (3, 12) and coroutine.__name__ == "_work" else {}
+        return asyncio.Task(coroutine, loop=loop, **eager, **options)
+
+    async def set_factory(loop: Any) -> None:
+        loop.event_loop.set_task_factory(make)
+
+    lot.call(set_factory)
+    check_crowd(lot, 1100)  # more than calls may be in one another
 
 
 @pytest.mark.parametrize("mode", ["threads"])
