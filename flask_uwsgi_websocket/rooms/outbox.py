@@ -322,13 +322,10 @@ class Direct:
     """Publishes from a process that is no worker: a call returns when the broker has the message.
 
     :param get_broker: returns the broker, or raises :exc:`BrokerUnavailable`.
-    :param is_listening: returns whether the messages would arrive in this process. After an outage, the outbox waits
-        for that for a while, so that its own members do not miss what it has kept.
     """
 
-    def __init__(self, get_broker: Callable[[], Broker], is_listening: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, get_broker: Callable[[], Broker]) -> None:
         self._get_broker = get_broker
-        self._is_listening = is_listening
         publisher = uuid4()
         self._publisher, self._name = publisher.bytes, publisher.hex
         self._lock = threading.Lock()  # held while the broker is asked: one call after the other
