@@ -108,8 +108,8 @@ class Outbox:
         self._sending: list[_Waiting] = []  # only the sender changes it
         # The broker's publish_now() if it has one, once the thread has reached the broker.
         self._publish_now: Callable[[Sequence[Outgoing], str], Sequence[int] | None] = _not_now
-        #: How many messages the broker has got, and how many were lost because it was away for too long.
-        self.published = self.lost = 0
+        #: How many messages were lost: they waited for too long, or too many waited.
+        self.lost = 0
         self._reported = 0  # how many losses the log has
         #: Why the broker cannot be reached, or None.
         self.error: str | None = None
@@ -176,7 +176,7 @@ class Outbox:
                 loop.run_aside(partial(self._let_thread_send, instead_of=Sender.LOOP))
         if reached is None:
             return None
-        self._note_sent(reached)
+        self._fill_receipts(reached)
         with self._lock:
             self._sending = []
             if not self._queue:
@@ -284,16 +284,15 @@ class Outbox:
             logger.warning("The broker of the rooms is available again.")
             self.error = None
         self._report_losses()
-        self._note_sent(reached)
+        self._fill_receipts(reached)
         self._publish_now = broker.publish_now if broker.publishes_now else _not_now
         return True
 
-    def _note_sent(self, reached: Sequence[int]) -> None:
-        """Note that the broker has the batch."""
+    def _fill_receipts(self, reached: Sequence[int]) -> None:
+        """Fill the receipts of the batch, which the broker has."""
         for (_, _, receipt), count in zip(self._sending, reached, strict=True):
             if receipt is not None:
                 receipt.reached = max(count, 0)
-        self.published += len(reached)
 
     def _drop_late(self) -> None:
         """Forget the messages that have waited for too long."""

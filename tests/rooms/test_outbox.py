@@ -140,7 +140,6 @@ def test_an_event_loop_publishes_the_messages_of_a_turn_together_and_without_a_t
     wait_until(lambda: len(quick) == 0)
     assert (quick_log.batches, numbers(quick_log)) == ([20], list(range(20)))
     assert not quick._is_running
-    assert quick.published == 21
 
 
 def test_an_event_loop_publishes_many_messages_in_several_turns(
@@ -211,7 +210,6 @@ def test_messages_reach_the_broker_in_order_with_growing_numbers(log: Log, outbo
     wait_until(lambda: len(outbox) == 0)
     assert log.got == [(f"room {number % 3}", b"%d" % number, number + 1) for number in range(1000)]
     assert {receipt.reached for receipt in receipts} == {7}
-    assert outbox.published == 1000
 
 
 def test_a_message_after_a_pause_starts_again(log: Log, outbox: Outbox) -> None:
