@@ -399,15 +399,10 @@ class Room:
         :raises BrokerUnavailable: when the broker cannot be reached.
         :raises RuntimeError: in a coroutine.
         """
-        if self.has_presence:
-            exchange = exchange_of(self._rooms.app)
-            return wait_for(lambda loop: exchange.count_present(self.key, loop))
-        return sum(answer["count"] for answer in self.ask())
-
-    def ask(self) -> list[dict[str, Any]]:
-        """Return what the workers say about their members, for the command ``flask websocket members``."""
         exchange = exchange_of(self._rooms.app)
-        return wait_for(lambda loop: exchange.ask(self.key, loop))
+        if self.has_presence:
+            return wait_for(lambda loop: exchange.count_present(self.key, loop))
+        return sum(answer["count"] for answer in wait_for(lambda loop: exchange.ask(self.key, loop)))
 
 
 def user_room(user_id: object, rooms: Rooms) -> Room:
