@@ -270,14 +270,10 @@ class Room:
         :raises RuntimeError: when there is *info* and the rooms have no presence.
         :raises ValueError: when *info* is too long.
         """
-        return ws.perform(self.admit(ws, since, snapshot, info))
+        return ws.perform(self._join(ws, since, snapshot, info))
 
-    async def admit(
-        self,
-        ws: BaseClient,
-        since: str | None = None,
-        snapshot: Callable[[str], object] | None = None,
-        info: object = None,
+    async def _join(
+        self, ws: BaseClient, since: str | None, snapshot: Callable[[str], object] | None, info: object
     ) -> bool:
         """Do the work of :meth:`join`, as a coroutine in every mode."""
         data = self._presence_data(ws, info)
