@@ -223,10 +223,10 @@ class LocalRooms:
         """Return a room, or None if it has no connections here."""
         return self._rooms.get(key)
 
-    def count(self, name: str, number: int = 1) -> None:
-        """Add to a counter."""
+    def count(self, name: str) -> None:
+        """Add one to a counter."""
         with self.lock:
-            self.counts[name] += number
+            self.counts[name] += 1
 
     def occupied(self) -> list[LocalRoom]:
         """Return the rooms that have members. Called with the lock."""
