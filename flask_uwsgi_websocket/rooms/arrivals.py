@@ -157,7 +157,7 @@ class Arrivals:
 
     def _send(self, local: LocalRoom, message: Message, event: Delivered, loop: Loop) -> Awaitable[None] | None:
         """Send a message to the members."""
-        shared = SharedMessage(payload_of(message, event))
+        shared = SharedMessage(payload_for_members(message, event))
         with self._rooms.lock:
             lost = local.lost(event) if local.ahead else ()
             members = local.receivers(event)
@@ -219,7 +219,7 @@ def open_message(app: Flask, event: Delivered) -> tuple[bytes, int, Message | Co
         return b"", 0, None
 
 
-def payload_of(message: Message, event: Delivered) -> str | bytes:
+def payload_for_members(message: Message, event: Delivered) -> str | bytes:
     """Return what members get of a message.
 
     :param event: the event that has brought it.

@@ -43,12 +43,12 @@ class Message(NamedTuple):
     excluded: frozenset[str] = frozenset()
     is_stamped: bool = False
 
-    def at(self, position: str) -> str | bytes:
-        """Return what the members get.
+    def at(self, position: str) -> str:
+        """Return what the members get of a stamped message.
 
         :param position: the position of the message as text.
         """
-        return f'{self.payload!s}{position}"}}' if self.is_stamped else self.payload
+        return f'{self.payload!s}{position}"}}'
 
 
 @dataclass(frozen=True)

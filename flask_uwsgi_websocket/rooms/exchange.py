@@ -25,7 +25,7 @@ from ..loops.tasks import AsyncioLoop
 from ..state import state_of
 from ..worker.shutdown import FLUSH_TIME, unfinished
 from ..worker.stats import Metrics
-from .arrivals import MISSED_CLOSE, Arrivals, open_message, payload_of
+from .arrivals import MISSED_CLOSE, Arrivals, open_message, payload_for_members
 from .brokers.base import Attendance, Broker, Delivered, History, Position, Presence, Retention
 from .brokers.choice import make_broker
 from .envelope import Message, encode, encode_command
@@ -164,7 +164,7 @@ class Exchange(Metrics):
         for event in missed or ():
             _, _, message = open_message(self._app, event)
             if isinstance(message, Message):
-                await client.send_message(payload_of(message, event))
+                await client.send_message(payload_for_members(message, event))
         while True:
             with self._rooms.lock:
                 held = replay.take()
