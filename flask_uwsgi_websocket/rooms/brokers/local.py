@@ -222,13 +222,10 @@ class _Opened:
             return messages
         return [message for message in messages if message.number > number]
 
-    def _is_prune_due(self) -> bool:
-        return time.monotonic() >= self._prune_at or self._messages >= PRUNE_MESSAGES or self._bytes >= PRUNE_BYTES
-
     def _prune_if_due(self) -> None:
-        if not self._is_prune_due():
-            return
         now = time.monotonic()
+        if now < self._prune_at and self._messages < PRUNE_MESSAGES and self._bytes < PRUNE_BYTES:
+            return
         self._messages = self._bytes = 0
         self._prune_at = now + PRUNE_SECONDS
         self.log.prune()
