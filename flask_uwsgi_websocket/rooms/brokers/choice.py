@@ -73,7 +73,6 @@ def _automatic(app: Flask, is_serving: bool) -> Broker:
     from .local_directory import remove
 
     common = _common_path(app)
-    others = list(common.parent.glob(f"{common.name}-*"))
     if server is not None:
         directory = common.with_name(f"{common.name}-{server}")
         for each in common.parent.glob(f"{_prefix()}*"):
@@ -81,7 +80,7 @@ def _automatic(app: Flask, is_serving: bool) -> Broker:
                 with suppress(BrokerUnavailable):  # it is another user's
                     remove(each)
         return LocalBroker(directory)
-    found = [each for each in others if _is_in_use(each)]
+    found = [each for each in common.parent.glob(f"{common.name}-*") if _is_in_use(each)]
     if len(found) == 1:
         return LocalBroker(found[0])
     problem = "several servers serve the app" if found else "no server with several workers serves the app"
