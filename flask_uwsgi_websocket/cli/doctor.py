@@ -15,7 +15,6 @@ from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Flask
 
@@ -23,7 +22,7 @@ from .._uwsgi import number_option, option, option_values, uwsgi
 from ..dispatch import may_park
 from ..exceptions import BrokerUnavailable
 from ..loops.parking import IS_AVAILABLE
-from ..rooms.brokers.choice import local_directory, make_broker
+from ..rooms.brokers.choice import REDIS_SCHEMES, local_directory, make_broker, scheme_of
 from ..rooms.envelope import encode_command
 from ..rooms.feed import ALL_PROCESSES
 from ..rooms.outbox import Direct
@@ -187,7 +186,7 @@ def _diagnose_descriptors(options: Options, settings: Settings, descriptors: int
 
 def _diagnose_rooms(options: Options, settings: Settings) -> Iterator[str]:
     workers = max(number_option(options, name, 1) for name in ("processes", "workers"))
-    if _scheme(settings) == "memory" and workers > 1:
+    if scheme_of(settings.broker) == "memory" and workers > 1:
         yield (
             f'WEBSOCKET_BROKER = "memory://" carries no messages between the {workers} workers, so members miss those '
             'that another worker publishes: use "auto".'
@@ -196,13 +195,8 @@ def _diagnose_rooms(options: Options, settings: Settings) -> Iterator[str]:
         yield 'WEBSOCKET_BROKER needs redis-py: pip install "Flask-uWSGI-WebSocket[redis]".'
 
 
-def _scheme(settings: Settings) -> str:
-    """Return how the address of the broker begins; nothing for "auto" and for a broker that is no address."""
-    return urlsplit(settings.broker).scheme if isinstance(settings.broker, str) else ""
-
-
 def _lacks_redis(settings: Settings) -> bool:
-    return _scheme(settings) in {"redis", "rediss", "unix"} and find_spec("redis") is None
+    return scheme_of(settings.broker) in REDIS_SCHEMES and find_spec("redis") is None
 
 
 def diagnose_broker(options: Options, settings: Settings, app: Flask) -> Iterator[str]:
@@ -215,7 +209,7 @@ def diagnose_broker(options: Options, settings: Settings, app: Flask) -> Iterato
     """
     if settings.broker == "auto" or _lacks_redis(settings):
         return
-    if _scheme(settings) == "local":
+    if scheme_of(settings.broker) == "local":
         directory, user = local_directory(settings.broker), _user(options)
         if user != os.geteuid() or not os.path.lexists(directory):
             yield from _diagnose_directory(directory, user)

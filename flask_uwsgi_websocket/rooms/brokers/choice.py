@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from flask import Flask
@@ -20,14 +21,22 @@ from .memory import MemoryBroker
 #: Where directories of local brokers are made: in memory, if the system has such a place. Their paths must be short.
 _PLACES = (Path("/dev/shm"), Path("/tmp"))
 
+#: How addresses begin that :class:`.RedisBroker` takes.
+REDIS_SCHEMES = frozenset({"redis", "rediss", "unix"})
 
-def check_address(setting: object) -> None:
+
+def scheme_of(setting: object) -> str:
+    """Return how the address of a broker begins; "auto" for itself, and nothing for a function."""
+    return setting.partition("://")[0] if isinstance(setting, str) else ""
+
+
+def check_address(setting: Any) -> None:
     """Check the address of a broker before workers are forked, and import what it needs.
 
     :raises RuntimeError: when the broker needs a package that is not installed.
     :raises ValueError: when the address is wrong.
     """
-    if isinstance(setting, str) and setting.startswith(("redis://", "rediss://", "unix://")):
+    if scheme_of(setting) in REDIS_SCHEMES:
         from .redis import RedisBroker
 
         RedisBroker(setting).close()
@@ -45,7 +54,7 @@ def make_broker(setting: str | Callable[[], Broker], app: Flask, *, is_serving: 
         return setting()
     if setting == "auto":
         return _automatic(app, is_serving)
-    scheme = urlsplit(setting).scheme
+    scheme = scheme_of(setting)
     if scheme == "memory":
         return MemoryBroker()
     if scheme == "local":
