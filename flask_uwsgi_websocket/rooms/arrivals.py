@@ -45,7 +45,7 @@ class Reads(Protocol):
 
 
 class Arrivals:
-    """Handles the events of the feed of this process. Only the feed calls it, and :func:`.open_message`.
+    """Handles the events of the feed of this process. Only the feed calls it.
 
     For each message, few coroutines are made: methods return an awaitable only for what takes long.
 

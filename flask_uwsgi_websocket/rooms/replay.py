@@ -77,7 +77,7 @@ def missed_since(after: Position | None, history: History) -> Sequence[Delivered
 
 
 class Replay:
-    """The messages that wait for a connection while it gets what it has missed. The exchange's lock guards them."""
+    """The messages that wait for a connection while it gets what it has missed. The lock of the rooms guards them."""
 
     __slots__ = ("_held", "_size")
 
