@@ -38,7 +38,6 @@ from ..signals import (
     websocket_sent,
 )
 from ..state import Route
-from ..worker.stats import Counts
 from .channel import REENTERED, RUN_LENGTH
 from .session import current_session, forget_changes, forget_mere_refresh, forget_session, is_changed, save_session
 from .transport import Answered, Transport, put_frame_to_all
@@ -203,11 +202,6 @@ class BaseClient:
         return self._transport.latency
 
     @property
-    def was_slow(self) -> bool:
-        """Whether the connection was dropped because the peer read too slowly."""
-        return self._transport.was_slow
-
-    @property
     def timeout(self) -> float | None:
         """The ``ping_interval`` in seconds, under its name of 0.6.1; None when pings are off."""
         return self._route.settings.ping_interval
@@ -231,10 +225,6 @@ class BaseClient:
     def was_accepted(self) -> bool:
         """Whether the handshake was sent."""
         return self._transport.accepted
-
-    def counts(self) -> Counts:
-        """Return how many messages and bytes were received and sent so far."""
-        return self._transport.counts()
 
     # Calls of the application's functions
 

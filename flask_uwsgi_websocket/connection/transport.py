@@ -28,7 +28,6 @@ from ..protocol.deflate import Deflate
 from ..protocol.protocol import ABNORMAL_CLOSURE, POLICY_VIOLATION, Close, Ping, Pong, Protocol, payload_of
 from ..protocol.speedups import COMPILED
 from ..settings import Settings
-from ..worker.stats import Counts
 from .channel import CORK_SIZE, NO_MESSAGES, READ_SIZE, RUN_LENGTH, WAIT, Wait
 from .heartbeat import Heartbeat
 from .lifespan import Lifespan
@@ -172,10 +171,6 @@ class Transport(Channel):
     def is_open(self) -> bool:
         """Whether messages can be exchanged: the handshake was not refused and neither side has closed."""
         return not self.refused and self.protocol.closed is None
-
-    def counts(self) -> Counts:
-        """Return how many messages and bytes have come and gone so far."""
-        return Counts(self.messages_received, self.messages_sent, self.bytes_received, self.bytes_sent)
 
     # The start
 

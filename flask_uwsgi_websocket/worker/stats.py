@@ -13,7 +13,7 @@ from ..loops.base import allocate_lock
 
 
 class Counts(NamedTuple):
-    """How much one connection has received and sent since its handshake."""
+    """How much connections have received and sent since their handshakes."""
 
     messages_received: int = 0
     messages_sent: int = 0

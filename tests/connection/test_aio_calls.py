@@ -350,7 +350,7 @@ def test_a_receive_that_is_cancelled_at_any_time_loses_no_message(run: Any) -> N
             while len(received) < 300:
                 received.append(await peer.ws.receive())
             assert received == [str(number) for number in range(300)]
-            assert peer.ws.counts().messages_received == 300
+            assert peer.ws.channel.messages_received == 300
 
     run(main())
 

@@ -105,7 +105,7 @@ def test_the_next_call_delivers_the_message_of_a_cancelled_call_and_listeners_he
     async def handler(ws: Any) -> None:
         while ("slow", "1") not in heard:
             await cancel_soon(mode, call, ws)
-        site.note([await call(ws), await call(ws), await call(ws), ws.counts().messages_received])
+        site.note([await call(ws), await call(ws), await call(ws), ws.channel.messages_received])
 
     client = site.upgrade()
     for message in (b"1", b"2", b"3"):

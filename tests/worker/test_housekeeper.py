@@ -342,7 +342,7 @@ def slow_reader(site: Site, min_read_rate: int) -> tuple[RawClient, Any]:
         site.note(ws)
         await ws.send(b"x" * ROOM)
         site.note(await ws.receive())
-        site.note((ws.close_code, ws.close_reason, ws.was_slow))
+        site.note((ws.close_code, ws.close_reason, ws.channel.was_slow))
 
     client = site.upgrade()
     ws = kept_client(site)
