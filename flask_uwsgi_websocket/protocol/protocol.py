@@ -505,18 +505,14 @@ class SharedMessage:
         self.message = message
         self._first = _FIN | (TEXT if isinstance(message, str) else BINARY)
         self._payload = message.encode() if isinstance(message, str) else message
-        self._plain = frame(self._first, self._payload)
+        #: The frame without compression.
+        self.plain_frame = frame(self._first, self._payload)
         self._compressed: dict[tuple[int, ...], bytes] = {}
-
-    @property
-    def plain_frame(self) -> bytes:
-        """The frame without compression."""
-        return self._plain
 
     def frame_for(self, deflate: Deflate | None) -> bytes | None:
         """Return the frame for a connection, or None if its own compressor, which keeps its context, must make it."""
         if deflate is None or len(self._payload) < deflate.threshold:
-            return self._plain
+            return self.plain_frame
         recipe = deflate.recipe
         if recipe is None:
             return None
