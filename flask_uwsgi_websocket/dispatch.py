@@ -231,7 +231,7 @@ def _options_of(app: Flask, endpoint: str) -> RouteOptions | None:
     return getattr(app.view_functions.get(endpoint), _OPTIONS_ATTRIBUTE, None)
 
 
-def may_park(app: Flask, endpoint: str) -> bool:
+def route_parks(app: Flask, endpoint: str) -> bool:
     """Return whether the connections of a WebSocket route may outlive their requests, on a server that allows that."""
     options = _options_of(app, endpoint)
     return options is not None and options.parks

@@ -19,7 +19,7 @@ from flask.helpers import get_debug_flag
 from werkzeug.routing import Map
 
 from .._uwsgi import number_option
-from ..dispatch import may_park
+from ..dispatch import route_parks
 from ..exceptions import AsyncioNotAvailable, UwsgiNotFound
 from ..protocol.speedups import FALLBACK
 from ..state import state_of
@@ -158,7 +158,7 @@ def list_routes() -> None:
     rules = sorted((rule for rule in current_app.url_map.iter_rules() if rule.websocket), key=lambda rule: rule.rule)
     width = max((len(rule.rule) for rule in rules), default=0)
     for rule in rules:
-        click.echo(f"{rule.rule:<{width}}  {rule.endpoint}" + "  (parked)" * may_park(_app(), rule.endpoint))
+        click.echo(f"{rule.rule:<{width}}  {rule.endpoint}" + "  (parked)" * route_parks(_app(), rule.endpoint))
     if not rules:
         click.echo("The app has no WebSocket routes.")
 

@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask
 
 from .._uwsgi import number_option, option, option_values, uwsgi
-from ..dispatch import may_park
+from ..dispatch import route_parks
 from ..exceptions import BrokerUnavailable
 from ..loops.parking import IS_AVAILABLE
 from ..rooms.brokers.choice import REDIS_SCHEMES, local_directory, make_broker, scheme_of
@@ -101,7 +101,7 @@ def diagnose(
 def all_routes_park(app: Flask) -> bool:
     """Return whether the app has WebSocket routes so far, and all of them are parked views."""
     endpoints = {rule.endpoint for rule in app.url_map.iter_rules() if rule.websocket}
-    return bool(endpoints) and all(may_park(app, endpoint) for endpoint in endpoints)
+    return bool(endpoints) and all(route_parks(app, endpoint) for endpoint in endpoints)
 
 
 def _can_park(options: Options) -> bool:
