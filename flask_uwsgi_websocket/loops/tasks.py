@@ -69,7 +69,7 @@ class AsyncioLoop:
             self.event_loop.add_reader(fd, callback, *args)
 
     def watch(self, fd: int, interval: float) -> AsyncioWatch:
-        return AsyncioWatch(self, self.event_loop, fd, interval)
+        return AsyncioWatch(self, fd, interval)
 
     def wait_writable(self, fd: int, timeout: float | None) -> Awaitable[bool]:
         self.event_loop.add_writer(fd, self._writable, fd)
@@ -185,26 +185,25 @@ class AsyncioLoop:
 class AsyncioWatch:
     """Waits for a descriptor, in the thread of an event loop."""
 
-    def __init__(self, waits: AsyncioLoop, loop: asyncio.AbstractEventLoop, fd: int, interval: float) -> None:
-        self._waits = waits
+    def __init__(self, loop: AsyncioLoop, fd: int, interval: float) -> None:
         self._loop = loop
         self._fd = fd
         self._interval = interval
         self._is_due = False
         self._waiting: asyncio.Future[bool] | None = None
-        self._timer = loop.call_later(interval, self._tick)
+        self._timer = loop.event_loop.call_later(interval, self._tick)
 
     def wait(self) -> asyncio.Future[bool]:
         if self._is_due:
             self._is_due = False
-            self._waiting = self._loop.create_future()
+            self._waiting = self._loop.event_loop.create_future()
             self._waiting.set_result(False)
         else:
-            self._waiting = self._waits.next_readable(self._fd)
+            self._waiting = self._loop.next_readable(self._fd)
         return self._waiting
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(self._interval, self._tick)
+        self._timer = self._loop.event_loop.call_later(self._interval, self._tick)
         if self._waiting is None or self._waiting.done():
             self._is_due = True
         else:
@@ -212,7 +211,7 @@ class AsyncioWatch:
 
     def close(self) -> None:
         self._timer.cancel()
-        self._waits.forget(self._fd)
+        self._loop.forget(self._fd)
 
 
 def _do_nothing() -> None:
