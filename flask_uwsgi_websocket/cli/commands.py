@@ -25,7 +25,7 @@ from ..protocol.speedups import FALLBACK
 from ..state import state_of
 from .deployment import FILES, configuration
 from .doctor import all_routes_park, diagnose, diagnose_broker, read_ini
-from .rooms import rooms_cli
+from .rooms import rooms_cli, this_app
 from .runner import (
     check_literal,
     debug_requested,
@@ -88,7 +88,7 @@ def run(
         app, environment = _locate(info)
         options = {**with_defaults(options, state_of(current_app).run_options), "env": environment}
         command = uwsgi_arguments(app, binary=find_uwsgi(), host=host, port=port, reload=reload, options=options)
-        exec_uwsgi([*command, *arguments], _app(), debug)
+        exec_uwsgi([*command, *arguments], this_app(), debug)
     except (AsyncioNotAvailable, UwsgiNotFound, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
 
@@ -110,14 +110,10 @@ def show_config(info: ScriptInfo, /, kind: str) -> None:
         raise click.ClickException(str(error)) from None
 
 
-def _app() -> Flask:
-    return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
-
-
 def _locate(info: ScriptInfo) -> tuple[Flask | str, list[str]]:
     """Return what uWSGI loads for the app of a ``flask`` command, and the environment variables that this needs."""
     if info.create_app is not None:  # the command is a project's own, and no variable names its app
-        return _app(), []
+        return this_app(), []
     path = info.app_import_path
     return LOADER, [check_literal(f"FLASK_APP={path}")] if path else []
 
@@ -158,7 +154,7 @@ def list_routes() -> None:
     rules = sorted((rule for rule in current_app.url_map.iter_rules() if rule.websocket), key=lambda rule: rule.rule)
     width = max((len(rule.rule) for rule in rules), default=0)
     for rule in rules:
-        click.echo(f"{rule.rule:<{width}}  {rule.endpoint}" + "  (parked)" * route_parks(_app(), rule.endpoint))
+        click.echo(f"{rule.rule:<{width}}  {rule.endpoint}" + "  (parked)" * route_parks(this_app(), rule.endpoint))
     if not rules:
         click.echo("The app has no WebSocket routes.")
 
@@ -180,8 +176,8 @@ def doctor(config: Path) -> None:
     descriptors = number_option(options, "max-fd", 0) or None  # without max-fd, the service sets it, not this shell
     settings = state.settings(current_app.config)
     complaints = [
-        *diagnose(options, settings, state.engines, descriptors, all_park=all_routes_park(_app())),
-        *diagnose_broker(options, settings, _app()),
+        *diagnose(options, settings, state.engines, descriptors, all_park=all_routes_park(this_app())),
+        *diagnose_broker(options, settings, this_app()),
     ]
     for complaint in complaints:
         click.echo(f"- {complaint}")

@@ -112,7 +112,7 @@ def _list_present(room: Room, is_json: bool) -> None:
             [
                 each.id,
                 time.strftime("%Y-%m-%d %H:%M:%S UTC"),
-                "-" if each.info is None else _app().json.dumps(each.info),
+                "-" if each.info is None else this_app().json.dumps(each.info),
             ]
             for each, time in zip(members, times, strict=True)
         ]
@@ -138,24 +138,25 @@ def close(room: str | None, user: str | None, code: int, reason: str) -> None:
             _room(room, None).close(code, reason, user=user)
 
 
-def _app() -> Flask:
+def this_app() -> Flask:
+    """Return the app for which the command runs."""
     return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
 
 def _room(name: str | None, user: str | None) -> Room:
     """Return the room with a name, or without a name the room of a user."""
     if name is not None:
-        return room_named(_app(), name)
+        return room_named(this_app(), name)
     if user is None:
         raise click.UsageError("Name a room, or a user by --user.")
-    return user_room(user, Rooms("", apps=[_app()]))
+    return user_room(user, Rooms("", apps=[this_app()]))
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
     """Exit with a sentence on an error. Also exit when no message of this process can reach another one."""
     try:
-        if isinstance(exchange_of(_app()).broker(), MemoryBroker):
+        if isinstance(exchange_of(this_app()).broker(), MemoryBroker):
             raise click.ClickException(
                 'WEBSOCKET_BROKER = "memory://" carries messages within one process, so no command reaches the server: '
                 'set another broker for both, such as WEBSOCKET_BROKER = "local:///run/chat/rooms".'
@@ -166,7 +167,7 @@ def _explained() -> Iterator[None]:
 
 
 def _ask(key: str | None) -> list[dict[str, Any]]:
-    exchange = exchange_of(_app())
+    exchange = exchange_of(this_app())
     # This explains at once what is wrong. The question itself would wait for a broker that comes back.
     exchange.broker().subscribe(()).close()
     return wait_for(lambda loop: exchange.ask(key, loop))
