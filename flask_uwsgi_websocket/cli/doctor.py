@@ -10,7 +10,7 @@ import os
 import pwd
 import stat
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -269,7 +269,7 @@ def read_ini(path: Path) -> Options:
     """
     options: dict[str, Any] = {}
     section = ""
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(map(str.strip, path.read_text().splitlines()), 1):
         if line.startswith("["):
             section = line.strip("[]")
         elif section == "uwsgi" and line and not line.startswith((";", "#")):
@@ -279,7 +279,3 @@ def read_ini(path: Path) -> Options:
             if value.lower() not in {"false", "0"}:
                 options.setdefault(name, []).append(True if value.lower() == "true" else value)
     return options
-
-
-def _lines(path: Path) -> Iterable[str]:
-    return map(str.strip, path.read_text().splitlines())
