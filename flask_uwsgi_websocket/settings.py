@@ -121,16 +121,13 @@ def optional(check: Check) -> Check:
 
 def one_of(*choices: str) -> Check:
     """Return a check that a value is one of *choices*."""
+    expected = " or ".join(f'"{choice}"' for choice in choices)
 
     def check_choice(name: str, value: object) -> None:
         if value not in choices:
-            raise ValueError(f"{name} must be {' or '.join(map(_quote, choices))}, not {value!r}")
+            raise ValueError(f"{name} must be {expected}, not {value!r}")
 
     return check_choice
-
-
-def _quote(text: str) -> str:
-    return f'"{text}"'
 
 
 def instance_of(*types: type, expected: str) -> Check:
