@@ -193,7 +193,7 @@ class Arrivals:
     def _on_slow(self, local: LocalRoom, client: BaseClient) -> None:
         """Close a member that does not read fast enough, or leave it out."""
         self._rooms.count("slow")
-        if local.slow == "close":
+        if local.room.slow == "close":
             local.discard(client)
             client.begin_close(*SLOW_CLOSE)
 

@@ -62,13 +62,11 @@ class LocalRoom:
         "position",
         "replays",
         "room",
-        "slow",
     )
 
     def __init__(self, room: Room, discard: Callable[[str, BaseClient], None]) -> None:
         self.room = room
         self._discard = discard
-        self.slow = room.slow
         # A dictionary, because the members get messages in the order in which they joined.
         self.members: dict[BaseClient, None] = {}
         #: What waits for the connections that are getting what they have missed, and are not in ``members`` yet.
@@ -244,7 +242,6 @@ class LocalRooms:
             local = self._rooms.get(room.key)
             if local is None:
                 local = self._rooms[room.key] = LocalRoom(room, self.leave)
-            local.slow = room.slow
             local.joining += 1
             self._empty_since.pop(room.key, None)
             return local
