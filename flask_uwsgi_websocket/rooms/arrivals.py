@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 from flask import Flask
 
@@ -35,13 +34,10 @@ MISSED_CLOSE = (1013, "messages were missed")
 #: The most publishers whose last numbers are known.
 MOST_PUBLISHERS = 10_000
 
+#: Reads the history of a room; see :meth:`.Exchange.read_history`.
+ReadHistory = Callable[[Room, Position | None, Loop], Awaitable[History]]
+
 logger = logging.getLogger("flask_uwsgi_websocket")
-
-
-class Reads(Protocol):
-    """Reads the history of a room; see :meth:`.Exchange.read_history`."""
-
-    def __call__(self, room: Room, after: Position | None, loop: Loop) -> Awaitable[History]: ...
 
 
 class Arrivals:
@@ -57,7 +53,7 @@ class Arrivals:
     """
 
     def __init__(
-        self, app: Flask, rooms: LocalRooms, questions: Questions, teller: Teller, read_history: Reads
+        self, app: Flask, rooms: LocalRooms, questions: Questions, teller: Teller, read_history: ReadHistory
     ) -> None:
         self._app = app
         self._rooms = rooms
