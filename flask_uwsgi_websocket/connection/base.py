@@ -405,7 +405,10 @@ class BaseClient:
             response = await self._call(context, hook, response)
             if not isinstance(response, Response):
                 raise TypeError(f"the after_websocket hook {hook!r} must return the response, not {response!r}")
-        context.run(save_session if saves_session else forget_changes, self._app, response)
+        if saves_session:
+            context.run(save_session, self._app, response)
+        else:
+            context.run(forget_changes)
         return response.headers
 
     @property

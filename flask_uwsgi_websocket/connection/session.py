@@ -35,8 +35,8 @@ def forget_mere_refresh(app: Flask) -> None:
             current.modified = False
 
 
-def forget_changes(app: Flask, response: Response) -> None:
-    """Mark the session as unchanged. The parameters are those of :func:`save_session`."""
+def forget_changes() -> None:
+    """Mark the session as unchanged."""
     current_session().modified = False
 
 
