@@ -336,9 +336,7 @@ class Room:
         :raises TypeError: when *message* is neither ``str`` nor bytes, or *exclude* is a single connection.
         :raises ValueError: when *message* has lone surrogates, or more than 16 MiB.
         """
-        if isinstance(exclude, BaseClient):
-            raise TypeError("exclude takes many connections, not one: publish(message, exclude=[ws])")
-        exchange_of(self._rooms.app).publish(self, payload_of(message), [ws.id for ws in exclude] if exclude else ())
+        self._publish(payload_of(message), exclude)
 
     def publish_json(self, value: Any, exclude: Iterable[BaseClient] = (), *, stamp: str | None = None) -> None:
         """Send *value* as JSON, by ``app.json``, to all members. See :meth:`publish`.
@@ -346,12 +344,17 @@ class Room:
         :param stamp: the key under which members get the position of the message, a string, for ``join(since=)``. The
             value must be a JSON object then; what it has under this key is replaced.
         """
-        app = self._rooms.app
-        text = app.json.dumps(value)
+        text = self._rooms.app.json.dumps(value)
         if stamp is None:
-            self.publish(text, exclude)
+            self._publish(text, exclude)
         else:
-            exchange_of(app).publish(self, stamped(text, stamp), [ws.id for ws in exclude], is_stamped=True)
+            self._publish(stamped(text, stamp), exclude, is_stamped=True)
+
+    def _publish(self, payload: str | bytes, exclude: Iterable[BaseClient], *, is_stamped: bool = False) -> None:
+        if isinstance(exclude, BaseClient):  # to iterate it would receive
+            raise TypeError("exclude takes many connections, not one: publish(message, exclude=[ws])")
+        excluded = [ws.id for ws in exclude] if exclude else ()
+        exchange_of(self._rooms.app).publish(self, payload, excluded, is_stamped=is_stamped)
 
     def close(self, code: int = 1000, reason: str = "", *, user: object = None) -> None:
         """Close the connections of all members, in all workers, without waiting for them.

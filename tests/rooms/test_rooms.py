@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,6 +58,19 @@ def test_a_publisher_may_leave_itself_out(site: Site, chat: Any) -> None:
     assert two.recv() == "for two"
     two.send("for both")
     assert one.recv() == two.recv() == "for both"
+
+
+def test_a_single_connection_is_refused_as_the_collection_to_leave_out(site: Site, chat: Any) -> None:
+    assert enter(site, "/lobby")
+    room = chat["lobby"]
+    (member,) = room.local_members
+    for publish in (
+        partial(room.publish, ""),
+        partial(room.publish_json, {}),
+        partial(room.publish_json, {}, stamp="id"),
+    ):
+        with pytest.raises(TypeError, match="exclude takes many connections, not one"):
+            publish(exclude=member)
 
 
 def test_messages_of_many_publishers_have_one_order_for_all(site: Site, chat: Any) -> None:
