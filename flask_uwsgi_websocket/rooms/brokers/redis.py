@@ -40,7 +40,7 @@ from .base import (
 )
 from .redis_roster import RedisRoster
 from .redis_scripts import HISTORY, PUBLISH
-from .redis_wire import Refusal, ScriptRunner, Settings, Wire, encode
+from .redis_wire import Refusal, ScriptRunner, Settings, Wire, decode, encode
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -227,7 +227,7 @@ class _RedisSubscription(Subscription):
         return events
 
     def _on_push(self, kind: bytes, channel: bytes, payload: Any) -> Event | None:
-        room = str(channel[len(self._channel) :], "utf-8", "surrogatepass")
+        room = decode(channel[len(self._channel) :])
         if kind == b"message":
             return self._delivered(room, payload)
         if kind == b"subscribe":

@@ -36,7 +36,7 @@ from ...loops.base import allocate_lock
 from .base import Attendance, Lease, Presence, Roster
 from .redis_roster_scripts import CLOSE, COUNT, ENTER, LEAVE, MEMBERS, RENEW, SWEEP
 from .redis_scripts import Script
-from .redis_wire import ScriptRunner, Settings, encode
+from .redis_wire import ScriptRunner, Settings, decode, encode
 
 #: Seconds for which a lease lasts, and after which a process prolongs it. The grace of a dead process' members begins
 #: when it should have been prolonged, not when it ends: they have had this time to come back.
@@ -143,7 +143,7 @@ class RedisRoster(Roster):
         self._sweeps += 1
         self._count_reaped(reaped)
         return [
-            Presence(_decode(room), _decode(member), int(since) / 1e6, data)
+            Presence(decode(room), decode(member), int(since) / 1e6, data)
             for room, member, since, data in zip(*(iter(reply),) * 4, strict=True)
         ]
 
@@ -154,7 +154,7 @@ class RedisRoster(Roster):
         for member, value in zip(values[::2], values[1::2], strict=True):
             if member not in gone:
                 since, _, _, data = value.split(b":", 3)
-                members.append(Presence(room, _decode(member), int(since) / 1e6, data))
+                members.append(Presence(room, decode(member), int(since) / 1e6, data))
         members.sort(key=lambda each: each.since)
         return members
 
@@ -193,7 +193,3 @@ def _reap_arguments() -> tuple[bytes, ...]:
 
 def _milliseconds(seconds: float) -> bytes:
     return b"%d" % (seconds * 1000)
-
-
-def _decode(text: bytes) -> str:
-    return str(text, "utf-8", "surrogatepass")

@@ -317,3 +317,8 @@ class ScriptRunner:
 def encode(text: str) -> bytes:
     """Return the name of a room, or another text, as it is in a key."""
     return text.encode("utf-8", "surrogatepass")
+
+
+def decode(text: bytes) -> str:
+    """Undo :func:`encode`."""
+    return text.decode("utf-8", "surrogatepass")
