@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..exceptions import ConnectionClosed
 from .deflate import Deflate, MessageTooBig
-from .frames import BINARY, TEXT
+from .frames import BINARY, FIN, MASKED, TEXT
 from .speedups import apply_mask, frame, take_messages
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# Opcodes, section 5.2. The opcodes of messages are in frames.py.
+# Opcodes, section 5.2. The opcodes of messages are in frames.py, with the bits FIN and MASK.
 CONTINUATION, CLOSE, PING, PONG = 0x0, 0x8, 0x9, 0xA
 
 # Close codes, section 7.4.1.
@@ -48,8 +48,9 @@ MAX_MESSAGE_SIZE = 2**20
 #: The default of ``max_fragments``: a message of 4 MiB in fragments of 64 bytes, as the Autobahn test suite sends it.
 MAX_FRAGMENTS = 2**16
 
-_FIN, _RSV1, _RSV2_RSV3, _OPCODE, _IS_CONTROL = 0x80, 0x40, 0x30, 0x0F, 0x08
-_MASKED, _LENGTH = 0x80, 0x7F
+# The other bits of the first byte and of the second one.
+_RSV1, _RSV2_RSV3, _OPCODE, _IS_CONTROL = 0x40, 0x30, 0x0F, 0x08
+_LENGTH = 0x7F
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -277,7 +278,7 @@ class Protocol:
                 if length < 65536:
                     raise _Failure(PROTOCOL_ERROR, "the length is not encoded in the fewest bytes")
             mask = b""
-            if second & _MASKED:
+            if second & MASKED:
                 mask = data[position : position + 4]
                 position += 4
             if opcode & _IS_CONTROL:
@@ -316,13 +317,13 @@ class Protocol:
         if not self._compressed and length > self._max_message_size - len(self._message):
             raise _Failure(*self._too_big())
         self._in_frame = True
-        self._unfinished = not first & _FIN
+        self._unfinished = not first & FIN
         self._remaining = length
         self._mask = mask
 
     def _check_header(self, first: int, second: int, opcode: int) -> None:
         """Check the first two bytes of a frame (sections 5.2, 5.4 and 5.5; RFC 7692 section 6)."""
-        if bool(second & _MASKED) is self._is_client:
+        if bool(second & MASKED) is self._is_client:
             rule = "a server must not mask its frames" if self._is_client else "a client must mask its frames"
             raise _Failure(PROTOCOL_ERROR, rule)
         if first & _RSV2_RSV3 or (
@@ -332,7 +333,7 @@ class Protocol:
         if opcode & _IS_CONTROL:
             if opcode > PONG:
                 raise _Failure(PROTOCOL_ERROR, f"opcode {opcode} is reserved")
-            if not first & _FIN:
+            if not first & FIN:
                 raise _Failure(PROTOCOL_ERROR, "a control frame is fragmented")
             if second & _LENGTH > 125:
                 raise _Failure(PROTOCOL_ERROR, "a control frame has more than 125 bytes")
@@ -401,7 +402,7 @@ class Protocol:
         frames = b""
         if self._pongs:
             # Our own Close does not end the duty to answer Pings; only the peer's does (section 5.5.2).
-            frames = b"".join([self._frame(_FIN | PONG, payload) for payload in self._pongs])
+            frames = b"".join([self._frame(FIN | PONG, payload) for payload in self._pongs])
             self._pongs.clear()
         closed = self.closed
         if closed is not None and self.close_sent is None and closed.code != ABNORMAL_CLOSURE:
@@ -440,7 +441,7 @@ class Protocol:
         if len(payload) > 125:
             raise ValueError(f"a ping may carry at most 125 bytes, not {len(payload)}")
         self._check_open()
-        return self._frame(_FIN | PING, payload)
+        return self._frame(FIN | PING, payload)
 
     def send_close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> bytes:
         """Return a Close frame (section 5.5.1), or no bytes when one was sent before.
@@ -460,8 +461,8 @@ class Protocol:
     def _close_frame(self, close: Close) -> bytes:
         self.close_sent = close
         if close.code == NO_STATUS_RECEIVED:
-            return self._frame(_FIN | CLOSE, b"")
-        return self._frame(_FIN | CLOSE, close.code.to_bytes(2, "big") + close.reason.encode())
+            return self._frame(FIN | CLOSE, b"")
+        return self._frame(FIN | CLOSE, close.code.to_bytes(2, "big") + close.reason.encode())
 
     def _check_open(self) -> None:
         if self.closed is not None:
@@ -473,8 +474,8 @@ class Protocol:
         if deflate is not None:
             payload = payload.encode() if isinstance(payload, str) else payload
             if len(payload) >= deflate.threshold:
-                return self._frame(_FIN | _RSV1 | opcode, deflate.compress(payload))
-        return self._frame(_FIN | opcode, payload)
+                return self._frame(FIN | _RSV1 | opcode, deflate.compress(payload))
+        return self._frame(FIN | opcode, payload)
 
     def _frame(self, first: int, payload: str | bytes) -> bytes:
         """Build a frame (section 5.2). A client masks it with new random bytes (section 5.3)."""
@@ -503,7 +504,7 @@ class SharedMessage:
 
     def __init__(self, message: str | bytes) -> None:
         self.message = message
-        self._first = _FIN | (TEXT if isinstance(message, str) else BINARY)
+        self._first = FIN | (TEXT if isinstance(message, str) else BINARY)
         self._payload = message.encode() if isinstance(message, str) else message
         #: The frame without compression.
         self.plain_frame = frame(self._first, self._payload)
