@@ -144,8 +144,8 @@ def is_in_use(path: Path) -> bool:
     return False
 
 
-def remove(path: Path) -> bool:
-    """Remove the directory of a local broker, unless a process uses it, and return whether it is gone.
+def remove(path: Path) -> None:
+    """Remove the directory of a local broker, unless a process uses it.
 
     Files that are not the broker's stay, and then the directory stays, too.
 
@@ -155,10 +155,8 @@ def remove(path: Path) -> bool:
         try:
             _check(path)
             descriptor = _lock(path / "users", fcntl.LOCK_EX, create=False)
-        except FileNotFoundError:
-            return not path.exists()
-        except BlockingIOError:
-            return False
+        except (FileNotFoundError, BlockingIOError):
+            return
         try:
             for name in os.listdir(path):
                 if name.startswith((LOG, NEW, OLD)):
@@ -169,10 +167,8 @@ def remove(path: Path) -> bool:
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            return False
         finally:
             os.close(descriptor)
-    return True
 
 
 def _check(path: Path) -> None:
