@@ -11,14 +11,14 @@ from ..loops.base import Loop
 from ..protocol.protocol import GOING_AWAY, SERVICE_RESTART
 from .housekeeper import Connection
 
-#: Seconds between two checks of the connections.
+#: Seconds between two checks of the connections, and the most of them, when a check takes long.
 INTERVAL = 0.05
+LONGEST_INTERVAL = 0.25
 
 #: The Close frames are spread over so many seconds per client, up to a maximum for all, so that the clients do not all
 #: connect again at once.
 SPREAD = 0.01
 LONGEST_SPREAD = 1.0
-
 
 #: Handlers get more time while others end: at most so many seconds after each end. A loop that has to end thousands of
 #: connections is busy, and no handler is late because of that.
@@ -57,8 +57,9 @@ class Shutdown:
         """Close all connections and wait for their handlers; return whether all have ended in time."""
         began = monotonic()
         while self._close_connections():
-            # A look at thousands of connections must not take the time that these need to end.
-            await self._loop.sleep(max(INTERVAL, 9 * (monotonic() - began)))
+            # A look at thousands of connections must not take the time that these need to end. But one that has closed
+            # many of them, or has waited for the interpreter, must not keep the rest waiting.
+            await self._loop.sleep(min(max(INTERVAL, 9 * (monotonic() - began)), LONGEST_INTERVAL))
             began = monotonic()
         late = self._connections()
         for connection in late:

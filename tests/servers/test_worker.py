@@ -176,6 +176,20 @@ def test_many_connections_are_closed_one_after_the_other_within_a_second(
     assert max(tenths.values()) < 200
 
 
+def test_connections_that_take_long_to_close_do_not_keep_the_others_waiting(
+    uwsgi: SimpleNamespace, clock: Clock, open_connections: list[Connection]
+) -> None:
+    class Slow(Connection):
+        def begin_shutdown(self, code: int, reason: str) -> None:
+            super().begin_shutdown(code, reason)
+            self.clock.now += 0.002  # such as a thread that waits for the interpreter
+
+    for _ in range(1000):
+        Slow(clock, open_connections)
+    assert end(signal.SIGHUP, clock)
+    assert clock.now < 4  # two seconds of work, and less than a second between two looks
+
+
 def test_a_few_connections_are_closed_soon(
     uwsgi: SimpleNamespace, clock: Clock, open_connections: list[Connection]
 ) -> None:
