@@ -270,7 +270,7 @@ class AsyncioLot(EpollLot):
         self._event_loop.call_soon_threadsafe(self._call_task)
 
     def _call_task(self) -> None:
-        """Let a task run what is ready, unless there is one. Called by the event loop, so that no call is in another."""
+        """Let a task run what is ready, unless there is one. Called by the event loop, never within another call."""
         if self.ready and self._runner is None:
             self._runner = runner = object()  # before the task, which may be eager
             task = Context().run(self._event_loop.create_task, self._work())
