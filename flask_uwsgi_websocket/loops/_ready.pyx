@@ -47,15 +47,18 @@ cdef class Queue:
         self.ready = deque()
 
     def collect(self, timeout):
-        cdef int events
         found = self.epoll.poll(timeout, BATCH)
         with self.lock:
-            for fd, events in found:
-                parked = self.parked.get(fd)
-                if parked is not None:
-                    if events != input_alone:
-                        (<Parked?> parked).reads_to_the_end = True
-                    self.do_mark(<Parked?> parked)
+            self.note(found)
+
+    def note(self, list found not None):
+        cdef int events
+        for fd, events in found:
+            parked = self.parked.get(fd)
+            if parked is not None:
+                if events != input_alone:
+                    (<Parked?> parked).reads_to_the_end = True
+                self.do_mark(<Parked?> parked)
 
     def mark(self, Parked parked not None):
         self.do_mark(parked)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocol.speedups import COMPILED
 from .base import T, allocate_lock, original
-from .ready import IS_LATE, RUNS
+from .ready import BATCH, IS_LATE, RUNS
 
 if COMPILED:
     from ._ready import Parked, Queue
@@ -152,17 +152,25 @@ class ThreadLot(EpollLot):
                         is_last = len(self.ready) < 2
                         if not (is_last and self._waiting):
                             self._call_if_needed()
-                    if self.run(SLICE) and not self._waiting:  # all threads are busy
-                        self.collect(0)
+                    if self.run(SLICE):
+                        self._collect_now()
                 self._wait()
         finally:  # a handler has ended the thread, and another one may take its place
             with self.lock:
                 self._threads -= 1
                 self._call_if_needed()
 
+    def _collect_now(self) -> None:
+        """Put what has something to do into the queue if all threads are busy.
+
+        With the lock, so that no thread begins to wait for what is taken here.
+        """
+        with self.lock:
+            if not self._waiting:
+                self.note(self.epoll.poll(0, BATCH))
+
     def look_after(self) -> None:
-        if not self._waiting:
-            self.collect(0)
+        self._collect_now()
         super().look_after()
 
     def _wait(self) -> None:

@@ -69,12 +69,16 @@ class Queue:
         """Wait for what has something to do, for at most *timeout* seconds, and put it into the queue."""
         found = self.epoll.poll(timeout, BATCH)
         with self.lock:
-            for fd, events in found:
-                parked = self.parked.get(fd)
-                if parked is not None:  # otherwise it has just ended
-                    if events != INPUT:
-                        parked.reads_to_the_end = True
-                    self.mark(parked)
+            self.note(found)
+
+    def note(self, found: list[tuple[int, int]]) -> None:
+        """Put what epoll_wait(2) has found into the queue. Called with the lock."""
+        for fd, events in found:
+            parked = self.parked.get(fd)
+            if parked is not None:  # otherwise it has just ended
+                if events != INPUT:
+                    parked.reads_to_the_end = True
+                self.mark(parked)
 
     def mark(self, parked: Parked) -> None:
         """Let *parked* run soon. Called with the lock."""

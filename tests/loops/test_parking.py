@@ -431,3 +431,27 @@ def test_a_batch_of_the_most_is_run_by_few_threads(lot: Lot, monkeypatch: pytest
     for end in ends:
         end.send(b"x")
     notes.wait_for(*[b"x"] * 9)
+
+
+@pytest.mark.parametrize("mode", ["threads"])
+def test_a_thread_that_begins_to_wait_while_the_housekeeper_looks_loses_nothing(lot: Lot) -> None:
+    ran, is_over = threading.Semaphore(0), threading.Event()
+
+    async def work(data: bytes) -> None:
+        ran.release()
+
+    def look_after() -> None:
+        while not is_over.is_set():
+            lot.lot.look_after()
+
+    lot.lot._most = 1
+    end, _ = lot.park(work)
+    housekeeper = threading.Thread(target=look_after)
+    housekeeper.start()
+    try:
+        for _ in range(10_000):
+            end.send(b"x")
+            assert ran.acquire(timeout=DEADLINE)
+    finally:
+        is_over.set()
+        housekeeper.join()
