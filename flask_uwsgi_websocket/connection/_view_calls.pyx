@@ -7,9 +7,11 @@ from ..loops._ready cimport Parked
 from ._channel cimport Channel
 
 from flask import appcontext_popped, appcontext_pushed, appcontext_tearing_down
+from flask.globals import _cv_app
 
 from ..signals import websocket_message
 from .channel import WAIT
+from .view_calls import MessageContext
 
 cdef object wait = WAIT
 cdef dict message_receivers = websocket_message.receivers
@@ -19,7 +21,7 @@ cdef dict teardown_receivers = appcontext_tearing_down.receivers
 
 
 cdef class ViewCalls(Parked):
-    cdef public object client, app, on_message, request_context, request_g
+    cdef public object client, app, on_message, request_context
     cdef public Channel channel
     cdef public bint is_closing, is_special
 
@@ -46,13 +48,15 @@ cdef class ViewCalls(Parked):
                         with self.client.message_context():
                             self.on_message(self.client, message)
                     else:
-                        self.request_context.g = self.app.app_ctx_globals_class()
-                        self.on_message(self.client, message)
+                        token = _cv_app.set(MessageContext(self.request_context))
+                        try:
+                            self.on_message(self.client, message)
+                        finally:
+                            _cv_app.reset(token)
                 finally:
                     channel.do_begin_receive()
         except BaseException as failure:
             error, message = failure, None
-        self.request_context.g = self.request_g
         if message is None:
             return self.close_now(error)
         if channel.has_events:

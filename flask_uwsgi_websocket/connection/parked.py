@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable
 
 from flask import Flask
+from flask.ctx import AppContext
+from flask.globals import _cv_app
 
 from ..exceptions import ConcurrencyError
 from ..loops.base import run
@@ -21,7 +23,7 @@ from .base import BaseClient
 from .channel import WAIT
 from .session import remember_session
 from .transport import Transport
-from .view_calls import HAS_ONE_CONTEXT
+from .view_calls import HAS_ONE_CONTEXT, MessageContext
 
 if COMPILED:
     from ._view_calls import ViewCalls
@@ -46,7 +48,7 @@ class ParkedConnection(ViewCalls):
         self.channel: Transport = client.channel
         self.app = client.app
         self.on_message = client.parked_view.on_message
-        self.request_context, self.request_g = client.request_context, client.request_g
+        self.request_context = client.request_context
         self.context = client.handler_context
         self._ends = ends
         self.is_closing = self._is_over = False
@@ -118,7 +120,7 @@ class ParkedConnection(ViewCalls):
         :returns: whether the connection has ended.
         """
         client, transport = self.client, self.channel
-        new_g = None if self.is_observed() else _NewG(self)
+        unobserved = None if self.is_observed() else _Unobserved(client.request_context)
         while (message := transport.take()) is not WAIT or transport.has_events:
             if message is WAIT:
                 transport.deliver()
@@ -129,7 +131,7 @@ class ParkedConnection(ViewCalls):
             try:
                 if websocket_message.receivers or client.message_listeners:
                     await client.announce_message(message)
-                with new_g or client.message_context():
+                with unobserved or client.message_context():
                     value = self.on_message(client, message)
                     if inspect.isawaitable(value):
                         await value
@@ -185,19 +187,22 @@ class ParkedConnection(ViewCalls):
                 end()
 
 
-class _NewG:
-    """A ``with`` statement in which the context of the request, where nobody notices it, has a new ``g``."""
+class _Unobserved:
+    """The application contexts of messages in ``with`` statements, without ``push()`` and ``pop()``, which are noticed.
 
-    __slots__ = ("_calls",)
+    :param request_context: the application context of the request.
+    """
 
-    def __init__(self, calls: ViewCalls) -> None:
-        self._calls = calls
+    __slots__ = ("_request_context", "_token")
+
+    def __init__(self, request_context: AppContext) -> None:
+        self._request_context = request_context
 
     def __enter__(self) -> None:
-        self._calls.request_context.g = self._calls.app.app_ctx_globals_class()
+        self._token = _cv_app.set(MessageContext(self._request_context))
 
     def __exit__(self, *exc_info: object) -> None:
-        self._calls.request_context.g = self._calls.request_g
+        _cv_app.reset(self._token)
 
 
 def _is_flasks(app: Flask, *methods: str) -> bool:

@@ -8,7 +8,7 @@ import resource
 import select
 import socket
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -673,6 +673,26 @@ def test_each_message_has_a_g_of_its_own_without_a_teardown_function(site: Site)
     assert [hear(client), hear(client), say(client, "z")] == ["None x", "None y", "None z"]
     client.frame(CLOSE, close_body(1000))
     assert site.noted() == "a"
+
+
+def test_what_runs_beside_the_methods_keeps_their_g(site: Site) -> None:
+    """A task runs in a copy of the context of the method that starts it."""
+
+    class Copying(Talk):
+        async def on_connect(self, ws: Any, room: str) -> None:
+            g.name = room
+            self.contexts = [copy_context()]
+
+        async def on_message(self, ws: Any, message: Any) -> None:
+            g.name = message
+            self.contexts.append(copy_context())
+            await ws.send(" ".join(context.run(lambda: str(g.get("name"))) for context in self.contexts))
+
+    serve(site, Copying)
+    client = site.upgrade("/x")
+    assert [say(client, "a"), say(client, "b")] == ["x a", "x a b"]
+    close(client)
+    assert site.noted() == (1000, "")
 
 
 def test_a_client_that_reads_nothing_is_dropped_and_holds_nobody_up(site: Site) -> None:
