@@ -743,6 +743,10 @@ class BaseClient:
             self.parked_view = view
         return self.may_park
 
+    def wait_for_thread(self) -> None:
+        """Note that the view waits for a thread, and that its last method does not run any more."""
+        self._last_run = self._transport.messages_received, inf
+
     def _watch_view(self, now: float) -> None:
         """Log once that a method of the view runs for long, which no other thread, greenlet or task would notice."""
         messages, since = self._last_run

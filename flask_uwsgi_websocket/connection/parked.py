@@ -84,6 +84,7 @@ class ParkedConnection(ViewCalls):
             await self._end()
 
     def leave_to_housekeeper(self) -> None:
+        self.client.wait_for_thread()
         self.channel.is_receiving = False
 
     def serve_slowly(self) -> bool:

@@ -625,8 +625,8 @@ def test_a_client_that_does_not_answer_the_close_frame_is_dropped(site: Site, cl
     assert site.noted() == "torn down"
 
 
-@pytest.mark.parametrize("site", ["threads"], indirect=True)  # in the other modes, nothing is late
-def test_what_comes_after_the_housekeeper_has_read_for_a_late_connection_is_read(site: Site) -> None:
+def make_late(site: Site) -> tuple[RawClient, Any, Callable[[], None]]:
+    """Return a client that is late, as if all threads were busy, its channel, and what ends that."""
     lots: list[Any] = []
 
     class Noting(Talk):
@@ -639,15 +639,25 @@ def test_what_comes_after_the_housekeeper_has_read_for_a_late_connection_is_read
     lot, fd, channel = lots[0]
     parked = lot.parked[fd]
     wait_until(lambda: parked.state == WAITS)
-    parked.state = IS_LATE  # as if all threads were busy
+    parked.state = IS_LATE
     parked.leave_to_housekeeper()
+
+    def run() -> None:
+        with lot.lock:
+            lot.ready.append(parked)
+        lot._wake()
+
+    return client, channel, run
+
+
+@pytest.mark.parametrize("site", ["threads"], indirect=True)  # in the other modes, nothing is late
+def test_what_comes_after_the_housekeeper_has_read_for_a_late_connection_is_read(site: Site) -> None:
+    client, channel, run = make_late(site)
     client.frame(TEXT, b"y")
     wait_until(lambda: channel.pump(ahead=True) or channel.inbox)
     client.frame(TEXT, b"z")
-    wait_until(lambda: len(channel.inbox) > 1 or select.select([fd], [], [], 0)[0])
-    with lot.lock:
-        lot.ready.append(parked)
-    lot._wake()
+    wait_until(lambda: len(channel.inbox) > 1 or select.select([channel.fd], [], [], 0)[0])
+    run()
     assert [hear(client), hear(client)] == ["y", "z"]
     close(client)
     assert site.noted() == (1000, "")
@@ -780,3 +790,15 @@ def test_the_log_reports_once_that_a_method_runs_for_long(site: Site, monkeypatc
         gate.open()
         assert hear(client) == "wait"
     close(client)
+
+
+@pytest.mark.parametrize("site", ["threads"], indirect=True)
+def test_the_log_does_not_report_a_method_that_waits_for_a_thread(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "LONG_RUN", 0)
+    client, _, run = make_late(site)
+    for _ in range(3):  # the housekeeper has looked at the connection again
+        client.frame(PING)
+        assert client.read_frame() == (PONG, b"")
+    run()
+    close(client)
+    assert site.noted() == (1000, "")
