@@ -125,7 +125,7 @@ class BaseClient:
     parked_view: View | None = None
     #: The ``g`` of the request that the view outlives.
     request_g: _AppCtxGlobals
-    # How many messages its last call of on_message() came after, and when that was noticed, on the monotonic clock.
+    # How many messages its last call came after, and when that was noticed, on the monotonic clock.
     _last_run: tuple[int, float] = (-1, 0.0)
     # What rooms have sent before the handshake. Changed with the write lock.
     _early: deque[SharedMessage | Close] | None = None
@@ -767,6 +767,7 @@ class BaseClient:
         :param error: the exception that has ended the view, or None.
         """
         assert self.parked_view is not None
+        self._last_run = -1, 0.0
         try:
             with self.event_context():
                 value = self.parked_view.on_close(self, *self.end_after(error))

@@ -155,7 +155,9 @@ class ParkedConnection(ViewCalls):
     async def _close(self) -> None:
         """Tell the view of the end, and begin the closing handshake."""
         self.is_closing = True
+        self.channel.is_receiving = False
         self._failure = await self.client.end_view(self._failure)
+        self.channel.is_receiving = True
         if self._failure is None:
             self.channel.begin_close(NORMAL_CLOSURE, "")
         else:

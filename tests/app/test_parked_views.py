@@ -802,3 +802,40 @@ def test_the_log_does_not_report_a_method_that_waits_for_a_thread(site: Site, mo
     run()
     close(client)
     assert site.noted() == (1000, "")
+
+
+def test_on_close_is_looked_after_as_on_message_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "LONG_RUN", 0.05)
+
+    class Ending(Talk):
+        async def on_message(self, ws: Any, message: Any) -> None:
+            abort(404)
+
+        async def on_close(self, ws: Any, code: int, reason: str) -> None:
+            await wait_at_gate(self.site)
+            await super().on_close(ws, code, reason)
+
+    serve(site, Ending)
+    client = site.upgrade("/a")
+    client.frame(TEXT, b"x")
+    gate = site.noted()
+    client.frame(PING)
+    assert client.read_frame() == (PONG, b"")
+    assert "has been in a method of its view" in site.logged().getMessage()
+    gate.open()
+    assert client.read_frame() == (CLOSE, close_body(4404, b"Not Found"))
+    client.frame(CLOSE, close_body(4404))
+    assert site.noted() == (4404, "Not Found")
+
+
+def test_receive_in_on_close_reports_the_end(site: Site) -> None:
+    class Receiving(Talk):
+        async def on_close(self, ws: Any, code: int, reason: str) -> None:
+            try:
+                await ws.receive()
+            except ConnectionClosed as error:
+                self.site.note(error.code)
+
+    serve(site, Receiving)
+    close(site.upgrade("/a"))
+    assert site.noted() == 1000
