@@ -614,9 +614,12 @@ assert roster.renew().value == "held"
 assert [each.member for each in roster.members("room")] == ["parent"]
 
 # Neither a child nor another program keeps the lease.
+reader, writer = os.pipe()
 child = os.fork()
 if not child:
+    os.write(writer, b".")  # it runs, so it has dropped what it has inherited
     time.sleep(1000)
+os.read(reader, 1)
 program = subprocess.Popen(["sleep", "1000"], close_fds=False)
 say(child, program.pid)
 sys.stdin.readline()
