@@ -68,7 +68,7 @@ clean:
 
 # Tests, chosen by the markers that pyproject.toml explains. Tests without a server run on every interpreter, and on one
 # of them with coverage; heavy ones run on the newest. Live tests run on the oldest and the newest interpreter, or only on
-# the newest. One interpreter runs all of its tests with the pure-Python modules.
+# the newest. Some parts run with the pure-Python modules.
 
 NEWEST := $(lastword $(SUPPORTED))
 
@@ -94,7 +94,9 @@ LIVE     := $(sort $(firstword $(HERE)) $(if $(BORROWED),,$(LAST)))
 # Not 3.11, where a traced process may hang: when a thread with greenlets ends, greenlet's callback runs traced code. If
 # another thread ends meanwhile, the interpreter tries for ever to run its callback within the first one.
 COVERED  := $(firstword $(filter 3.12 3.13,$(HERE)))
-PURE     := $(firstword $(filter-out $(DEFAULT) $(COVERED),$(firstword $(HERE)) $(LAST)))
+# Two interpreters that run their tests, or their live tests, with the pure-Python modules.
+PURE     := $(filter-out $(DEFAULT) $(COVERED),$(LAST))
+PURELIVE := $(filter-out $(DEFAULT) $(COVERED) $(LAST),$(firstword $(HERE)))
 
 ifneq (,$(MISSING))
 $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test it),\
@@ -102,12 +104,14 @@ $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test i
 endif
 endif
 
+# The lowest supported versions run on the oldest interpreter, in place of the newest ones.
 LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
+IN_PLACE       := $(if $(LOWEST_IF_HERE),$(filter-out $(DEFAULT),$(LOWEST)))
 
 # The slowest parts come first.
-tests: lint $(LAST:%=live-once-%) $(COVERED:%=test-%) $(BORROWED:%=borrowed-%) $(LAST:%=live-pages-%) \
+tests: $(COVERED:%=test-%) lint $(LAST:%=live-once-%) $(BORROWED:%=borrowed-%) $(LAST:%=live-pages-%) \
     $(LIVE:%=live-others-%) $(LIVE:%=live-matrix-%) \
-    $(patsubst %,test-%,$(filter-out $(COVERED),$(HERE)) $(LOWEST_IF_HERE)) \
+    $(patsubst %,test-%,$(filter-out $(COVERED) $(IN_PLACE),$(HERE)) $(LOWEST_IF_HERE)) \
     $(if $(BORROWED),,$(LAST:%=heavy-%)) $(if $(filter $(OLD),$(HERE)),original) examples docs
 
 # The tests of one interpreter, in its virtual environment.
@@ -149,7 +153,7 @@ ifneq (,$(LOWEST_IF_HERE))
 test-$(LOWEST) test-lowest: $$(call venv,$(LOWEST))/ready .venvs/lowest/ready
 endif
 
-test-$(PURE) live-matrix-$(PURE) live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
+test-$(PURE) live-matrix-$(PURELIVE) live-others-$(PURELIVE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 
 # Virtual environments. The first step compiles uWSGI with greenlet's header file. The second step runs again when the
