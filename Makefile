@@ -153,6 +153,11 @@ ifneq (,$(LOWEST_IF_HERE))
 test-$(LOWEST) test-lowest: $$(call venv,$(LOWEST))/ready .venvs/lowest/ready
 endif
 
+# Pip makes one environment after the other. That of the coverage is the first, because its tests take longest.
+ifneq (,$(COVERED))
+$(foreach v,$(filter-out $(COVERED),$(HERE)) lowest,$(call venv,$v)/ready): | $(call venv,$(COVERED))/ready
+endif
+
 test-$(PURE) live-matrix-$(PURELIVE) live-others-$(PURELIVE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 
