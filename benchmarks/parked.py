@@ -29,7 +29,7 @@ from flask_uwsgi_websocket.worker.admission import descriptors_for, most_by_desc
 
 from .measures import FANOUT_RECEIVERS, SETTLING, Bench, Loading, Plan, choose_cpus, compile_load, most_parked
 from .report import plot_memory
-from .servers import PARKED, SERVERS, Running, Server, cpu_seconds
+from .servers import PARKED, SERVERS, Running, Server, cpu_seconds, longest_backlog
 
 #: Clients that get pages, one after the other, while all parked connections are asked: fewer than threads.
 PAGES = 8
@@ -111,7 +111,7 @@ def _with_master(server: Server) -> Server:
     A client that finds no place tries again after a second, and then later and later. Its TCP connection may exist for
     itself and not for the server, so that its request comes too late: uWSGI waits 4 s for it.
     """
-    backlog = Path("/proc/sys/net/core/somaxconn").read_text().strip()
+    backlog = str(longest_backlog())
 
     def commands(ports: Sequence[int], connections: int) -> list[list[str]]:
         return [[*each, "--master", "--listen", backlog] for each in server.commands(ports, connections)]

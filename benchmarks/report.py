@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .measures import FANOUT_RECEIVERS, MOST_BUSY, SHAPES, Plan, Results, Shape
 from .rooms import BESIDE_RATE, BROADCAST, CROWD, CROWD_ROOMS, ECHOES, MEMBERS, PAIR_RATE
-from .servers import BARE, CHANNELS, FLASK_SOCKETIO, PARKED, PLAIN, REFERENCE, Server
+from .servers import BARE, CHANNELS, FLASK_SOCKETIO, PARKED, PLAIN, REFERENCE, Server, longest_backlog
 
 BEGIN = "<!-- Written by `make bench`, from here to the end mark. -->\n"
 END = "<!-- End of what `make bench` wrote. -->\n"
@@ -55,7 +55,8 @@ NOTES = f"""## What the figures mean
 - *Parked* connections are those of a `WebSocketView`, on a worker with 100 cores (gevent and asyncio) or 16 threads,
   whatever their number. *Asked at once* is the longest time to an echo, when all of them send a message at the same
   time, again and again, and 8 clients get pages. *All are back* is the time from a reload of uWSGI until all of
-  them, which come back at once, have an echo of the new worker; *lost* ones ended without a Close frame (1006).
+  them, which come back at once, have an echo of the new worker; *lost* ones ended without a Close frame (1006). The
+  queue of the listening socket has {longest_backlog():,} places (`net.core.somaxconn`).
 """
 
 ROOM_NOTES = f"""## Rooms

@@ -96,11 +96,16 @@ def _python(app: str) -> Commands:
     return lambda ports, connections: [[sys.executable, str(APPS / app), str(port)] for port in ports]
 
 
+def longest_backlog() -> int:
+    """Return how many clients may wait for a server at most: uWSGI refuses to start with a longer queue."""
+    return int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
 def _uwsgi(module: str, *mode: str) -> Commands:
     """Return the command of uWSGI. ``{}`` in an option of *mode* is the number of connections."""
 
     def commands(ports: Sequence[int], connections: int) -> list[list[str]]:
-        backlog = min(1024, int(Path("/proc/sys/net/core/somaxconn").read_text()))  # uWSGI refuses to start above it
+        backlog = min(1024, longest_backlog())
         sockets = []
         for index, port in enumerate(ports):
             sockets += ["--http-socket", f"127.0.0.1:{port}", "--map-socket", f"{index}:{index + 1}"]

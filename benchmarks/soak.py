@@ -42,7 +42,7 @@ from websockets.asyncio.client import ClientConnection
 
 from .measures import raise_file_limit
 from .mixed import MALLOC, PATIENCE, Load, tear_down
-from .servers import APPS, BIN, Running, ServerError
+from .servers import APPS, BIN, Running, ServerError, longest_backlog
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,7 +140,7 @@ class Server:
         library = directory / "clock.so"
         subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, SUPPORT / "clock.c"], check=True)
         addresses = [*(f"{HOST}:{port}" for port in self.ports), *(f"{host}:{self.ports[0]}" for host in hosts)]
-        backlog = min(1024, int(Path("/proc/sys/net/core/somaxconn").read_text()))  # uWSGI refuses to start above it
+        backlog = min(1024, longest_backlog())
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
