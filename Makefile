@@ -66,9 +66,9 @@ clean:
 	rm -rf .venv .venvs build dist *.egg-info flask_uwsgi_websocket/*/_*.c flask_uwsgi_websocket/*/*.so
 
 
-# Tests, chosen by the markers that pyproject.toml explains. Tests without a server run on every interpreter, and on one
-# of them with coverage; heavy ones run on the newest. Live tests run on the oldest and the newest interpreter, or only on
-# the newest. Some parts run with the pure-Python modules.
+# Tests, chosen by the markers that pyproject.toml explains. Tests without a server run on almost every interpreter, and on
+# one of them with coverage. Live tests run on the oldest and the newest interpreter, or only on the newest, as heavy ones
+# do. Some run with the pure-Python modules.
 
 NEWEST := $(lastword $(SUPPORTED))
 
@@ -94,9 +94,8 @@ LIVE     := $(sort $(firstword $(HERE)) $(if $(BORROWED),,$(LAST)))
 # Not 3.11, where a traced process may hang: when a thread with greenlets ends, greenlet's callback runs traced code. If
 # another thread ends meanwhile, the interpreter tries for ever to run its callback within the first one.
 COVERED  := $(firstword $(filter 3.12 3.13,$(HERE)))
-# Two interpreters that run their tests, or their live tests, with the pure-Python modules.
-PURE     := $(filter-out $(DEFAULT) $(COVERED),$(LAST))
-PURELIVE := $(filter-out $(DEFAULT) $(COVERED) $(LAST),$(firstword $(HERE)))
+# The interpreter whose live tests run with the pure-Python modules.
+PURE     := $(filter-out $(DEFAULT) $(LAST),$(firstword $(HERE)))
 
 ifneq (,$(MISSING))
 $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test it),\
@@ -104,15 +103,16 @@ $(if $(filter true,$(CI)),$(error No CPython $(MISSING) here, and CI must test i
 endif
 endif
 
-# The lowest supported versions run on the oldest interpreter, in place of the newest ones.
+# The oldest interpreter runs the tests without a server with the lowest supported versions. The one before the newest
+# has enough to do with live tests.
 LOWEST_IF_HERE := $(if $(filter $(LOWEST),$(HERE)),lowest)
-IN_PLACE       := $(if $(LOWEST_IF_HERE),$(filter-out $(DEFAULT),$(LOWEST)))
+SPARED         := $(filter-out $(DEFAULT),$(if $(LOWEST_IF_HERE),$(LOWEST)) $(if $(BORROWED),$(LAST)))
 
 # The slowest parts come first.
 tests: $(COVERED:%=test-%) lint $(LAST:%=live-once-%) $(BORROWED:%=borrowed-%) $(LAST:%=live-pages-%) \
-    $(LIVE:%=live-others-%) $(LIVE:%=live-matrix-%) \
-    $(patsubst %,test-%,$(filter-out $(COVERED) $(IN_PLACE),$(HERE)) $(LOWEST_IF_HERE)) \
-    $(if $(BORROWED),,$(LAST:%=heavy-%)) $(if $(filter $(OLD),$(HERE)),original) examples docs
+    $(LIVE:%=live-others-%) \
+    $(patsubst %,test-%,$(filter-out $(COVERED) $(SPARED),$(HERE)) $(LOWEST_IF_HERE)) \
+    $(if $(BORROWED),,$(LAST:%=live-matrix-%) $(LAST:%=heavy-%)) $(if $(filter $(OLD),$(HERE)),original) examples docs
 
 # The tests of one interpreter, in its virtual environment.
 venv   = $(if $(filter $(DEFAULT),$1),.venv,.venvs/$1)
@@ -153,12 +153,14 @@ ifneq (,$(LOWEST_IF_HERE))
 test-$(LOWEST) test-lowest: $$(call venv,$(LOWEST))/ready .venvs/lowest/ready
 endif
 
-# Pip makes one environment after the other. That of the coverage is the first, because its tests take longest.
-ifneq (,$(COVERED))
-$(foreach v,$(filter-out $(COVERED),$(HERE)) lowest,$(call venv,$v)/ready): | $(call venv,$(COVERED))/ready
+# Pip makes one environment after the other. Those whose tests take longest are the first.
+FIRST := $(filter-out $(LAST),$(COVERED))
+ifneq (,$(FIRST))
+$(call venv,$(LAST))/ready: | $(call venv,$(FIRST))/ready
+$(foreach v,$(filter-out $(FIRST) $(LAST),$(HERE)) lowest,$(call venv,$v)/ready): | $(call venv,$(LAST))/ready
 endif
 
-test-$(PURE) live-matrix-$(PURELIVE) live-others-$(PURELIVE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
+live-others-$(PURE): export FLASK_UWSGI_WEBSOCKET_PURE = 1
 
 
 # Virtual environments. The first step compiles uWSGI with greenlet's header file. The second step runs again when the
