@@ -37,6 +37,7 @@ cdef class ViewCalls(Parked):
         cdef bint is_observed = self.do_is_observed()
         error = None
         message = None
+        token = None
         try:
             while True:
                 message = channel.do_take()
@@ -48,15 +49,15 @@ cdef class ViewCalls(Parked):
                         with self.client.message_context():
                             self.on_message(self.client, message)
                     else:
-                        token = _cv_app.set(MessageContext(self.request_context))
-                        try:
-                            self.on_message(self.client, message)
-                        finally:
-                            _cv_app.reset(token)
+                        last = _cv_app.set(MessageContext(self.request_context))
+                        token = token or last
+                        self.on_message(self.client, message)
                 finally:
                     channel.do_begin_receive()
         except BaseException as failure:
             error, message = failure, None
+        if token is not None:
+            _cv_app.reset(token)
         if message is None:
             return self.close_now(error)
         if channel.has_events:

@@ -7,6 +7,7 @@ interpreter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Token
 from typing import Any
 
 from flask import Flask, appcontext_popped, appcontext_pushed, appcontext_tearing_down
@@ -57,6 +58,7 @@ class ViewCalls(Parked):
             return self.serve_slowly()
         is_observed = self.is_observed()
         error: BaseException | None = None
+        token: Token[AppContext] | None = None
         try:
             while (message := channel.take()) is not WAIT and message is not None:
                 channel.is_receiving = False
@@ -65,16 +67,16 @@ class ViewCalls(Parked):
                         with self.client.message_context():
                             self.on_message(self.client, message)
                     else:
-                        # Nobody notices that this context is neither pushed nor popped.
-                        token = _cv_app.set(MessageContext(self.request_context))
-                        try:
-                            self.on_message(self.client, message)
-                        finally:
-                            _cv_app.reset(token)
+                        # Nobody notices that this context is neither pushed nor popped, but replaced by the next one.
+                        last = _cv_app.set(MessageContext(self.request_context))
+                        token = token or last
+                        self.on_message(self.client, message)
                 finally:
                     channel.begin_receive()
         except BaseException as failure:
             error, message = failure, None
+        if token is not None:
+            _cv_app.reset(token)
         if message is None:
             try:
                 return self.close_now(error)
