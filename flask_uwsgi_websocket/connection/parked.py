@@ -17,7 +17,6 @@ from ..exceptions import ConcurrencyError
 from ..loops.base import run
 from ..protocol.protocol import NORMAL_CLOSURE
 from ..protocol.speedups import COMPILED
-from ..signals import websocket_message
 from ..worker.housekeeper import housekeeper_of
 from .base import BaseClient
 from .channel import WAIT
@@ -121,7 +120,7 @@ class ParkedConnection(ViewCalls):
         :returns: whether the connection has ended.
         """
         client, transport = self.client, self.channel
-        unobserved = None if self.is_observed() else _Unobserved(client.request_context)
+        unobserved = None if self.is_observed() else _Unobserved(self.request_context)
         while (message := transport.take()) is not WAIT or transport.has_events:
             if message is WAIT:
                 transport.deliver()
@@ -130,8 +129,7 @@ class ParkedConnection(ViewCalls):
                 return True
             transport.is_receiving = False
             try:
-                if websocket_message.receivers or client.message_listeners:
-                    await client.announce_message(message)
+                await client.announce_message(message)
                 with unobserved or client.message_context():
                     value = self.on_message(client, message)
                     if inspect.isawaitable(value):
