@@ -76,7 +76,7 @@ NEWEST := $(lastword $(SUPPORTED))
 test:
 	@.ci/install $(PYTHON) $(NEWEST)
 	@rm -rf build/tests && mkdir -p build/tests && touch build/tests/start
-	@echo "Testing takes about a quarter of an hour: each part prints a line when it is done"
+	@echo "Testing takes about 25 minutes on two cores: each part prints a line when it is done"
 	@$(MAKE) --no-print-directory --jobs=6 --output-sync=line tests
 	@.ci/sum
 

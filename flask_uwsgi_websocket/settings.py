@@ -208,8 +208,8 @@ class Settings(Checked):
     :param text_as_bytes: whether text messages are received as bytes, and bytes are sent as text, as in 0.6.1.
     :param max_connections: the most connections of one worker, over all routes. Further handshakes get 503. None means
         the number of uWSGI's cores, or of gunicorn's threads or greenlets, less a tenth (1 to 20) that stays free for
-        HTTP. Other servers have no limit. Parked connections take no core: only a number and the
-        descriptors limit them.
+        HTTP. Other servers have no limit. Parked connections take no core: only a number and the descriptors limit
+        them.
     :param max_connections_per_ip: the most connections of one worker from one address (of IPv6, one /64). Further
         handshakes get 429. None means no limit.
     :param accept: when the handshake is sent: ``"lazy"``, by the first call of the handler that needs it, or

@@ -388,7 +388,7 @@ def test_a_thousand_handlers_may_wait_in_eager_tasks(lot: Lot) -> None:
         loop.event_loop.set_task_factory(make)
 
     lot.call(set_factory)
-    check_crowd(lot, 1100)  # more than calls may be in one another
+    check_crowd(lot, 1100)
 
 
 @pytest.mark.parametrize("mode", ["threads"])
